@@ -1,0 +1,26 @@
+"""Bytes under one URI, on a file system or in S3, and the versioned artefacts made of them.
+
+Knows nothing of imagery, models or Ray. Every other room reads and writes through these names.
+"""
+
+from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, digest_of, verified
+from rayjobs.storage.lease import Lease
+from rayjobs.storage.s3 import S3Store
+from rayjobs.storage.stores import LocalStore, Store, Tagged, expand, open_store, read_uri
+
+__all__ = [
+    "Artefact",
+    "Draft",
+    "FileDigest",
+    "Lease",
+    "LocalStore",
+    "S3Store",
+    "Store",
+    "Tagged",
+    "Version",
+    "digest_of",
+    "expand",
+    "open_store",
+    "read_uri",
+    "verified",
+]

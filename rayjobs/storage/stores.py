@@ -1,0 +1,236 @@
+"""The seam to storage: `Store`, its form on a file system, and the choice between the two forms by URI."""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import urllib.parse
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Tagged(NamedTuple):
+    """An object's bytes and the tag that `Store.swap` compares."""
+
+    data: bytes
+    tag: str
+
+
+class Store(Protocol):
+    """Whole objects under a root URI; pickles as its URI, so that it may travel to any worker.
+
+    Keys are relative, `/`-separated. Writing is atomic: a reader sees the old object or the new one.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The root, without a trailing slash."""
+
+    def address(self, key: str) -> str:
+        """Return the full URI of a key."""
+
+    def read(self, key: str) -> bytes:
+        """Return an object. Raises `NotFoundError`."""
+
+    def read_tagged(self, key: str) -> Tagged | None:
+        """Return an object with its tag, or None where there is none."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object, whole or not at all."""
+
+    def swap(self, key: str, data: bytes, *, expected: str | None) -> str:
+        """Write an object only if its tag is still `expected` (None: only if there is none), and return the new tag.
+
+        Raises `PublishConflictError` if another writer was first.
+        """
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a local file as an object, whole or not at all."""
+
+    def fetch(self, key: str, directory: Path) -> Path:
+        """Return a local file with the object's bytes: the file itself where it is local, else a copy in `directory`."""
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes, or None where there is none."""
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the sorted keys that begin with `prefix`."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; removing none is not an error."""
+
+
+def open_store(uri: str) -> Store:
+    """Return the store of a URI: `s3://bucket/prefix`, `file:/path` or a plain path.
+
+    Raises:
+        StorageError: another scheme.
+    """
+    from rayjobs.storage.s3 import S3Store  # noqa: PLC0415  boto3 takes a while to import, and local work needs none of it
+
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme == "s3":
+        return S3Store(uri)
+    if scheme in {"", "file"}:
+        return LocalStore(uri)
+    raise StorageError(f"cannot use {uri!r} as storage; write s3://BUCKET/PREFIX, file:/PATH or a path")
+
+
+def local_path(uri: str) -> Path:
+    """Return the absolute path of a `file:` URI or of a plain path."""
+    parts = urllib.parse.urlsplit(uri)
+    return Path(urllib.parse.unquote(parts.path) if parts.scheme == "file" else uri).expanduser().absolute()
+
+
+class LocalStore:
+    """Objects as files below a folder."""
+
+    def __init__(self, uri: str) -> None:
+        """Take the root as a `file:` URI or a path; the folder is made by the first write."""
+        self._root = local_path(uri)
+
+    @property
+    def uri(self) -> str:
+        """The root folder's absolute path as a `file:` URI."""
+        return f"file:{self._root}"
+
+    def address(self, key: str) -> str:
+        """Return the absolute path of a key: what GDAL, pyarrow and people read."""
+        return str(self._path(key))
+
+    def _path(self, key: str) -> Path:
+        if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
+            raise StorageError(f"the key {key!r} leads out of {self.uri}")
+        return self._root / key
+
+    def read(self, key: str) -> bytes:
+        """Return a file's bytes."""
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no {self.address(key)}") from None
+        except OSError as error:
+            raise StorageError(f"cannot read {self.address(key)}: {error.strerror}") from error
+
+    def read_tagged(self, key: str) -> Tagged | None:
+        """Return a file's bytes and their digest."""
+        try:
+            data = self.read(key)
+        except NotFoundError:
+            return None
+        return Tagged(data, hashlib.sha256(data).hexdigest())
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write aside, flush to disk, rename."""
+        with self._replacing(key) as aside:
+            aside.write_bytes(data)
+
+    def upload(self, key: str, path: Path) -> None:
+        """Copy a file in, whole or not at all."""
+        with self._replacing(key) as aside:
+            shutil.copyfile(path, aside)
+
+    @contextmanager
+    def _replacing(self, key: str) -> Iterator[Path]:
+        target = self._path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=target.parent)
+        except OSError as error:
+            raise StorageError(f"cannot write {target}: {error.strerror}") from error
+        os.close(handle)
+        aside = Path(name)
+        try:
+            yield aside
+            _flush(aside)
+            aside.replace(target)
+            _flush(target.parent)
+        except OSError as error:
+            raise StorageError(f"cannot write {target}: {error.strerror}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def swap(self, key: str, data: bytes, *, expected: str | None) -> str:
+        """Compare and rename under a lock that the kernel drops when its holder dies."""
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = self.read_tagged(key)
+            if (found.tag if found else None) != expected:
+                raise PublishConflictError(f"{target} was changed by another writer; run the command again")
+            self.write(key, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def fetch(self, key: str, directory: Path) -> Path:  # noqa: ARG002  the file is local already
+        """Return the file itself."""
+        path = self._path(key)
+        if not path.is_file():
+            raise NotFoundError(f"there is no {path}")
+        return path
+
+    def size(self, key: str) -> int | None:
+        """Return a file's size in bytes."""
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else None
+
+    def list(self, prefix: str = "") -> list[str]:
+        """List files below the root; unfinished and lock files are not objects."""
+        start = self._root / prefix.rpartition("/")[0]
+        found = (path for path in start.rglob("*") if path.is_file() and not path.name.startswith("."))
+        keys = (path.relative_to(self._root).as_posix() for path in found)
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove a file."""
+        self._path(key).unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_uri(uri: str) -> bytes:
+    """Return the bytes of one object at a full URI. Raises `NotFoundError`."""
+    root, _, name = uri.rpartition("/")
+    return open_store(root or ".").read(name)
+
+
+def expand(uri: str) -> list[str]:
+    """Return the full URIs that a file, a folder (all below it) or a glob names, sorted; `http(s)` URIs stand for themselves.
+
+    Raises:
+        NotFoundError: nothing is there.
+    """
+    if urllib.parse.urlsplit(uri).scheme in {"http", "https"}:
+        return [uri]
+    wild = re.search(r"[*?\[]", uri)
+    stem = uri[: wild.start()] if wild else uri.rstrip("/")
+    root, _, name = stem.rpartition("/")
+    store = open_store(root or ("/" if uri.startswith("/") else "."))
+    if wild:
+        addresses = [store.address(key) for key in store.list(name)]
+        pattern = uri if uri.startswith("s3://") else str(local_path(uri))
+        found = [address for address in addresses if fnmatch.fnmatchcase(address, pattern)]
+    elif store.size(name) is not None:
+        found = [store.address(name)]
+    else:
+        found = [store.address(key) for key in store.list(f"{name}/")]
+    if not found:
+        raise NotFoundError(f"nothing is at {uri}; check the spelling, the bucket and AWS_ENDPOINT_URL")
+    return found
