@@ -35,7 +35,7 @@ def _client() -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", config=settings)
+    return boto3.session.Session().client("s3", config=settings)
 
 
 class S3Store:
@@ -59,6 +59,17 @@ class S3Store:
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
+
+    def check(self) -> None:
+        """Ask for the bucket."""
+        try:
+            with self._explained(""):
+                _client().head_bucket(Bucket=self._bucket)
+        except NotFoundError:
+            raise self._no_bucket() from None
+
+    def _no_bucket(self) -> StorageError:
+        return StorageError(f"the bucket {self._bucket!r} of {self.uri} does not exist; create it or correct the URI")
 
     def read(self, key: str) -> bytes:
         """Return an object's bytes."""
@@ -140,7 +151,7 @@ class S3Store:
     def _meaning(self, error: botocore.exceptions.ClientError, where: str) -> StorageError:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code == "NoSuchBucket":
-            return StorageError(f"the bucket {self._bucket!r} of {where} does not exist; create it or correct the URI")
+            return self._no_bucket()
         if code in _ABSENT:
             return NotFoundError(f"there is no {where}")
         if code in _DENIED:

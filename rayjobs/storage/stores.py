@@ -40,6 +40,9 @@ class Store(Protocol):
     def address(self, key: str) -> str:
         """Return the full URI of a key."""
 
+    def check(self) -> None:
+        """Raise `StorageError` where the bucket is missing or access is refused: asked once, before long work."""
+
     def read(self, key: str) -> bytes:
         """Return an object. Raises `NotFoundError`."""
 
@@ -113,6 +116,9 @@ class LocalStore:
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise StorageError(f"the key {key!r} leads out of {self.uri}")
         return self._root / key
+
+    def check(self) -> None:
+        """A folder is made when needed: nothing to ask."""
 
     def read(self, key: str) -> bytes:
         """Return a file's bytes."""
