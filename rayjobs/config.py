@@ -136,7 +136,7 @@ def _prefixes(path: str) -> Iterator[str]:
     return (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def _dotted(location: Sequence[str | int], raw: Any, *, keep_last: bool) -> str:
+def _dotted(location: Sequence[Any], raw: Any, *, keep_last: bool) -> str:
     """Write pydantic's location as the user's key, leaving out the names of union members, which the user never typed."""
     parts: list[str] = []
     value = raw

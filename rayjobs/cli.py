@@ -1,0 +1,35 @@
+"""`rayjobs VERB`: the same entry points as `python -m rayjobs.VERB`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+VERBS = {
+    "sample": "read tiles from cloud-stored rasters into the workspace",
+    "train": "learn the metric on the sampled tiles",
+    "evaluate": "measure retrieval on held-out ground, beside what needs no training",
+    "embed": "write the embedding table of a set",
+    "index": "embed a set and publish a searchable index of it",
+    "serve": "answer queries over HTTP",
+    "query": "ask a running service",
+    "demo": "the whole road on two real Landsat scenes",
+}
+
+
+def usage() -> str:
+    """Return the list of verbs."""
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    return f"usage: rayjobs VERB --config FILE [--section.key VALUE ...]\n\n{verbs}\n\n`rayjobs VERB --help` lists the options and keys of each."
+
+
+def main() -> None:
+    """Run the verb named first on the command line."""
+    if len(sys.argv) > 1 and sys.argv[1] in VERBS:
+        verb = sys.argv.pop(1)
+        sys.argv[0] = f"rayjobs {verb}"
+        runpy.run_module(f"rayjobs.{verb}", run_name="__main__", alter_sys=False)
+        return
+    asked = len(sys.argv) > 1 and sys.argv[1] in {"-h", "--help"}
+    print(usage(), file=sys.stdout if asked else sys.stderr)  # noqa: T201  what a command line is for
+    sys.exit(0 if asked else 2)

@@ -1,0 +1,17 @@
+"""The `ray` section of the experiment file."""
+
+from __future__ import annotations
+
+from rayjobs.config import section
+
+
+@section
+class RaySection:
+    """Which Ray a command uses."""
+
+    address: str | None = None
+    """Cluster to join; default RAY_ADDRESS, else a local Ray is started and stopped with the command."""
+    num_cpus: int | None = None
+    """CPUs of a local Ray; default all."""
+    object_store_mb: int = 512
+    """Shared memory of a local Ray, in MiB."""

@@ -1,0 +1,95 @@
+"""Ray as the verbs need it: joined or started for the length of a command, authenticated, silent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from rayjobs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rayjobs.cluster.section import RaySection
+
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GDAL_", "CPL_", "RAYJOBS_")
+"""Variables, by prefix, that workers of a joined cluster get from the driver. Never keys: a node has its own, or a role."""
+
+
+@contextmanager
+def joined(settings: RaySection, *, workspace: str, shared: bool) -> Iterator[None]:
+    """Join a cluster or start a local Ray for the length of the block.
+
+    Raises:
+        ConfigError: no cluster answers, or a `file:` workspace would be seen by one node of several.
+    """
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    already = ray.is_initialized()
+    if not already:
+        _start(settings, address)
+    try:
+        _check_workspace(workspace, shared=shared)
+        _quieten()
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _start(settings: RaySection, address: str | None) -> None:
+    _choose_authentication(local=address is None)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else each report of a worker waits up to two seconds
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if address is not None:
+            ray.init(address=address, runtime_env=_environment_of_workers(), **common)
+        else:
+            ray.init(num_cpus=settings.num_cpus, object_store_memory=settings.object_store_mb * 2**20, include_dashboard=False, **common)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}; start one, or unset RAY_ADDRESS to work locally") from error
+
+
+def _environment_of_workers() -> dict[str, Any] | None:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a submitted job has its environment already, and Ray merges no two
+        return None
+    return {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}}
+
+
+def _choose_authentication(*, local: bool) -> None:
+    """Say explicitly whether Ray asks for a token, since its own default differs between starting and joining a cluster."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if local:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    else:
+        known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or Path("~/.ray/auth_token").expanduser().exists()
+        os.environ["RAY_AUTH_MODE"] = "token" if known else "disabled"
+
+
+def _check_workspace(workspace: str, *, shared: bool) -> None:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if workspace.startswith("file:") and len(nodes) > 1 and not shared:
+        raise ConfigError(
+            f"the workspace {workspace} is a folder, and the cluster has {len(nodes)} nodes; "
+            "use s3://BUCKET/PREFIX, or set workspace.shared: true if every node mounts that folder"
+        )
+
+
+def _quieten() -> None:
+    import ray.data  # noqa: PLC0415
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def has_gpu() -> bool:
+    """Whether the cluster has a GPU."""
+    return bool(ray.cluster_resources().get("GPU", 0))

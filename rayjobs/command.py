@@ -1,0 +1,79 @@
+"""What the command lines of all verbs share: options, the experiment, the plan, the result and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rayjobs.config import keys
+from rayjobs.console import Console, taken
+from rayjobs.errors import ConfigError, RayjobsError
+from rayjobs.experiment import Experiment, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Job(Protocol):
+    """A verb's `job` module."""
+
+    def preview(self, experiment: Experiment) -> dict[str, Any]:
+        """Return the plan and its cost; no pixel is touched."""
+
+    def run(self, experiment: Experiment, console: Console) -> Any:
+        """Do the work and return a frozen dataclass."""
+
+
+def main(verb: str, description: str, job: Job, arguments: Sequence[str] | None = None) -> int:
+    """Run a verb from a command line; return 0 (done), 1 (failed) or 2 (usage)."""
+    options, overrides = _parser(verb, description).parse_known_args(arguments)
+    with taken(verb, verbose=options.verbose) as console:
+        try:
+            experiment = load(options.config, overrides)
+            result = job.preview(experiment) if options.dry_run else dataclasses.asdict(job.run(experiment, console))
+        except ConfigError as error:
+            console.say(f"rayjobs {verb}: {error}")
+            return 2
+        except RayjobsError as error:
+            console.say(f"rayjobs {verb}: {error}")
+            return 1
+        except KeyboardInterrupt:
+            console.say(f"rayjobs {verb}: interrupted; the same command goes on from here")
+            return 1
+        except Exception:  # noqa: BLE001  the last resort: a fault of ours, told with its trace
+            console.say(f"rayjobs {verb}: an unexpected fault" + (f"; the log is {console.log}" if console.log else ""))
+            console.say(traceback.format_exc())
+            return 1
+        _show(console, verb, result, as_json=options.json)
+    return 0
+
+
+def _show(console: Console, verb: str, result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        console.result_json({"verb": verb, **result})
+        return
+    for name, value in result.items():
+        console.result(f"{name:<24}{value}")
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"rayjobs {verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_reference(),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the experiment file (YAML)")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and its cost; touch no pixel")
+    parser.add_argument("--json", action="store_true", help="end stdout with one JSON object")
+    parser.add_argument("--verbose", action="store_true", help="show what Ray and GDAL say, too")
+    return parser
+
+
+def _reference() -> str:
+    lines = [f"  --{key.path} ({key.default})\n      {key.description}" for key in keys(Experiment)]
+    return "keys of the experiment file, each an option (with its default):\n" + "\n".join(lines)
+

@@ -1,0 +1,125 @@
+"""What a person sees while a command works: stages, progress and figures on stderr, the result on stdout.
+
+Everything else that writes to the two streams (Ray, GDAL, Python warnings) goes to a log file, unless asked for.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_LINE_EVERY_S = 5.0
+_REDRAW_EVERY_S = 0.1
+
+
+class Console:
+    """The two streams that belong to us."""
+
+    def __init__(self, out: IO[str], err: IO[str], *, log: Path | None = None) -> None:
+        """Take the stream of results, the stream of progress, and the file that takes the rest."""
+        self._out, self._err, self.log = out, err, log
+
+    def say(self, text: str) -> None:
+        """Show one line of progress."""
+        print(text, file=self._err, flush=True)
+
+    def result(self, text: str) -> None:
+        """Show a line of the result."""
+        print(text, file=self._out, flush=True)
+
+    def result_json(self, value: Mapping[str, Any]) -> None:
+        """Show the result as one line of JSON."""
+        print(json.dumps(value), file=self._out, flush=True)
+
+    def stage(self, name: str, total: int, unit: str) -> Stage:
+        """Begin a stage of `total` units: a bar that redraws itself on a terminal, a line now and then elsewhere."""
+        return Stage(name, total, unit, self._err)
+
+
+class Stage:
+    """Progress of one stage; ends with the `with` block."""
+
+    def __init__(self, name: str, total: int, unit: str, stream: IO[str]) -> None:
+        """Take a path-like name, such as `sample/read`."""
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self._stream, self._terminal = stream, stream.isatty()
+        self._begun = self._shown = time.monotonic()
+        self._figures: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Show the empty bar."""
+        self._show()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Show how far it came."""
+        self._show()
+        if self._terminal:
+            print(file=self._stream, flush=True)
+
+    def advance(self, count: int, **figures: Any) -> None:
+        """Count `count` units as done and remember figures to show beside them."""
+        self.done += count
+        self._figures |= figures
+        if time.monotonic() - self._shown > (_REDRAW_EVERY_S if self._terminal else _LINE_EVERY_S):
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        elapsed = self._shown - self._begun
+        share = self.done / self.total if self.total else 1.0
+        rate = f" · {self.done / elapsed:,.0f} {self.unit}/s" if self.done and elapsed > 0.5 else ""  # noqa: PLR2004  before that it is noise
+        figures = "".join(f" · {name} {_short(value)}" for name, value in self._figures.items())
+        text = f"{self.name:<16} {self.done:,}/{self.total:,} {self.unit} ({share:.0%}){rate}{figures}"
+        if self._terminal:
+            print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _log_file(verb: str) -> Path:
+    folder = Path(os.environ.get("RAYJOBS_LOG_DIR", "~/.cache/rayjobs/logs")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC)
+    return folder / f"{verb}-{now:%Y%m%d-%H%M%S}-{os.getpid()}.log"
+
+
+@contextmanager
+def taken(verb: str, *, verbose: bool) -> Iterator[Console]:
+    """Keep stdout and stderr for ourselves, and send what others write there to a log file (on stderr if `verbose`).
+
+    The streams are taken at the level of file descriptors, since Ray and GDAL write below Python's.
+    """
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+        yield Console(sys.stdout, sys.stderr)
+        return
+    log = _log_file(verb)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ours = [os.dup(1), os.dup(2)]
+    with log.open("ab") as file, os.fdopen(ours[0], "w") as out, os.fdopen(ours[1], "w") as err:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        try:
+            yield Console(out, err, log=log)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(ours[0], 1)
+            os.dup2(ours[1], 2)

@@ -1,0 +1,1 @@
+"""Set x encoder -> embedding table, on Ray Data: the one job that other verbs build on."""

@@ -1,0 +1,156 @@
+"""The driver's side of `rayjobs embed`: an embedding table of a set by an encoder, published in the workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from rayjobs.cluster.session import has_gpu, joined
+from rayjobs.embed.encode import METADATA_KEY, Encode
+from rayjobs.errors import FingerprintError
+from rayjobs.models.checkpoint import from_files
+from rayjobs.storage import Artefact, FileDigest, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rayjobs.console import Console
+    from rayjobs.experiment import Experiment
+
+_FORMAT = 1
+"""Raised when the same set and encoder would give another table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `rayjobs embed` tells at its end."""
+
+    version: str
+    encoder_fingerprint: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """An embedding table in memory, rows sorted by tile id."""
+
+    table: pa.Table
+    """The tiles' columns, without the vectors."""
+    vectors: np.ndarray[Any, np.dtype[np.float32]]
+    """(rows, dim) float32."""
+    fingerprint: str
+    """Of the encoder that made them."""
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Return what embedding will take."""
+    workspace = experiment.open_workspace()
+    source = workspace.set.require("run `rayjobs sample` first")
+    encoder = trained_files(experiment)
+    tiles = source.manifest["counts"]["kept"]
+    chip_bytes = sum(entry.size for entry in source.files if entry.name.startswith("chips/"))
+    return {"tiles": tiles, "bytes_to_read": chip_bytes, "table_bytes": tiles * from_files(**encoder).spec.dim * 4}
+
+
+def run(experiment: Experiment, console: Console) -> Result:
+    """Embed the experiment's set with its newest checkpoint."""
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    source = workspace.set.require("run `rayjobs sample` first")
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+        version = embed(source, trained_files(experiment), workspace.embeddings(), console, splits=experiment.index.splits)
+    return Result(
+        version=version.version, encoder_fingerprint=version.manifest["encoder_fingerprint"], rows=version.manifest["counts"]["rows"]
+    )
+
+
+def trained_files(experiment: Experiment) -> dict[str, bytes]:
+    """Return `model_json` and `tensors` of the run's newest checkpoint, digests compared."""
+    checkpoint = experiment.open_workspace().checkpoints.require("run `rayjobs train` first")
+    return {"model_json": checkpoint.read("model.json"), "tensors": checkpoint.read("model.safetensors")}
+
+
+def embed(source: Version, encoder: Mapping[str, bytes], target: Artefact, console: Console, *, splits: Sequence[str] | None = None) -> Version:
+    """Embed a set and publish the table; one that was published already is returned as it is.
+
+    Args:
+        source: the set.
+        encoder: `model_json` and `tensors` of the encoder.
+        target: where to publish.
+        console: shows progress.
+        splits: parts of the set to embed; None for all tiles.
+    """
+    fingerprint = from_files(**encoder).fingerprint
+    digest = hashlib.sha256(f"{_FORMAT} {source.version} {fingerprint} {sorted(splits or ())}".encode()).hexdigest()[:16]
+    current = target.current()
+    if current and current.version == digest:
+        return current
+    draft = target.draft(digest)
+    reports = _encode(source, encoder, draft.prefix, splits, target, console)
+    draft.add(FileDigest(**report["digest"]) for report in reports)
+    return draft.publish(
+        {
+            "parents": {"set": f"{source.manifest['name']}/{source.version}"},
+            "encoder_fingerprint": fingerprint,
+            "counts": {"rows": sum(int(report["rows"]) for report in reports)},
+        }
+    )
+
+
+def _encode(
+    source: Version, encoder: Mapping[str, bytes], prefix: str, splits: Sequence[str] | None, target: Artefact, console: Console
+) -> list[dict[str, Any]]:
+    shards = [{"shard": number, "chips": f"chips/part-{number:05d}.parquet"} for number in range(source.manifest["shards"])]
+    gpu = has_gpu()
+    actors = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
+    parts = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        Encode,
+        fn_constructor_kwargs={"files": ray.put(dict(encoder)), "source": source, "store": target.store, "prefix": prefix, "splits": splits},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(shards))),
+        num_cpus=1,
+        num_gpus=1 if gpu else None,
+        max_restarts=2,
+        max_task_retries=2,
+    )
+    total = source.manifest["counts"]["kept"]
+    if splits is not None:
+        total = sum(source.manifest["counts"]["by_split"].get(split, 0) for split in splits)
+    reports: list[dict[str, Any]] = []
+    with console.stage(f"embed/{target.name}", total, "tiles") as stage:
+        for report in parts.iter_rows():
+            reports.append(report)
+            stage.advance(int(report["rows"]))
+    return reports
+
+
+def read_embeddings(version: Version) -> Embeddings:
+    """Read an embedding table whole.
+
+    Raises:
+        FingerprintError: a part was made by another encoder than the manifest names.
+    """
+    tables = [_checked_part(version, entry.name) for entry in version.files]
+    table = pa.concat_tables(tables).sort_by("tile_id").combine_chunks()
+    vectors = table["embedding"].combine_chunks()
+    dim = vectors.type.list_size
+    return Embeddings(
+        table=table.drop_columns(["embedding"]),
+        vectors=vectors.flatten().to_numpy().reshape(-1, dim),
+        fingerprint=version.manifest["encoder_fingerprint"],
+    )
+
+
+def _checked_part(version: Version, name: str) -> pa.Table:
+    table = pq.read_table(io.BytesIO(version.read(name)))
+    found = (table.schema.metadata or {}).get(METADATA_KEY, b"").decode()
+    if found != version.manifest["encoder_fingerprint"]:
+        raise FingerprintError(f"{version.store.address(version.prefix + name)} was made by encoder {found or 'unknown'}; run `rayjobs embed` again")
+    return table.replace_schema_metadata(None)

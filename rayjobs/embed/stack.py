@@ -1,0 +1,44 @@
+"""Chips as tensors. The only place where pixels become input of a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rayjobs.tiles.chips import Chip
+
+
+def stack(chips: Sequence[Chip], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return chips of one size as they are, and chips of several sizes resized to `size`.
+
+    Args:
+        chips: at least one; equal numbers of bands.
+        size: side in pixels that chips are brought to (bilinear, antialiased) where they differ.
+
+    Returns:
+        pixels (batch, bands, height, width) in the chips' dtype, valid (batch, height, width) bool, True means valid.
+    """
+    if len({chip.valid.shape for chip in chips}) == 1:
+        pixels = torch.from_numpy(_for_torch(np.stack([chip.pixels for chip in chips])))
+        return pixels, torch.from_numpy(np.stack([chip.valid for chip in chips]))
+    resized = [_resize(chip, size) for chip in chips]
+    return torch.stack([pixels for pixels, _ in resized]), torch.stack([valid for _, valid in resized])
+
+
+def _resize(chip: Chip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.from_numpy(_for_torch(chip.pixels))
+    values = functional.interpolate(source[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    valid = functional.interpolate(torch.from_numpy(chip.valid)[None, None].float(), (size, size), mode="nearest")[0, 0] > 0
+    return (values if source.is_floating_point() else values.round()).to(source.dtype), valid
+
+
+def _for_torch(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any dtype
+    """Widen the integer types that torch computes little with; floats and uint8 stay."""
+    wider = {"uint16": np.int32, "uint32": np.int64, "int8": np.int16}.get(values.dtype.name)
+    return np.array(values if wider is None else values.astype(wider))

@@ -1,0 +1,68 @@
+"""The whole experiment file, composed of the sections that each room declares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pydantic
+
+from rayjobs import config
+from rayjobs.config import section
+from rayjobs.evaluate.section import EvaluateSection
+from rayjobs.index.section import IndexSection
+from rayjobs.metric.section import LossSection, MinerSection, MiningSection, SemiHardMiner, TripletLossSection
+from rayjobs.models.section import ModelSection
+from rayjobs.rasters.section import RastersSection
+from rayjobs.cluster.section import RaySection
+from rayjobs.serve.section import ServeSection
+from rayjobs.tiles.section import TilesSection
+from rayjobs.tracking import TrackingSection
+from rayjobs.train.section import TrainSection
+from rayjobs.workspace import Workspace, WorkspaceSection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@section
+class Experiment:
+    """One experiment: what to look at, what to learn, what to measure and where to keep it."""
+
+    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the set, the run and the index, unless `workspace` names them apart."""
+    workspace: WorkspaceSection = WorkspaceSection()
+    rasters: RastersSection
+    tiles: TilesSection = TilesSection()
+    model: ModelSection = ModelSection()
+    loss: LossSection = TripletLossSection()
+    miner: MinerSection = SemiHardMiner()
+    mining: MiningSection = MiningSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    index: IndexSection = IndexSection()
+    serve: ServeSection = ServeSection()
+    tracking: TrackingSection = TrackingSection()
+    ray: RaySection = RaySection()
+
+    def open_workspace(self) -> Workspace:
+        """Return the experiment's workspace."""
+        return Workspace(self.workspace, self.name)
+
+    def to_yaml(self) -> str:
+        """Return the resolved experiment, every default written out."""
+        return config.to_yaml(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved experiment as plain values."""
+        return config.to_dict(self)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and the overrides of a command line.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown or a value is wrong.
+    """
+    raw = config.apply_overrides(config.read_yaml(Path(path)), config.parse_overrides(overrides))
+    return config.build(Experiment, raw)

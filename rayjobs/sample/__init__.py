@@ -1,0 +1,1 @@
+"""The verb that reads tiles from cloud-stored rasters into the workspace, on Ray Data."""

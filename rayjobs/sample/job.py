@@ -1,0 +1,215 @@
+"""The driver's side of `rayjobs sample`: plan the tiles, have them read, publish the set."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from rayjobs.cluster.session import joined
+from rayjobs.errors import NoTilesError, TooManyFailuresError
+from rayjobs.rasters.label_map import LabelMap
+from rayjobs.rasters.radiometry import check_sentinel2_scenes
+from rayjobs.rasters.scenes import scenes_table
+from rayjobs.sample.plan import SetPlan, plan_set
+from rayjobs.sample.read import ReadPlan, from_ipc, read_shard, to_ipc
+from rayjobs.storage import Draft, FileDigest, Version
+from rayjobs.tiles import chips
+from rayjobs.tiles.table import geoparquet_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rayjobs.console import Console
+    from rayjobs.experiment import Experiment
+    from rayjobs.rasters.section import RastersSection
+
+_READ_COLUMNS = ["tile_id", "scene_id", "row", "col", "height", "width", "split"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `rayjobs sample` tells at its end."""
+
+    version: str
+    counts: dict[str, Any]
+    """Tiles planned, kept, sparse, unreadable; kept by split; scenes."""
+    fresh: bool
+    """False where the set was published already."""
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Return the plan and its cost without touching a pixel."""
+    return plan_set(experiment.rasters, experiment.tiles).cost()
+
+
+def run(experiment: Experiment, console: Console) -> Result:
+    """Sample the experiment's set into the workspace and publish it."""
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    console.say("sample/plan      reading headers and placing tiles")
+    plan = plan_set(experiment.rasters, experiment.tiles)
+    for uri, reason in plan.unreadable:
+        console.say(f"sample/plan      left out {uri}: {reason}")
+    current = workspace.set.current()
+    if current and current.version == plan.version:
+        console.say(f"sample           set {workspace.set.name} {plan.version} is published already")
+        return Result(version=plan.version, counts=dict(current.manifest["counts"]), fresh=False)
+    label_map = _label_map(experiment.rasters, plan)
+    check_sentinel2_scenes(plan.scenes, experiment.rasters.sentinel2_check)
+    draft = workspace.set.draft(plan.version)
+    read_plan = ReadPlan(
+        store=workspace.store,
+        prefix=draft.prefix,
+        scenes={scene.scene_id: scene for scene in plan.scenes},
+        dtype=plan.dtype,
+        physical=plan.physical,
+        min_valid_fraction=experiment.tiles.min_valid_fraction,
+        label_map=label_map,
+    )
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+        reports = _read(plan, read_plan, experiment.rasters.max_bad_fraction, console)
+    version = _publish(experiment, plan, draft, reports, label_map)
+    return Result(version=version.version, counts=dict(version.manifest["counts"]), fresh=True)
+
+
+def _label_map(section: RastersSection, plan: SetPlan) -> LabelMap | None:
+    if section.label_map is None:
+        return None
+    label_map = LabelMap(**section.label_map.arguments())
+    label_map.check_overlap(plan.scenes)
+    return label_map
+
+
+def _shards(plan: SetPlan) -> Iterator[dict[str, Any]]:
+    ordered = plan.tiles.sort_by("order")
+    for number in range(plan.shards):
+        members = ordered.filter(pc.equal(ordered["shard"], number))
+        yield {"shard": number, "tiles": to_ipc(members.select(_READ_COLUMNS))}
+
+
+def _read(plan: SetPlan, read_plan: ReadPlan, max_bad_fraction: float, console: Console) -> list[dict[str, Any]]:
+    """Have every shard read, watching the share of tiles that cannot be."""
+    shards = ray.data.from_items(list(_shards(plan)), override_num_blocks=plan.shards)
+    reading = shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1)
+    reports: list[dict[str, Any]] = []
+    seen: Counter[str] = Counter()
+    with console.stage("sample/read", plan.tiles.num_rows, "tiles") as stage:
+        for report in reading.iter_rows():
+            statuses = from_ipc(report["outcome"])["status"].to_pylist()
+            seen.update(statuses)
+            reports.append(report)
+            stage.advance(len(statuses), kept=seen[chips.KEPT], sparse=seen[chips.SPARSE], unreadable=seen[chips.UNREADABLE])
+            if seen[chips.UNREADABLE] > max_bad_fraction * plan.tiles.num_rows:
+                raise TooManyFailuresError(_too_many(report, seen[chips.UNREADABLE], plan.tiles.num_rows, max_bad_fraction))
+    return sorted(reports, key=lambda report: int(report["shard"]))
+
+
+def _too_many(report: dict[str, Any], bad: int, total: int, limit: float) -> str:
+    table = from_ipc(report["outcome"])
+    reason = table.filter(pc.equal(table["status"], chips.UNREADABLE))["reason"][0].as_py()
+    return f"{bad} of {total} tiles cannot be read, more than rasters.max_bad_fraction {limit} allows; the latest: {reason}"
+
+
+def _publish(experiment: Experiment, plan: SetPlan, draft: Draft, reports: list[dict[str, Any]], label_map: LabelMap | None) -> Version:
+    outcomes = pa.concat_tables([from_ipc(report["outcome"]) for report in reports]).sort_by("tile_id")
+    if outcomes["tile_id"] != plan.tiles["tile_id"]:
+        raise AssertionError("the shards do not hold the planned tiles")  # a fault of ours, not the user's
+    kept = pc.equal(outcomes["status"], chips.KEPT)
+    if not pc.any(kept).as_py():
+        raise NoTilesError(_none_kept(outcomes))
+    classes = label_map.names if label_map else ()
+    tiles = _with_labels(plan.tiles, outcomes, classes, experiment.tiles.min_label_purity).filter(kept).drop_columns(["order"])
+    draft.add(FileDigest(**report["digest"]) for report in reports)
+    draft.write("tiles.parquet", geoparquet_bytes(tiles))
+    draft.write("scenes.parquet", geoparquet_bytes(scenes_table(plan.scenes)))
+    refused = outcomes.filter(pc.invert(kept)).select(["tile_id", "status", "reason", "valid_fraction"])
+    draft.write("quarantine.parquet", geoparquet_bytes(_with_files(refused, plan.unreadable)))
+    draft.write("experiment.yaml", experiment.to_yaml().encode())
+    fields = {
+        "parents": {},
+        "counts": _counts(plan, outcomes, tiles),
+        "bands": list(plan.scenes[0].assets),
+        "dtype": plan.dtype,
+        "tile_size": experiment.tiles.size,
+        "resolution_m": _resolution(plan),
+        "classes": list(classes) or sorted({label for label in tiles["label"].to_pylist() if label is not None}),
+        "shards": plan.shards,
+        **_band_statistics(reports, plan),
+    }
+    return draft.publish(fields)
+
+
+def _with_labels(tiles: pa.Table, outcomes: pa.Table, classes: tuple[str, ...], min_purity: float) -> pa.Table:
+    """Add what reading found: valid fraction, label fractions, and the dominant class where it is pure enough."""
+    tiles = _replace(tiles, "valid_fraction", outcomes["valid_fraction"])
+    if not classes:
+        return tiles
+    fractions = outcomes["label_fractions"].to_pylist()
+    purity = [max(entry) if entry else None for entry in fractions]
+    dominant = [
+        classes[int(np.argmax(entry))] if entry and share and share >= min_purity else None
+        for entry, share in zip(fractions, purity, strict=True)
+    ]
+    tiles = _replace(tiles, "label", pa.array(dominant, pa.string()))
+    tiles = _replace(tiles, "label_purity", pa.array(purity, pa.float32()))
+    return _replace(tiles, "label_fractions", outcomes["label_fractions"])
+
+
+def _replace(table: pa.Table, name: str, values: Any) -> pa.Table:
+    position = table.schema.get_field_index(name)
+    return table.set_column(position, table.schema.field(position), values.cast(table.schema.field(position).type))
+
+
+def _with_files(refused: pa.Table, unreadable: tuple[tuple[str, str], ...]) -> pa.Table:
+    """Add the files whose header could not be read to the table of refused tiles."""
+    files = {
+        "tile_id": [None] * len(unreadable),
+        "status": [chips.UNREADABLE] * len(unreadable),
+        "reason": [f"{uri}: {reason}" for uri, reason in unreadable],
+        "valid_fraction": [None] * len(unreadable),
+    }
+    schema = pa.schema([field.with_nullable(True) for field in refused.schema])
+    return pa.concat_tables([refused.cast(schema), pa.table(files, schema=schema)])
+
+
+def _none_kept(outcomes: pa.Table) -> str:
+    reasons = Counter(outcomes["status"].to_pylist())
+    best = pc.max(outcomes["valid_fraction"]).as_py()
+    seen = "" if best is None else f"; the best valid_fraction seen is {best:.3f}: lower tiles.min_valid_fraction or correct nodata and quality"
+    example = outcomes["reason"][0].as_py()
+    return f"none of {outcomes.num_rows} planned tiles could be kept ({dict(reasons)}; for example: {example}){seen}"
+
+
+def _counts(plan: SetPlan, outcomes: pa.Table, tiles: pa.Table) -> dict[str, Any]:
+    statuses = Counter(outcomes["status"].to_pylist())
+    return {
+        "scenes": len(plan.scenes),
+        "unreadable_files": len(plan.unreadable),
+        "planned": plan.tiles.num_rows,
+        **{status: statuses[status] for status in (chips.KEPT, chips.SPARSE, chips.UNREADABLE)},
+        "by_split": {str(split): count for split, count in sorted(Counter(tiles["split"].to_pylist()).items(), key=str)},
+    }
+
+
+def _resolution(plan: SetPlan) -> float | None:
+    known = [scene.resolution_m for scene in plan.scenes if scene.resolution_m is not None]
+    return float(np.median(known)) if known else None
+
+
+def _band_statistics(reports: list[dict[str, Any]], plan: SetPlan) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each band over the valid pixels of training tiles (of none: 0 and 1)."""
+    sums = [report["sums"] for report in reports if report["sums"]]
+    bands = len(plan.scenes[0].assets)
+    count = sum(int(entry["count"]) for entry in sums)
+    if count == 0:
+        return {"band_mean": [0.0] * bands, "band_std": [1.0] * bands}
+    mean = np.sum([entry["sum"] for entry in sums], axis=0) / count
+    variance = np.sum([entry["squares"] for entry in sums], axis=0) / count - mean**2
+    return {"band_mean": mean.tolist(), "band_std": np.sqrt(np.maximum(variance, 1e-12)).tolist()}

@@ -1,0 +1,1 @@
+"""The verb that answers queries over HTTP, on Ray Serve."""

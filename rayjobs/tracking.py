@@ -1,0 +1,131 @@
+"""Runs in MLflow: parameters, metrics and files of one experiment. Knows nothing of what is measured.
+
+Tracking never stops work: where the server fails, one warning is logged and the work goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayjobs.config import flatten, section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+_PARAMETER_LIMIT = 6000
+
+
+@section
+class TrackingSection:
+    """Where runs are logged."""
+
+    enabled: bool = True
+    """False logs nothing to MLflow."""
+    uri: str | None = None
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else SQLite: in a `file:` workspace, or in ~/.cache/rayjobs."""
+    experiment: str = "rayjobs"
+    """Name of the MLflow experiment that holds the runs."""
+
+
+def tracking_uri(settings: TrackingSection, workspace: str) -> str:
+    """Return the MLflow tracking URI that holds for a workspace."""
+    if chosen := settings.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return chosen
+    folder = Path(workspace.removeprefix("file:")) if workspace.startswith("file:") else Path("~/.cache/rayjobs").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.absolute()}/mlflow.db"
+
+
+class Tracker:
+    """One MLflow run, or none where tracking is off or its server fails."""
+
+    def __init__(self, client: MlflowClient | None, run_id: str | None) -> None:
+        """Take an open run; both None for a tracker that logs nothing."""
+        self._client, self.run_id = client, run_id
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        now = int(time.time() * 1000)
+        if self._client:
+            self._attempt("log_batch", self.run_id, metrics=[Metric(name, float(value), now, step) for name, value in values.items()])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        for name, value in values.items():
+            self._attempt("set_tag", self.run_id, name, value)
+
+    def files(self, files: Mapping[str, bytes]) -> None:
+        """Log files by name; a name may have folders."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                self._attempt("log_artifact", self.run_id, str(path), str(Path(name).parent) if "/" in name else None)
+
+    def end(self, status: str) -> None:
+        """Close the run as FINISHED or FAILED."""
+        self._attempt("set_terminated", self.run_id, status)
+
+    def _attempt(self, action: str, *arguments: Any, **named: Any) -> None:
+        if self._client is None:
+            return
+        try:
+            getattr(self._client, action)(*arguments, **named)
+        except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
+            logger.warning("MLflow failed (%s: %s); this run is tracked no further", action, error)
+            self._client = None
+
+
+@contextmanager
+def tracked(settings: TrackingSection, *, workspace: str, run: str, parameters: Mapping[str, Any], resume: str | None = None) -> Iterator[Tracker]:
+    """Log the block as one MLflow run: FINISHED when it ends, FAILED when it raises.
+
+    Args:
+        settings: the experiment's tracking section.
+        workspace: the workspace's URI; files are kept below it.
+        run: name of the run.
+        parameters: nested; logged under dotted keys.
+        resume: id of an earlier MLflow run to go on with.
+    """
+    tracker = _open(settings, workspace, run, parameters, resume) if settings.enabled else Tracker(None, None)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end("FINISHED")
+
+
+def _open(settings: TrackingSection, workspace: str, run: str, parameters: Mapping[str, Any], resume: str | None) -> Tracker:
+    from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
+    from mlflow.entities import Param  # noqa: PLC0415
+
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
+    try:
+        client = MlflowClient(tracking_uri(settings, workspace))
+        if resume:
+            client.update_run(resume, status="RUNNING")
+            return Tracker(client, resume)
+        found = client.get_experiment_by_name(settings.experiment)
+        experiment = found.experiment_id if found else client.create_experiment(settings.experiment, f"{workspace}/mlflow")
+        opened = client.create_run(experiment, run_name=run)
+        flat = {name: str(value)[:_PARAMETER_LIMIT] for name, value in flatten(parameters).items()}
+        client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in flat.items()])
+    except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
+        logger.warning("MLflow cannot be reached (%s); this run is not tracked", error)
+        return Tracker(None, None)
+    return Tracker(client, opened.info.run_id)

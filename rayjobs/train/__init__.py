@@ -1,0 +1,1 @@
+"""The verb that learns the metric, on Ray Train."""

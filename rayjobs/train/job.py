@@ -1,0 +1,260 @@
+"""The driver's side of `rayjobs train`: pin the run to its experiment, start Ray Train, show and log what the workers tell."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+import yaml
+
+from rayjobs.cluster.mailbox import listening
+from rayjobs.cluster.session import has_gpu, joined
+from rayjobs.config import changed_keys, to_dict
+from rayjobs.errors import ConfigError, RayjobsError, TrainingError
+from rayjobs.models.encoder import ModelSpec, parameter_count
+from rayjobs.models.section import spec_of
+from rayjobs.storage import Lease
+from rayjobs.tracking import Tracker, tracked
+from rayjobs.train import cache
+from rayjobs.train.loop import TrainPlan, ground_of, loop, supervise, training_tiles
+
+if TYPE_CHECKING:
+    from rayjobs.console import Console, Stage
+    from rayjobs.experiment import Experiment
+    from rayjobs.storage import Version
+    from rayjobs.workspace import Workspace
+
+_DECIDE = ("rasters", "tiles", "model", "loss", "miner", "mining", "train")
+"""Sections that decide what a run learns."""
+_MAY_CHANGE = ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every")
+"""Keys of `train` that may differ when a run is taken up again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `rayjobs train` tells at its end."""
+
+    run: str
+    checkpoint: str
+    """Name of the newest checkpoint's version."""
+    encoder_fingerprint: str
+    epochs: int
+    resumed_from: int
+    """Epochs that were done when this command began."""
+    mlflow_run: str | None
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Return what training will take, without starting Ray."""
+    workspace = experiment.open_workspace()
+    source = workspace.set.require("run `rayjobs sample` first")
+    tiles = training_tiles(source)
+    anchors = len(supervise(experiment, ground_of(tiles)).anchors)
+    settings = experiment.train
+    steps = settings.steps_per_epoch or max(1, anchors * settings.tiles_per_group // settings.batch_size)
+    spec = _spec(experiment, source)
+    every = experiment.mining.every
+    return {
+        "training_tiles": tiles.num_rows,
+        "anchors": anchors,
+        "steps_per_epoch": steps,
+        "steps": steps * settings.epochs,
+        "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
+        "parameters": parameter_count(spec),
+        "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * len(spec.bands) * 4,
+        "mining_bytes_per_worker": tiles.num_rows * spec.dim * 4,
+    }
+
+
+def run(experiment: Experiment, console: Console) -> Result:
+    """Train the run to its last epoch, from its newest checkpoint if it has one."""
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    source = workspace.set.require("run `rayjobs sample` first")
+    with Lease(workspace.store, f"runs/{workspace.run}/lease") as lease:
+        _pin(experiment, workspace, source)
+        done = _epochs_done(workspace)
+        if done >= experiment.train.epochs:
+            console.say(f"train            run {workspace.run} has all its {done} epochs already")
+            return _result(workspace, done, None)
+        parameters = {**experiment.to_dict(), "set_version": source.version}
+        resume = _mlflow_run(workspace)
+        with (
+            joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared),
+            tracked(experiment.tracking, workspace=workspace.store.uri, run=workspace.run, parameters=parameters, resume=resume) as tracker,
+        ):
+            _remember_mlflow_run(workspace, tracker)
+            _fit(experiment, source, tracker, console)
+            lease.check()
+            newest = workspace.checkpoints.require("")
+            tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
+            tracker.files({"experiment.yaml": experiment.to_yaml().encode(), "model/model.json": newest.read("model.json")})
+    return _result(workspace, done, tracker.run_id)
+
+
+def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
+    """Write the run's experiment the first time; later, refuse another one.
+
+    Raises:
+        ConfigError: naming the keys that changed.
+    """
+    key = f"runs/{workspace.run}/experiment.yaml"
+    decided = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
+    decided["train"] = {name: value for name, value in decided["train"].items() if name not in _MAY_CHANGE}
+    decided["set_version"] = source.version
+    found = workspace.store.read_tagged(key)
+    if found is None:
+        workspace.store.swap(key, yaml.safe_dump({"decided": decided, "resolved": experiment.to_dict()}, sort_keys=False).encode(), expected=None)
+        return
+    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(decided)))
+    if changed:
+        raise ConfigError(
+            f"run {workspace.run!r} was begun with another experiment ({'; '.join(changed)}); "
+            "give this one another name (--workspace.run NAME), or restore the keys"
+        )
+
+
+def _epochs_done(workspace: Workspace) -> int:
+    newest = workspace.checkpoints.current()
+    return int(newest.manifest["epoch"]) if newest else 0
+
+
+def _mlflow_run(workspace: Workspace) -> str | None:
+    found = workspace.store.read_tagged(f"runs/{workspace.run}/mlflow.json")
+    return str(json.loads(found.data)["run_id"]) if found else None
+
+
+def _remember_mlflow_run(workspace: Workspace, tracker: Tracker) -> None:
+    if tracker.run_id:
+        workspace.store.write(f"runs/{workspace.run}/mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
+
+
+def _spec(experiment: Experiment, source: Version) -> ModelSpec:
+    manifest = source.manifest
+    return spec_of(
+        experiment.model,
+        bands=tuple(manifest["bands"]),
+        mean=tuple(manifest["band_mean"]),
+        std=tuple(manifest["band_std"]),
+        tile_size=tile_size(source, experiment),
+        resolution_m=manifest["resolution_m"],
+        dtype=manifest["dtype"],
+    )
+
+
+def tile_size(source: Version, experiment: Experiment) -> int:
+    """Return the side in pixels to which the set's chips are brought: their own, or, where each is a whole image, the model's input size.
+
+    Raises:
+        ConfigError: whole images, and no input size.
+    """
+    size = source.manifest["tile_size"] or experiment.model.input_size
+    if size is None:
+        raise ConfigError("tiles.size is null (whole images), so model.input_size must say which size the network sees")
+    return int(size)
+
+
+def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Console) -> None:
+    settings = experiment.train
+    workspace = experiment.open_workspace()
+    tiles = training_tiles(source)
+    spec = _spec(experiment, source)
+    gpu = has_gpu()
+    cpus = settings.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.num_workers)
+    total = settings.epochs
+    filesystem, path = _arrow_filesystem(workspace.store.uri)
+    with console.stage("train", total, "epochs") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
+        trainer = ray.train.torch.TorchTrainer(
+            loop,
+            train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox)},
+            datasets={"chips": cache.chip_dataset(source, tiles, spec.tile_size)},
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.num_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+            ),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=f"{path}/runs/{workspace.run}",
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise _cause(error, settings.max_failures) from error
+
+
+def _arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return what Ray Train writes its own bookkeeping with."""
+    if not uri.startswith("s3://"):
+        return pyarrow.fs.LocalFileSystem(), uri.removeprefix("file:")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    parts = urllib.parse.urlsplit(endpoint or "")
+    options = {"endpoint_override": parts.netloc, "scheme": parts.scheme} if endpoint else {}
+    return pyarrow.fs.S3FileSystem(**options), uri.removeprefix("s3://")
+
+
+def _cause(error: BaseException, max_failures: int) -> RayjobsError:
+    """Find our own error in what Ray wraps round it."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, RayjobsError):
+            return cause
+    lines = [line for line in str(failures[0]).strip().splitlines() if line.strip()]
+    return TrainingError(f"training failed {max_failures + 1} times, the last time with: {lines[-1] if lines else error!r}; the log file has the whole trace")
+
+
+class _Listener:
+    """Shows and logs what rank 0 tells."""
+
+    def __init__(self, console: Console, stage: Stage, tracker: Tracker) -> None:
+        self._console, self._stage, self._tracker = console, stage, tracker
+        self._hear = {"resumed": self._resumed, "mined": self._mined, "step": self._step, "epoch": self._epoch}
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take one message."""
+        self._hear[message["kind"]](message)
+
+    def _resumed(self, message: dict[str, Any]) -> None:
+        self._stage.done = message["epoch"]
+        self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs are done")
+
+    def _mined(self, message: dict[str, Any]) -> None:
+        refused = ", ".join(f"{count:,} by {name}" for name, count in message["refused"].items())
+        self._console.say(
+            f"train/mine       generation {message['epoch']}: {message['found']:,} hard negatives; refused {refused or 'none'}; "
+            f"embedding {message['mine/embed_s']:.1f} s, search {message['mine/search_s']:.1f} s"
+        )
+        counts = {f"mine/refused/{name}": count for name, count in message["refused"].items()}
+        times = {name: message[name] for name in ("mine/embed_s", "mine/search_s")}
+        self._tracker.metrics({**counts, **times, "mine/negatives": message["found"]}, step=message["epoch"])
+
+    def _step(self, message: dict[str, Any]) -> None:
+        self._stage.advance(0, epoch=message["epoch"], loss=message["loss"])
+
+    def _epoch(self, message: dict[str, Any]) -> None:
+        metrics = message["metrics"]
+        self._stage.done = message["epoch"]
+        self._console.say(f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s")
+        self._tracker.metrics(metrics, step=message["epoch"])
+
+
+def _result(workspace: Workspace, resumed_from: int, mlflow_run: str | None) -> Result:
+    newest = workspace.checkpoints.require("run `rayjobs train` first")
+    return Result(
+        run=workspace.run,
+        checkpoint=newest.version,
+        encoder_fingerprint=newest.manifest["encoder_fingerprint"],
+        epochs=int(newest.manifest["epoch"]),
+        resumed_from=resumed_from,
+        mlflow_run=mlflow_run or _mlflow_run(workspace),
+    )

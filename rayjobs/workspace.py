@@ -1,0 +1,71 @@
+"""Where a workspace lies and what the artefacts of an experiment are called."""
+
+from __future__ import annotations
+
+from rayjobs.config import section
+from rayjobs.storage import Artefact, Store, open_store
+
+
+@section
+class WorkspaceSection:
+    """The place of everything that a run makes."""
+
+    uri: str = "workspace"
+    """`s3://BUCKET/PREFIX`, `file:/PATH` or a path."""
+    shared: bool = False
+    """Says that every node of the cluster mounts the folder of a `file:` workspace."""
+    set: str | None = None
+    """Name of the set of tiles; default the experiment's name."""
+    run: str | None = None
+    """Name of the training run; default the experiment's name."""
+    index: str | None = None
+    """Name of the embeddings and the index; default the experiment's name."""
+
+
+class Workspace:
+    """The artefacts of one experiment, by their part in it."""
+
+    def __init__(self, settings: WorkspaceSection, name: str) -> None:
+        """Take the section and the experiment's name, which artefacts without a name of their own bear."""
+        self._settings, self._name = settings, name
+        self.store: Store = open_store(settings.uri)
+
+    @property
+    def shared(self) -> bool:
+        """Whether every node sees the folder of a `file:` workspace."""
+        return self._settings.shared
+
+    @property
+    def run(self) -> str:
+        """Name of the training run."""
+        return self._settings.run or self._name
+
+    @property
+    def set(self) -> Artefact:
+        """The tiles and their chips."""
+        return Artefact(self.store, "sets", self._settings.set or self._name)
+
+    @property
+    def checkpoints(self) -> Artefact:
+        """The checkpoints of the training run."""
+        return Artefact(self.store, f"runs/{self.run}", "checkpoints")
+
+    @property
+    def mining(self) -> Artefact:
+        """The mining generations of the training run."""
+        return Artefact(self.store, f"runs/{self.run}", "mining")
+
+    @property
+    def report(self) -> Artefact:
+        """The evaluations of the training run."""
+        return Artefact(self.store, f"runs/{self.run}", "evaluation")
+
+    @property
+    def index(self) -> Artefact:
+        """The published index."""
+        return Artefact(self.store, "indexes", self._settings.index or self._name)
+
+    def embeddings(self, suffix: str = "") -> Artefact:
+        """The embedding table of the index, or with a suffix another one."""
+        name = self._settings.index or self._name
+        return Artefact(self.store, "embeddings", f"{name}-{suffix}" if suffix else name)
