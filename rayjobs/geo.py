@@ -35,8 +35,10 @@ GeometryArray = np.ndarray[Any, np.dtype[np.object_]]
 _EDGE_M = 5_000.0
 """An edge is cut into pieces no longer than this: a straight piece then leaves the true edge by half a metre at 45 degrees."""
 _MAX_SEGMENTS = 64
-_STEEP_DEG = 10.0
-"""A step in longitude above this, along one piece of an edge, happens only beside a pole."""
+_BENT_DEG = 0.5
+"""A piece of an edge that turns by more than this, as near a pole, leaves the true edge by a thousandth of its length: cut finer."""
+_STEEP_DEG = 2.0
+"""Pieces that still turn by more than this lie right beside a pole, and are cut one window at a time."""
 _POLE_DEG = 1e-7
 """Vertices this near a pole (1 cm) are taken as the pole."""
 _TOUCH_DEG = 1e-9
@@ -247,15 +249,22 @@ def footprints(grid: Grid, windows: IntArray) -> GeometryArray:
         ImageryError: the CRS cannot be read or is not tied to the ground.
     """
     windows = np.asarray(windows, np.int64).reshape(-1, 4)
-    result: GeometryArray = np.full(len(windows), None, object)
     if grid.crs is None or not len(windows):
-        return result
-    cols, rows = _outline(windows, _segments(grid, windows))
+        return np.full(len(windows), None, object)
+    return _footprints(grid, windows, _segments(grid, windows))
+
+
+def _footprints(grid: Grid, windows: IntArray, segments: int) -> GeometryArray:
+    result: GeometryArray = np.full(len(windows), None, object)
+    cols, rows = _outline(windows, segments)
     ring = _lonlat(grid, cols, rows)
     on_ground = np.isfinite(ring).all(axis=(1, 2))
     ring[~on_ground] = 0.0
     steps = wrapped(np.roll(ring[:, :, 0], -1, axis=1) - ring[:, :, 0])
-    polar = _beside_pole(ring, steps) if not _ground(grid.crs).geographic else np.zeros(len(windows), bool)
+    bent, polar = _near_pole(grid, ring, steps)
+    if segments < _MAX_SEGMENTS and bent.any():
+        result[bent] = _footprints(grid, windows[bent], min(_MAX_SEGMENTS, 16 * segments))
+        on_ground &= ~bent
     ring[:, 1:, 0] = ring[:, :1, 0] + np.cumsum(steps[:, :-1], axis=1)
     crossing = (ring[:, :, 0].min(axis=1) < -180) | (ring[:, :, 0].max(axis=1) > 180)
     plain = on_ground & ~polar & ~crossing
@@ -263,7 +272,7 @@ def footprints(grid: Grid, windows: IntArray) -> GeometryArray:
     for index in np.flatnonzero(on_ground & crossing & ~polar):
         result[index] = _cut(ring[index])
     for index in np.flatnonzero(on_ground & polar):
-        result[index] = _cut(_polar_ring(*_refined(grid, cols[index], rows[index])))
+        result[index] = _cut(_polar_ring(_refined(grid, cols[index], rows[index])))
     return result
 
 
@@ -284,9 +293,13 @@ def _outline(windows: IntArray, segments: int) -> tuple[FloatArray, FloatArray]:
     return col + width * right, row + height * down
 
 
-def _beside_pole(ring: FloatArray, steps: FloatArray) -> BoolArray:
-    near = (np.abs(steps) > _STEEP_DEG).any(axis=1) | (np.abs(ring[:, :, 1]) > 90 - _POLE_DEG).any(axis=1)
-    return np.asarray(near | (np.abs(steps.sum(axis=1)) > 180), np.bool_)
+def _near_pole(grid: Grid, ring: FloatArray, steps: FloatArray) -> tuple[BoolArray, BoolArray]:
+    """Tell which rings (n, k, 2) bend and which lie beside a pole, by their steps in longitude (n, k); on a geographic grid none does."""
+    if grid.crs is None or _ground(grid.crs).geographic:
+        return np.zeros(len(ring), bool), np.zeros(len(ring), bool)
+    steepest = np.abs(steps).max(axis=1)
+    polar = (steepest > _STEEP_DEG) | (np.abs(ring[:, :, 1]) > 90 - _POLE_DEG).any(axis=1) | (np.abs(steps.sum(axis=1)) > 180)
+    return steepest > _BENT_DEG, polar
 
 
 def _polygons(rings: FloatArray) -> GeometryArray:
@@ -300,8 +313,8 @@ def _polygons(rings: FloatArray) -> GeometryArray:
     return made
 
 
-def _refined(grid: Grid, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, float]:
-    """Halve the edges of one window until no piece turns far round the pole; return (k, 2) degrees and the pole's latitude."""
+def _refined(grid: Grid, cols: FloatArray, rows: FloatArray) -> FloatArray:
+    """Halve the edges of one window until no piece turns far round the pole; return its ring, (k, 2) degrees."""
     points = _lonlat(grid, cols, rows)
     for _ in range(40):
         steps = np.abs(wrapped(np.roll(points[:, 0], -1) - points[:, 0]))
@@ -313,11 +326,12 @@ def _refined(grid: Grid, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray
         following = (where + 1) % len(cols)
         cols, rows = (np.insert(axis, where + 1, (axis[where] + axis[following]) / 2) for axis in (cols, rows))
         points = _lonlat(grid, cols, rows)
-    return points, math.copysign(90.0, float(points[:, 1].sum()))
+    return points
 
 
-def _polar_ring(points: FloatArray, pole: float) -> FloatArray:
+def _polar_ring(points: FloatArray) -> FloatArray:
     """Return one window's ring beside a pole, longitudes unwrapped; it runs along the pole where the window reaches or holds it."""
+    pole = math.copysign(90.0, float(points[:, 1].sum()))
     at_pole = np.abs(points[:, 1]) > 90 - _POLE_DEG
     if at_pole.any():  # start just behind the pole, so that the ring ends by going to it
         start = int(np.flatnonzero(at_pole & ~np.roll(at_pole, -1))[0]) + 1
@@ -343,6 +357,8 @@ def _cut(ring: FloatArray) -> Any:
         piece = shapely.intersection(whole, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
         moved = shapely.affinity.translate(piece, xoff=-360 * turn)
         parts += [part for part in shapely.get_parts(moved) if part.geom_type == "Polygon" and part.area > 0]
+    # a ring round a pole is cut where it starts as well as at the antimeridian: there its parts are one again
+    parts = list(shapely.get_parts(shapely.union_all(parts)))
     oriented = [shapely.Polygon(part.exterior if part.exterior.is_ccw else part.exterior.reverse(), part.interiors) for part in parts]
     return oriented[0] if len(oriented) == 1 else shapely.MultiPolygon(oriented)
 
