@@ -13,7 +13,7 @@ from rayjobs.errors import ConfigError, RayjobsError
 from rayjobs.experiment import Experiment, load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class Job(Protocol):
@@ -28,11 +28,20 @@ class Job(Protocol):
 
 def main(verb: str, description: str, job: Job, arguments: Sequence[str] | None = None) -> int:
     """Run a verb from a command line; return 0 (done), 1 (failed) or 2 (usage)."""
-    options, overrides = _parser(verb, description).parse_known_args(arguments)
+    options, overrides = parser(verb, description).parse_known_args(arguments)
+
+    def act(console: Console) -> dict[str, Any]:
+        experiment = load(options.config, overrides)
+        return job.preview(experiment) if options.dry_run else dataclasses.asdict(job.run(experiment, console))
+
+    return execute(verb, options, act)
+
+
+def execute(verb: str, options: argparse.Namespace, act: Callable[[Console], dict[str, Any]]) -> int:
+    """Do a verb's work, tell its result or its failure, and return the exit code."""
     with taken(verb, verbose=options.verbose) as console:
         try:
-            experiment = load(options.config, overrides)
-            result = job.preview(experiment) if options.dry_run else dataclasses.asdict(job.run(experiment, console))
+            result = act(console)
         except ConfigError as error:
             console.say(f"rayjobs {verb}: {error}")
             return 2
@@ -46,34 +55,34 @@ def main(verb: str, description: str, job: Job, arguments: Sequence[str] | None 
             console.say(f"rayjobs {verb}: an unexpected fault" + (f"; the log is {console.log}" if console.log else ""))
             console.say(traceback.format_exc())
             return 1
-        _show(console, verb, result, as_json=options.json)
+        if options.json:
+            console.result_json({"verb": verb, **result})
+        else:
+            _show(console, result)
     return 0
 
 
-def _show(console: Console, verb: str, result: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        console.result_json({"verb": verb, **result})
-        return
+def _show(console: Console, result: dict[str, Any]) -> None:
     for name, value in result.items():
-        console.result(f"{name:<24}{value}")
+        console.result(f"{name:<28}{value}")
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """Return the options that every verb has; what is left over are overrides of the experiment file."""
+    made = argparse.ArgumentParser(
         prog=f"rayjobs {verb}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_reference(),
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the experiment file (YAML)")
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and its cost; touch no pixel")
-    parser.add_argument("--json", action="store_true", help="end stdout with one JSON object")
-    parser.add_argument("--verbose", action="store_true", help="show what Ray and GDAL say, too")
-    return parser
+    made.add_argument("--config", required=True, metavar="FILE", help="the experiment file (YAML)")
+    made.add_argument("--dry-run", action="store_true", help="show the plan and its cost; touch no pixel")
+    made.add_argument("--json", action="store_true", help="end stdout with one JSON object")
+    made.add_argument("--verbose", action="store_true", help="show what Ray and GDAL say, too")
+    return made
 
 
 def _reference() -> str:
-    lines = [f"  --{key.path} ({key.default})\n      {key.description}" for key in keys(Experiment)]
+    lines = [f"  --{key.path} ({key.default})\n      {key.description}".replace("%", "%%") for key in keys(Experiment)]
     return "keys of the experiment file, each an option (with its default):\n" + "\n".join(lines)
-

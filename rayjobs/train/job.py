@@ -18,8 +18,9 @@ from rayjobs.cluster.mailbox import listening
 from rayjobs.cluster.session import has_gpu, joined
 from rayjobs.config import changed_keys, to_dict
 from rayjobs.errors import ConfigError, RayjobsError, TrainingError
-from rayjobs.models.encoder import ModelSpec, parameter_count
+from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
+from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
 from rayjobs.tracking import Tracker, tracked
 from rayjobs.train import cache

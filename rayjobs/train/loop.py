@@ -23,7 +23,8 @@ from rayjobs.metric.miners import build_miner
 from rayjobs.metric.mining import DistanceGuard, Guard, LabelGuard, OverlapGuard
 from rayjobs.metric.relations import allowed
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
-from rayjobs.models.encoder import ModelSpec, build
+from rayjobs.models.encoder import build
+from rayjobs.models.spec import ModelSpec
 from rayjobs.tiles.neighbours import Neighbourhood, positive_pairs
 from rayjobs.tiles.positions import positions, sizes
 from rayjobs.tiles.table import read_geoparquet

@@ -1,0 +1,54 @@
+# Two commands set up everything on a fresh machine: `make demo` and `make test`. Both install what they need.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SERVE  ?= 0
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+
+.PHONY: help install demo test test-unit check format wheel clean
+
+help:
+	@echo "make demo           the whole road on two real Landsat scenes (SERVE=1 keeps the service up)"
+	@echo "make test           lint, types and all tests"
+	@echo "make test-unit      the tests that need neither Ray nor a server"
+	@echo "make check          lint and types"
+	@echo "make format         rewrite the code as the linter wants it"
+	@echo "make wheel          build the wheel into dist/"
+
+install: $(VENV)/.installed
+
+# One stamp for all dependencies: made again only when the lists of them change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (about four minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --disable-pip-version-check pip
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[demo,dev]' | grep -E --line-buffered '^(Collecting|Installing|Successfully|ERROR)' | cut -c 1-100
+	$(BIN)/python -c 'import ray, torch, faiss, rasterio, mlflow'
+	@touch $@
+
+demo: install
+	$(BIN)/rayjobs demo --folder demo $(if $(filter 1,$(SERVE)),--serve)
+
+test: check
+	$(BIN)/python -m pytest
+
+test-unit: install
+	$(BIN)/python -m pytest tests/unit tests/contracts tests/test_architecture.py
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The verb that asks a running service: a client of its HTTP interface, and nothing more."""

@@ -1,0 +1,76 @@
+"""What an index version says of itself: its encoder, its distance and its segments. Read from a file that may be hostile."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pydantic
+
+from rayjobs.errors import IndexCorruptError
+
+_SEGMENT = re.compile(r"^segment-\d{5}$")
+_STRICT = pydantic.ConfigDict(extra="forbid")
+_FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentEntry:
+    """One immutable piece of an index: a FAISS file and a Parquet file whose rows its ids are."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
+
+    name: str
+    """`segment-00000`; the files are `<name>.faiss` and `<name>.parquet`, with digests in the manifest's `files`."""
+    rows: int
+    bounds: tuple[float, float, float, float] | None
+    """west, south, east, north in degrees of all its tiles (west > east over the antimeridian); None where none has a place."""
+    dates: tuple[str, str] | None
+    """First and last datetime (RFC 3339); None where no tile has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexManifest:
+    """What the parts of an index version have in common."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
+
+    encoder_uri: str
+    """Where its encoder lies, relative to the version's folder."""
+    encoder_fingerprint: str
+    distance: Literal["cosine"]
+    dimension: int
+    quantiser: None
+    """Shared quantiser of compressed kinds; the flat kind has none."""
+    segments: tuple[SegmentEntry, ...]
+    tombstones: tuple[str, ...]
+    """Ids of tiles that were deleted."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no index of ours says."""
+        if not _FINGERPRINT.match(self.encoder_fingerprint):
+            raise ValueError("encoder_fingerprint is no sha256")
+        if any(not _SEGMENT.match(entry.name) for entry in self.segments):
+            raise ValueError("a segment has a name that none of ours has")
+        if self.dimension < 1 or any(entry.rows < 1 for entry in self.segments):
+            raise ValueError("dimension and rows are positive")
+
+    def fields(self) -> dict[str, Any]:
+        """Return the manifest's own fields, to be published."""
+        return {"index": dataclasses.asdict(self)}
+
+
+def read_index_manifest(manifest: Mapping[str, Any], address: str) -> IndexManifest:
+    """Read the manifest of a version.
+
+    Raises:
+        IndexCorruptError: it is not what we write.
+    """
+    try:
+        return pydantic.TypeAdapter(IndexManifest).validate_python(manifest.get("index"))
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]["msg"]
+        raise IndexCorruptError(f"{address} has no valid index manifest ({fault}); publish the index again with `rayjobs index`") from None
