@@ -1,0 +1,157 @@
+"""Encoders: networks, and the image statistics they must beat. Raw pixels in, embeddings out; nothing here reads or writes files."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rayjobs.errors import CheckpointError
+from rayjobs.models import backbones
+from rayjobs.models.spec import ModelSpec, check_bands, standardised, statistics_spec
+
+__all__ = ["Encoder", "ImageStatistics", "ModelSpec", "build", "check_bands", "parameter_count", "standardised", "statistics_spec"]
+
+
+class _Standardiser(nn.Module):
+    """Raw pixels to numbers of mean 0 and deviation 1; invalid pixels to 0, which is the band's mean."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self._spec = spec
+        # Not in the state: `model.json` holds them.
+        self.register_buffer("mean", torch.tensor(spec.mean, device="cpu").view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std, device="cpu").view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        if pixels.ndim != 4 or pixels.shape[1] != len(self._spec.bands):  # noqa: PLR2004  batch, bands, height, width
+            check_bands(self._spec, pixels.shape[-3] if pixels.ndim > 2 else 0)  # noqa: PLR2004
+            raise CheckpointError(f"the encoder takes pixels (batch, bands, height, width), not {tuple(pixels.shape)}")
+        values = (pixels.to(torch.float32) - self.mean) / self.std
+        return values if valid is None else torch.where(valid[:, None], values, 0.0)
+
+
+class Encoder(nn.Module):
+    """A backbone with a projection; embeddings have length 1."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Make the network, randomly initialised; see `build`."""
+        super().__init__()
+        self.spec = spec
+        self.standardise = _Standardiser(spec)
+        self.backbone = backbones.create(spec.backbone, bands=len(spec.bands), input_size=spec.input_size)
+        features = backbones.features_of(self.backbone)
+        if spec.projection == "none" and features != spec.dim:
+            raise CheckpointError(
+                f"{spec.backbone} gives {features} features, and without a projection dim cannot be {spec.dim}; set it to {features}"
+            )
+        self.projection = _PROJECTIONS[spec.projection](features, spec.dim)
+
+    def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed images.
+
+        Args:
+            pixels: (batch, bands, height, width), raw values of any numeric dtype.
+            valid: (batch, height, width) bool, True means valid; None where all pixels are. Invalid pixels count as their band's mean.
+
+        Returns:
+            (batch, dim) float32 of length 1.
+
+        Raises:
+            CheckpointError: another number of bands than the encoder takes.
+        """
+        images = self.standardise(pixels, valid)
+        side = self.spec.input_size
+        if images.shape[-2:] != (side, side):
+            images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        return functional.normalize(self.projection(self.backbone(images)).float(), dim=1)
+
+
+def _linear(features: int, dim: int) -> nn.Module:
+    return nn.Linear(features, dim)
+
+
+def _mlp(features: int, dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, dim))
+
+
+def _identity(features: int, dim: int) -> nn.Module:  # noqa: ARG001  called like the other two
+    return nn.Identity()
+
+
+_PROJECTIONS = {"linear": _linear, "mlp": _mlp, "none": _identity}
+
+
+class ImageStatistics(nn.Module):
+    """Mean, deviation, least and greatest value of each band over its valid pixels: what an encoder must beat. No weights."""
+
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Take the numbers that standardise the statistics from the spec."""
+        super().__init__()
+        self.spec = spec
+        self.standardise = _Standardiser(spec)
+        self.register_buffer("feature_mean", torch.tensor(spec.feature_mean or [0.0] * spec.dim, device="cpu"), persistent=False)
+        self.register_buffer("feature_std", torch.tensor(spec.feature_std or [1.0] * spec.dim, device="cpu"), persistent=False)
+
+    def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (batch, 4 x bands) float32: all means, all deviations, all least, all greatest values; see `Encoder.forward`.
+
+        An image without a valid pixel has the statistics of an even image at the bands' means.
+        """
+        images = self.standardise(pixels, valid).flatten(2)
+        batch, _, size = images.shape
+        mask = torch.ones(batch, 1, size, dtype=torch.bool, device=images.device) if valid is None else valid.flatten(1)[:, None]
+        mask = mask | ~mask.any(dim=2, keepdim=True)
+        count = mask.sum(dim=2)
+        mean = torch.where(mask, images, 0.0).sum(dim=2) / count
+        variance = torch.where(mask, (images - mean[:, :, None]).square(), 0.0).sum(dim=2) / count
+        least = torch.where(mask, images, torch.inf).amin(dim=2)
+        greatest = torch.where(mask, images, -torch.inf).amax(dim=2)
+        return (torch.cat([mean, variance.sqrt(), least, greatest], dim=1) - self.feature_mean) / self.feature_std
+
+
+_KINDS: dict[str, type[Encoder | ImageStatistics]] = {"encoder": Encoder, "statistics": ImageStatistics}
+
+
+def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none") -> nn.Module:
+    """Make an encoder on the CPU, in evaluation mode left to the caller.
+
+    Args:
+        spec: what to make.
+        seed: of the random initialisation. The process's own random state stays as it was.
+        pretrained: as `model.pretrained`: what then overwrites the backbone. From a
+            checkpoint of ours, the projection too, if it is the same.
+
+    Raises:
+        CheckpointError: the backbone does not exist, or the weights cannot be had or do not fit.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        module = _KINDS[spec.kind](spec)
+    if pretrained != "none" and isinstance(module, Encoder):
+        rest = backbones.load_pretrained(module.backbone, spec.backbone, pretrained, bands=len(spec.bands))
+        expected = {name: tensor.shape for name, tensor in module.projection.state_dict().items()}
+        if expected and expected == {name: tensor.shape for name, tensor in rest.items()}:
+            module.projection.load_state_dict(rest)
+    return module
+
+
+def skeleton(spec: ModelSpec) -> nn.Module:
+    """Make an encoder without memory for its weights: their names and shapes alone.
+
+    Raises:
+        CheckpointError: the backbone does not exist.
+    """
+    with torch.device("meta"):
+        return _KINDS[spec.kind](spec)
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    """Return how many weights an encoder learns, without making them."""
+    return sum(parameter.numel() for parameter in skeleton(spec).parameters())

@@ -1,0 +1,200 @@
+"""The value that says everything about an encoder but its weights: what `model.json` holds. Loads no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rayjobs.errors import CheckpointError
+
+FORMAT = 1
+"""Version of `model.json`."""
+
+STATISTICS_PER_BAND = 4
+"""Mean, standard deviation, least and greatest value."""
+
+_MAX_BANDS, _MAX_DIM, _MAX_SIDE, _MAX_JSON_BYTES = 1024, 65_536, 8192, 4_000_000
+_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
+_KINDS = ("encoder", "statistics")
+_PROJECTIONS = ("linear", "mlp", "none")
+_DISTANCES = ("cosine", "euclidean")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """An encoder without its weights: architecture, the pixels it takes, the vectors it gives."""
+
+    kind: Literal["encoder", "statistics"] = "encoder"
+    """A network, or per-band statistics of the image."""
+    backbone: str
+    """Name in timm; empty for statistics."""
+    projection: Literal["linear", "mlp", "none"] = "linear"
+    """From the backbone's pooled features to `dim`."""
+    dim: int
+    """Numbers in an embedding."""
+    bands: tuple[str, ...]
+    """Names, in the order of the pixels' first axis."""
+    dtype: str
+    """Numpy name of the pixels' type."""
+    mean: tuple[float, ...]
+    """(bands,) subtracted from the pixels, in their own unit; invalid pixels take this value."""
+    std: tuple[float, ...]
+    """(bands,) pixels are divided by this after the subtraction; positive."""
+    tile_size: int
+    """Side of a tile in pixels."""
+    input_size: int
+    """Side in pixels that images are resized to before the backbone."""
+    resolution_m: float | None
+    """Side of a pixel on the ground in metres; None where it is not known or not one."""
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    """What embeddings are compared with; `cosine` embeddings have length 1."""
+    feature_mean: tuple[float, ...] | None = None
+    """(dim,) of a statistics encoder: subtracted from the statistics; None for none."""
+    feature_std: tuple[float, ...] | None = None
+    """(dim,) of a statistics encoder: the statistics are divided by this; None for none."""
+
+    def __post_init__(self) -> None:
+        """Check everything, since a spec may come from a file that somebody else wrote."""
+        fault = next((fault for holds, fault in self._rules() if not holds), None)
+        if fault:
+            raise CheckpointError(f"model.json: {fault}; the checkpoint was not written by this program, or was altered")
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        bands = len(self.bands)
+        numbers = [*self.mean, *self.std, *(self.feature_mean or ()), *(self.feature_std or ())]
+        features = [values for values in (self.feature_mean, self.feature_std) if values is not None]
+        return [
+            (self.kind in _KINDS, f"kind {self.kind!r} is none of {_KINDS}"),
+            (self.projection in _PROJECTIONS, f"projection {self.projection!r} is none of {_PROJECTIONS}"),
+            (self.distance in _DISTANCES, f"distance {self.distance!r} is none of {_DISTANCES}"),
+            (self.kind == "statistics" or bool(_NAME.fullmatch(self.backbone)), f"backbone {self.backbone!r} is no timm name"),
+            (1 <= bands <= _MAX_BANDS, f"{bands} bands, which is not between 1 and {_MAX_BANDS}"),
+            (len(set(self.bands)) == bands, "a band is named twice"),
+            (1 <= self.dim <= _MAX_DIM, f"dim {self.dim} is not between 1 and {_MAX_DIM}"),
+            (1 <= self.tile_size <= _MAX_SIDE, f"tile_size {self.tile_size} is not between 1 and {_MAX_SIDE}"),
+            (1 <= self.input_size <= _MAX_SIDE, f"input_size {self.input_size} is not between 1 and {_MAX_SIDE}"),
+            (_is_number_type(self.dtype), f"dtype {self.dtype!r} is no type of pixels"),
+            (len(self.mean) == bands == len(self.std), f"{bands} bands but {len(self.mean)} means and {len(self.std)} deviations"),
+            (all(math.isfinite(number) for number in numbers), "a mean or deviation is not finite"),
+            (all(value > 0 for value in self.std), "a deviation is not positive"),
+            (self.resolution_m is None or 0 < self.resolution_m < math.inf, f"resolution_m {self.resolution_m} is not positive"),
+            (all(len(values) == self.dim for values in features), "feature_mean and feature_std need `dim` numbers each"),
+            (all(value > 0 for value in self.feature_std or ()), "a feature's deviation is not positive"),
+            (
+                self.kind != "statistics" or self.dim == STATISTICS_PER_BAND * bands,
+                f"statistics of {bands} bands are not {self.dim} numbers",
+            ),
+        ]
+
+    def to_json(self) -> bytes:
+        """Return the canonical `model.json`: sorted keys, no spaces, the same bytes for the same spec."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ModelSpec:
+        """Read `model.json`, which may be hostile.
+
+        Raises:
+            CheckpointError: not JSON, keys missing or unknown, a value of the wrong type or out of range.
+        """
+        if len(data) > _MAX_JSON_BYTES:
+            raise CheckpointError(f"model.json has {len(data):,} bytes, above the limit of {_MAX_JSON_BYTES:,}; it is none of ours")
+        try:
+            raw = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError("model.json is not JSON; take another checkpoint") from error
+        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+            raise CheckpointError(f"model.json is not of format {FORMAT}; it was written by another version of this program")
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        wrong = sorted(raw.keys() ^ fields.keys())
+        if wrong:
+            raise CheckpointError(f"model.json lacks or has too many of the keys {wrong}; take another checkpoint")
+        return cls(**{name: _checked(name, str(fields[name].type), value) for name, value in raw.items()})
+
+
+def _checked(name: str, declared: str, value: Any) -> Any:
+    """Return a JSON value as the field's type, or refuse it."""
+    if declared.startswith("tuple") and isinstance(value, list):
+        wanted = str if declared.startswith("tuple[str") else (int, float)
+        if all(isinstance(part, wanted) and not isinstance(part, bool) for part in value):
+            return tuple(value) if wanted is str else tuple(float(part) for part in value)
+    elif value is None and declared.endswith("None"):
+        return None
+    elif declared == "int" and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif declared.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif (declared == "str" or declared.startswith("Literal")) and isinstance(value, str):
+        return value
+    raise CheckpointError(f"model.json: {name} has the wrong type; take another checkpoint")
+
+
+def _is_number_type(name: str) -> bool:
+    try:
+        return np.dtype(name).kind in "uif" and np.dtype(name).name == name
+    except (TypeError, ValueError):
+        return False
+
+
+def statistics_spec(
+    *, bands: Sequence[str], mean: Sequence[float], std: Sequence[float], tile_size: int, resolution_m: float | None, dtype: str
+) -> ModelSpec:
+    """Return the spec of per-band image statistics, compared by Euclidean distance; see `rayjobs.models.encoder.standardised`."""
+    return ModelSpec(
+        kind="statistics",
+        backbone="",
+        projection="none",
+        dim=STATISTICS_PER_BAND * len(bands),
+        bands=tuple(bands),
+        dtype=dtype,
+        mean=tuple(float(value) for value in mean),
+        std=positive(std),
+        tile_size=tile_size,
+        input_size=tile_size,
+        resolution_m=resolution_m,
+        distance="euclidean",
+    )
+
+
+def standardised(spec: ModelSpec, features: np.ndarray[Any, Any]) -> ModelSpec:
+    """Return a statistics spec whose numbers have mean 0 and deviation 1 over a sample.
+
+    Args:
+        spec: of kind `statistics`, not yet standardised.
+        features: (samples, dim) what its encoder gave for the sample.
+    """
+    exact = np.asarray(features, np.float64)
+    return dataclasses.replace(
+        spec, feature_mean=tuple(float(value) for value in exact.mean(axis=0)), feature_std=positive(exact.std(axis=0).tolist())
+    )
+
+
+def positive(std: Sequence[float]) -> tuple[float, ...]:
+    """Return deviations with 1 in place of 0: what never varies is left as it is."""
+    return tuple(float(value) if value > 0 else 1.0 for value in std)
+
+
+def check_bands(spec: ModelSpec, bands: Sequence[str] | int) -> None:
+    """Refuse imagery whose bands are not those of the encoder.
+
+    Args:
+        spec: of the encoder.
+        bands: names in order, or only their number where they have no names.
+
+    Raises:
+        CheckpointError: naming both lists.
+    """
+    wanted = ", ".join(spec.bands)
+    if isinstance(bands, int):
+        if bands != len(spec.bands):
+            raise CheckpointError(
+                f"the image has {bands} bands, the encoder takes {len(spec.bands)} ({wanted}); send these bands, in this order"
+            )
+    elif tuple(bands) != spec.bands:
+        raise CheckpointError(f"the imagery has bands {', '.join(bands)}; the encoder takes {wanted}; set rasters.bands to [{wanted}]")
