@@ -1,0 +1,1 @@
+"""Images in the cloud: scenes, windows, masks, radiometry and label maps. Knows neither tiles nor models nor Ray."""

@@ -1,0 +1,238 @@
+"""Class fractions of tiles from a raster of classes on any grid and in any CRS; labels are looked up, never resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyproj
+import shapely
+
+from rayjobs.errors import ImageryError, LabelMapError
+from rayjobs.geo import FloatArray, Grid, IntArray, Window, window_array
+from rayjobs.rasters.blocks import plan_reads
+from rayjobs.rasters.gdal import environment
+from rayjobs.rasters.handles import FAULTS, Handle
+from rayjobs.rasters.headers import Header, read_header
+from rayjobs.rasters.scenes import Scene
+
+_NODES = 5
+"""Points per side of a tile that are transformed exactly; those between are interpolated by the polynomial through them."""
+_TOLERANCE_PIXELS = 1e-3
+"""Of the label raster: a tile whose interpolation is off by more, at points between the nodes, is transformed point by point."""
+_CHUNK_PIXELS = 4 * 2**20
+"""Tile pixels whose coordinates are held at once."""
+
+Transform = tuple[float, float, float, float, float, float]
+
+
+class LabelFractions(NamedTuple):
+    """What the label raster says of one tile."""
+
+    fractions: np.ndarray[Any, np.dtype[np.float32]]
+    """(n_classes,) share of each class among the pixels that have one; sums to 1, or all 0 where none has."""
+    coverage: float
+    """Share of the tile's pixels that have a listed class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelMap:
+    """A raster of class codes. Its file is opened for each call, so that a value may be shared between threads and processes."""
+
+    uri: str
+    """Local path, `s3://` or `http(s)://`."""
+    classes: Mapping[int, str]
+    """Name of each code that counts; codes of one name are one class."""
+    nodata: int | None = None
+    """Code of missing pixels; None: as the file says."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names, in the order of `LabelFractions.fractions`."""
+        return tuple(dict.fromkeys(self.classes.values()))
+
+    def fractions(self, grid: Grid, window: Window) -> LabelFractions:
+        """Return the class fractions of one tile; see `fractions_many`."""
+        return self.fractions_many(grid, window_array([window]))[0]
+
+    def fractions_many(self, grid: Grid, windows: IntArray) -> list[LabelFractions]:
+        """Return the class fractions of tiles: each tile pixel takes the code of the label pixel that holds its centre.
+
+        Pixels outside the label raster, nodata and codes that are not listed have no class.
+
+        Args:
+            grid: the scene's, with a CRS.
+            windows: (n, 4) int: row, col, height, width in the scene's pixels.
+
+        Raises:
+            LabelMapError: the raster cannot be read, or tiles and labels cannot be related.
+        """
+        windows = np.asarray(windows, np.int64).reshape(-1, 4)
+        if grid.crs is None:
+            raise LabelMapError(f"the label map {self.uri} cannot label images without coordinates; drop rasters.label_map")
+        answers: list[LabelFractions | None] = [None] * len(windows)
+        with environment():
+            handle, header = self._opened()
+            try:
+                for positions, rows, cols in _label_pixels(grid, windows, header.grid):
+                    self._count(handle, header, rows, cols, positions, answers)
+            except FAULTS as error:
+                raise LabelMapError(f"the label map {self.uri} cannot be read: {error}; replace the file") from error
+            finally:
+                handle.dataset.close()
+        return [answer for answer in answers if answer is not None]
+
+    def check_overlap(self, scenes: Sequence[Scene]) -> None:
+        """Make sure that the raster can be read and lies on the ground of at least one scene.
+
+        Raises:
+            LabelMapError: it does not.
+        """
+        with environment():
+            handle, header = self._opened()
+            handle.dataset.close()
+        located = [scene.footprint for scene in scenes if scene.footprint is not None]
+        if header.footprint is None:
+            raise LabelMapError(f"the label map {self.uri} has no usable coordinate reference system; assign it one")
+        if not located:
+            raise LabelMapError(f"the label map {self.uri} cannot label images without coordinates; drop rasters.label_map")
+        if not shapely.intersects(np.array(located, object), header.footprint).any():
+            where, there = (tuple(round(float(edge), 3) for edge in shapely.total_bounds(shapes)) for shapes in (header.footprint, located))
+            raise LabelMapError(
+                f"the label map {self.uri} lies at {where} and overlaps none of the {len(scenes)} scenes, which lie at {there} "
+                "(west, south, east, north); choose another map, or drop rasters.label_map"
+            )
+
+    def _opened(self) -> tuple[Handle, Header]:
+        try:
+            handle = Handle.open(self.uri)
+            header = read_header(self.uri, handle.dataset)
+        except (*FAULTS, ImageryError, ValueError) as error:
+            raise LabelMapError(f"the label map {self.uri} cannot be opened: {error}; check rasters.label_map.uri") from error
+        if np.dtype(header.dtypes[0]).kind not in "ui" or header.grid.crs is None:
+            raise LabelMapError(f"the label map {self.uri} must hold whole-number codes and have a CRS; it has {header.dtypes[0]}")
+        return handle, header
+
+    def _count(
+        self,
+        handle: Handle,
+        header: Header,
+        rows: IntArray,
+        cols: IntArray,
+        positions: IntArray,
+        answers: list[LabelFractions | None],
+    ) -> None:
+        """Look up codes of tiles (k, h, w) and write their fractions into `answers`."""
+        nodata = self.nodata if self.nodata is not None else header.nodata[0]
+        codes, slots = _lookup(self.classes, self.names, nodata)
+        shape = (header.grid.height, header.grid.width)
+        inside = (rows >= 0) & (rows < shape[0]) & (cols >= 0) & (cols < shape[1])
+        touched = np.flatnonzero(inside.any(axis=(1, 2)))
+        for position in positions:
+            answers[position] = LabelFractions(np.zeros(len(self.names), np.float32), 0.0)
+        boxes = [_box(rows[tile][inside[tile]], cols[tile][inside[tile]]) for tile in touched]
+        for group in plan_reads(np.array(boxes, np.int64), header.block, shape):
+            labels = handle.read([1], group.window)[0]
+            for tile in touched[group.members]:
+                at = inside[tile]
+                found = labels[rows[tile][at] - group.window.row, cols[tile][at] - group.window.col]
+                answers[positions[tile]] = _fractions(found, codes, slots, len(self.names), at.size)
+
+
+def _lookup(classes: Mapping[int, str], names: tuple[str, ...], nodata: float | None) -> tuple[IntArray, IntArray]:
+    """Return the listed codes, sorted, and the class of each."""
+    codes = np.array(sorted(code for code in classes if code != nodata), np.int64)
+    return codes, np.array([names.index(classes[code]) for code in codes.tolist()], np.int64)
+
+
+def _box(rows: IntArray, cols: IntArray) -> tuple[int, int, int, int]:
+    top, left = int(rows.min()), int(cols.min())
+    return top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1
+
+
+def _fractions(found: np.ndarray[Any, Any], codes: IntArray, slots: IntArray, classes: int, pixels: int) -> LabelFractions:
+    at = np.searchsorted(codes, found).clip(max=max(len(codes) - 1, 0))
+    listed = codes[at] == found if len(codes) else np.zeros(found.shape, np.bool_)
+    counts = np.bincount(slots[at[listed]], minlength=classes)
+    total = int(counts.sum())
+    return LabelFractions((counts / max(total, 1)).astype(np.float32), total / pixels)
+
+
+def _label_pixels(grid: Grid, windows: IntArray, labels: Grid) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+    """Yield positions (k,) of windows of one size with the label rows and columns (k, h, w) that hold their pixels' centres."""
+    if grid.crs is None or labels.crs is None:
+        raise ValueError("both grids need a CRS")
+    transformer = pyproj.Transformer.from_crs(grid.crs, labels.crs, always_xy=True)
+    for size in np.unique(windows[:, 2:], axis=0):
+        alike = np.flatnonzero((windows[:, 2:] == size).all(axis=1))
+        for start in range(0, len(alike), max(1, _CHUNK_PIXELS // int(size.prod()))):
+            positions = alike[start : start + max(1, _CHUNK_PIXELS // int(size.prod()))]
+            rows, cols = _transformed(grid, windows[positions], labels, transformer)
+            yield positions, _floor(rows), _floor(cols)
+
+
+def _floor(pixels: FloatArray) -> IntArray:
+    return np.floor(np.where(np.isfinite(pixels), pixels, -1.0)).astype(np.int64)
+
+
+def _transformed(grid: Grid, windows: IntArray, labels: Grid, transformer: pyproj.Transformer) -> tuple[FloatArray, FloatArray]:
+    """Return label rows and columns (k, h, w), fractional, of the pixel centres of windows of one size.
+
+    Projections are smooth over a tile: a polynomial through a few exact points agrees with the projection to a small part of a pixel, which is
+    checked at points between them, and costs a hundredth.
+    """
+    height, width = windows[0, 2:].tolist()
+    exact = _Exact(grid, labels, transformer)
+    if min(height, width) <= 2 * _NODES:
+        return exact(windows, np.arange(height), np.arange(width))
+    down, across = np.linspace(0, height - 1, _NODES), np.linspace(0, width - 1, _NODES)
+    nodes = exact(windows, down, across)
+    between = ((down[1:] + down[:-1]) / 2, (across[1:] + across[:-1]) / 2)
+    truth = exact(windows, *between)
+    guess = [_interpolated(values, _weights(down, between[0]), _weights(across, between[1])) for values in nodes]
+    error = np.max([np.abs(a - b).max(axis=(1, 2)) for a, b in zip(truth, guess, strict=True)], axis=0)
+    rows, cols = (_interpolated(values, _weights(down, np.arange(height)), _weights(across, np.arange(width))) for values in nodes)
+    rough = np.flatnonzero(~(error < _TOLERANCE_PIXELS))  # not a number counts as rough
+    if len(rough):
+        rows[rough], cols[rough] = exact(windows[rough], np.arange(height), np.arange(width))
+    return rows, cols
+
+
+class _Exact(NamedTuple):
+    """Transforms pixel centres of a scene to fractional pixels of the label raster."""
+
+    grid: Grid
+    labels: Grid
+    transformer: pyproj.Transformer
+
+    def __call__(self, windows: IntArray, down: FloatArray | IntArray, across: FloatArray | IntArray) -> tuple[FloatArray, FloatArray]:
+        """Return rows and columns (k, len(down), len(across)) at offsets of pixels within each window."""
+        row = windows[:, 0, None, None] + np.asarray(down, np.float64)[None, :, None] + 0.5
+        col = windows[:, 1, None, None] + np.asarray(across, np.float64)[None, None, :] + 0.5
+        col, row = np.broadcast_arrays(col, row)
+        x, y = self.transformer.transform(*self.grid.xy(col, row))
+        a, b, c, d, e, f = self.labels.transform
+        det = a * e - b * d
+        dx, dy = np.asarray(x, np.float64) - c, np.asarray(y, np.float64) - f
+        with np.errstate(invalid="ignore"):
+            return (a * dy - d * dx) / det, (e * dx - b * dy) / det
+
+
+def _weights(nodes: FloatArray, at: FloatArray | IntArray) -> FloatArray:
+    """Return (len(at), len(nodes)) weights of Lagrange's polynomial."""
+    at = np.asarray(at, np.float64)
+    weights = np.ones((len(at), len(nodes)))
+    for i, node in enumerate(nodes):
+        for j, other in enumerate(nodes):
+            if i != j:
+                weights[:, i] *= (at - other) / (node - other)
+    return weights
+
+
+def _interpolated(values: FloatArray, down: FloatArray, across: FloatArray) -> FloatArray:
+    """Interpolate (k, nodes, nodes) to (k, len(down), len(across))."""
+    with np.errstate(invalid="ignore"):
+        found: FloatArray = down @ values @ across.T
+    return found

@@ -1,0 +1,216 @@
+"""The `rasters` section of the experiment file: which images, which bands, and what their values mean."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from rayjobs.config import section
+
+_PATTERN_GROUPS = {"scene", "band", "date"}
+_IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads an unquoted date as a date; we keep dates as text."""
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+DateText = Annotated[str, pydantic.BeforeValidator(_as_text)]
+
+
+@section
+class QualitySection:
+    """The layer that says which pixels of a scene cannot be used."""
+
+    uri: str | None = None
+    """File of the layer; `{scene}` stands for the scene's id. For files without a `band`."""
+    band: str | int = 1
+    """Band of that file, counted from 1; without `uri`, the name of one of the scene's own bands (or of the pattern's `band` group)."""
+    bits: tuple[int, ...] = ()
+    """A pixel is not valid if any of these bits is set, the lowest being 0."""
+    classes: tuple[int, ...] = ()
+    """A pixel is not valid if the layer has one of these values."""
+
+    @pydantic.model_validator(mode="after")
+    def _says_something(self) -> QualitySection:
+        if not self.bits and not self.classes:
+            raise ValueError("name the `bits` or the `classes` that make a pixel unusable")
+        if self.uri is None and isinstance(self.band, int):
+            raise ValueError("give the layer's `uri`, or the name of one of the scene's bands as `band`")
+        if self.uri is not None and not isinstance(self.band, int):
+            raise ValueError("with `uri`, `band` is a number counted from 1")
+        return self
+
+
+@section
+class StacQualitySection:
+    """The asset that says which pixels of an item cannot be used."""
+
+    asset: str
+    """Key of the asset, such as `scl` or `qa_pixel`."""
+    band: pydantic.PositiveInt = 1
+    """Band of the asset, counted from 1."""
+    bits: tuple[int, ...] = ()
+    """A pixel is not valid if any of these bits is set, the lowest being 0."""
+    classes: tuple[int, ...] = ()
+    """A pixel is not valid if the layer has one of these values."""
+
+    @pydantic.model_validator(mode="after")
+    def _says_something(self) -> StacQualitySection:
+        if not self.bits and not self.classes:
+            raise ValueError("name the `bits` or the `classes` that make a pixel unusable")
+        return self
+
+
+@section
+class FilesSource:
+    """Raster files: one per scene, or one per band."""
+
+    kind: Literal["files"] = "files"
+    uris: tuple[str, ...]
+    """Files, folders and globs, local or `s3://`."""
+    bands: tuple[str, ...] | None = None
+    """Names of a file's bands in the file's order (null: the names that the file gives, or b1, b2, ...)."""
+    pattern: str | None = None
+    """Regular expression searched in each address, with groups `scene`, `band`, `date`; files of one `scene` are joined by `band`."""
+    datetime: DateText | None = None
+    """When the scenes were taken, ISO 8601 (null: group `date` of the pattern, or the file's own tags)."""
+    nodata: float | None = None
+    """The value of missing pixels (null: as the file says)."""
+    scale: float | None = None
+    """Physical value = raw * scale + offset (null: as the file says)."""
+    offset: float | None = None
+    """See `scale`."""
+    quality: QualitySection | None = None
+    """Layer of unusable pixels."""
+    name: str | None = None
+    """Prefix of the scenes' ids; the id itself where `pattern` has `band` but no `scene`."""
+    platform: str | None = None
+    """Satellite or aircraft; `sentinel-2...` turns on the check of its offset."""
+
+    @pydantic.field_validator("uris")
+    @classmethod
+    def _not_empty(cls, uris: tuple[str, ...]) -> tuple[str, ...]:
+        if not uris:
+            raise ValueError("name at least one file, folder or glob")
+        return uris
+
+    @pydantic.field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = set(re.compile(pattern).groupindex)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from error
+            if not groups or groups - _PATTERN_GROUPS:
+                raise ValueError("needs one or more of the groups (?P<scene>...), (?P<band>...), (?P<date>...), and no others")
+        return pattern
+
+
+@section
+class StacSource:
+    """Scenes that STAC items describe."""
+
+    kind: Literal["stac"] = "stac"
+    items: tuple[str, ...]
+    """Files of an Item or ItemCollection (JSON), folders and globs of them: local, `s3://` or `https://`."""
+    assets: dict[str, str] | None = None
+    """Asset key of each band name (null: every data asset, named by its key or its bands)."""
+    quality: StacQualitySection | None = None
+    """Asset of unusable pixels."""
+
+
+@section
+class ImagesSource:
+    """A folder of plain pictures without coordinates, in any format that GDAL reads."""
+
+    kind: Literal["images"] = "images"
+    root: str
+    """The folder."""
+    labels: Literal["folder", "csv", "none"] = "folder"
+    """Where the class of a picture stands: name of its first folder, a table, or nowhere."""
+    csv: str | None = None
+    """The table, with a line of column names; only the pictures that it lists are taken."""
+    csv_file_column: str = "file"
+    """Column of paths relative to `root`."""
+    csv_label_column: str = "label"
+    """Column of classes."""
+    resolution_m: pydantic.PositiveFloat | None = None
+    """Metres per pixel, where known."""
+    extensions: tuple[str, ...] = _IMAGE_EXTENSIONS
+    """Endings of the files to take, in any case."""
+    name: str | None = None
+    """Prefix of the scenes' ids, which are paths relative to `root`."""
+
+    @pydantic.model_validator(mode="after")
+    def _table_given(self) -> ImagesSource:
+        if (self.labels == "csv") != (self.csv is not None):
+            raise ValueError("`csv: FILE` and `labels: csv` belong together")
+        return self
+
+
+Source = Annotated[FilesSource | StacSource | ImagesSource, pydantic.Field(discriminator="kind")]
+
+
+@section
+class LabelMapSection:
+    """A raster of classes on any grid and in any CRS, from which tiles get class fractions."""
+
+    uri: str
+    """The raster."""
+    classes: dict[int, str]
+    """Name of each code that counts; codes of one name are one class."""
+    nodata: int | None = None
+    """The code of missing pixels (null: as the file says)."""
+
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _not_empty(cls, classes: dict[int, str]) -> dict[int, str]:
+        if not classes:
+            raise ValueError("name at least one class, such as {11: water}")
+        return classes
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `label_map.LabelMap`."""
+        return {"uri": self.uri, "classes": dict(self.classes), "nodata": self.nodata}
+
+
+@section
+class RastersSection:
+    """Which images, which of their bands, and what their values mean."""
+
+    sources: tuple[Source, ...]
+    """Where scenes come from; their scenes are put together."""
+    bands: tuple[str, ...] | None = None
+    """Names of the bands to read, in this order (null: all bands of the first scene)."""
+    aoi: tuple[float, float, float, float] | str | None = None
+    """Area of interest: [west, south, east, north] in degrees (west > east crosses the antimeridian), or a GeoJSON file."""
+    datetime: DateText | None = None
+    """STAC interval of dates: `2020-01-01/2020-12-31`, `2020-01-01/..`, or one day."""
+    radiometry: Literal["raw", "physical"] = "raw"
+    """Whether chips hold the file's values, or values * scale + offset as float32."""
+    sentinel2_check: Literal["error", "warn", "off"] = "error"
+    """What to do where Sentinel-2 pixels contradict the declared offset."""
+    label_map: LabelMapSection | None = None
+    """Raster of classes for labels."""
+    max_bad_fraction: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
+    """Share of unreadable tiles above which a job stops."""
+
+    @pydantic.field_validator("sources")
+    @classmethod
+    def _not_empty(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        if not sources:
+            raise ValueError("name at least one source, such as {kind: files, uris: [...]}")
+        return sources
+
+    @pydantic.field_validator("bands")
+    @classmethod
+    def _distinct(cls, bands: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if bands is not None and (not bands or len(set(bands)) < len(bands)):
+            raise ValueError("name at least one band, each once")
+        return bands

@@ -1,0 +1,164 @@
+"""Scenes of STAC items (1.0 and 1.1): files, folders and collections of items, local or remote; no service is asked."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rayjobs.errors import BandError, ConfigError, EmptySearchError, StorageError
+from rayjobs.rasters import dates
+from rayjobs.rasters.candidates import BandFile, Candidate, Meaning, QualityRef
+from rayjobs.rasters.section import StacSource
+from rayjobs.storage import expand, read_uri
+
+_RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
+_TIMEOUT_SECONDS = 30.0
+
+
+def list_items(source: StacSource) -> list[Candidate]:
+    """Return the scenes that items describe.
+
+    Raises:
+        ConfigError: a file is not an item or a collection of items.
+        BandError: an item lacks an asset.
+        EmptySearchError: there is no item.
+    """
+    found = [_candidate(item, uri, source) for named in source.items for uri in _documents(named) for item in _items(uri)]
+    if not found:
+        raise EmptySearchError(f"no STAC item is in {', '.join(source.items)}")
+    return found
+
+
+def _documents(named: str) -> list[str]:
+    found = expand(named)
+    return found if len(found) == 1 else [uri for uri in found if uri.lower().endswith((".json", ".geojson"))]
+
+
+def _items(uri: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        document = json.loads(_fetch(uri))
+    except ValueError as error:
+        raise ConfigError(f"{uri} is not JSON: {error}") from error
+    kind = document.get("type") if isinstance(document, dict) else None
+    if kind == "FeatureCollection":
+        yield from document.get("features", ())
+    elif kind == "Feature":
+        yield document
+    elif kind not in {"Collection", "Catalog"}:  # those lie beside their items in a folder
+        raise ConfigError(f"{uri} is neither a STAC Item nor an ItemCollection; name those files only")
+
+
+def _fetch(uri: str) -> bytes:
+    if urllib.parse.urlsplit(uri).scheme not in {"http", "https"}:
+        return read_uri(uri)
+    try:
+        with urllib.request.urlopen(uri, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310  http and https alone
+            return bytes(answer.read())
+    except OSError as error:
+        raise StorageError(f"cannot read {uri}: {error}; check the address and the network") from error
+
+
+def _candidate(item: Mapping[str, Any], uri: str, source: StacSource) -> Candidate:
+    try:
+        scene_id, properties, assets = str(item["id"]), item["properties"], item["assets"]
+        files = _chosen(scene_id, assets, source.assets, uri) if source.assets else _data_files(assets, uri)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{uri} holds an item that is not valid STAC: {error!r}; correct it or leave it out") from error
+    if not files:
+        raise BandError(f"STAC item {scene_id} has no raster asset; name them with `assets`; it has {', '.join(assets) or 'none'}")
+    return Candidate(
+        scene_id=scene_id,
+        files=tuple(files),
+        datetime=_datetime(scene_id, properties),
+        platform=properties.get("platform") or properties.get("constellation"),
+        quality=_quality(scene_id, assets, source, uri),
+    )
+
+
+def _datetime(scene_id: str, properties: Mapping[str, Any]) -> datetime.datetime | None:
+    text = properties.get("datetime") or properties.get("start_datetime")
+    try:
+        return dates.instant(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"STAC item {scene_id}: {error}") from None
+
+
+def _asset(scene_id: str, assets: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    if key not in assets:
+        raise BandError(f"STAC item {scene_id} has no asset {key!r}; it has {', '.join(map(repr, assets)) or 'none'}")
+    found: Mapping[str, Any] = assets[key]
+    return found
+
+
+def _chosen(scene_id: str, assets: Mapping[str, Any], wanted: Mapping[str, str], uri: str) -> list[BandFile]:
+    """Return a file for each named band; `key:2` is the second band of an asset."""
+    files = []
+    for name, text in wanted.items():
+        key, colon, number = text.rpartition(":")
+        key, index = (key, int(number)) if colon and number.isdigit() and text not in assets else (text, 1)
+        asset = _asset(scene_id, assets, key)
+        if not colon:
+            names = _band_names(key, asset)
+            index = names.index(name) + 1 if name in names else 1
+        files.append(BandFile(uri=_href(asset, uri), bands={name: index}, meaning={name: _meaning(asset, index)}))
+    return files
+
+
+def _data_files(assets: Mapping[str, Any], uri: str) -> list[BandFile]:
+    """Return a file for each asset of data, with all its bands."""
+    files = []
+    for key, asset in assets.items():
+        roles = asset.get("roles") or []
+        raster = str(asset.get("type", "")).startswith(_RASTER_TYPES)
+        if ("data" in roles or not roles) and raster and not {"overview", "thumbnail", "metadata"} & set(roles):
+            bands = {name: index for index, name in enumerate(_band_names(key, asset), start=1)}
+            files.append(BandFile(uri=_href(asset, uri), bands=bands, meaning={name: _meaning(asset, bands[name]) for name in bands}))
+    return files
+
+
+def _band_names(key: str, asset: Mapping[str, Any]) -> list[str]:
+    bands = asset.get("bands") or asset.get("eo:bands") or []
+    if len(bands) <= 1:
+        return [key]
+    keys = ("eo:common_name", "common_name", "name")
+    return [next((str(band[k]) for k in keys if band.get(k)), f"{key}_{index}") for index, band in enumerate(bands, start=1)]
+
+
+def _meaning(asset: Mapping[str, Any], index: int) -> Meaning:
+    """Return what STAC 1.1 (`bands`, or the asset itself) or the raster extension (`raster:bands`) say of a band's values."""
+    entries = [asset, *(bands[index - 1] for bands in (asset.get("bands"), asset.get("raster:bands")) if bands and len(bands) >= index)]
+    found: dict[str, float | None] = {"scale": None, "offset": None, "nodata": None}
+    for entry in entries:
+        for name in found:
+            value = entry.get(f"raster:{name}", entry.get(name))
+            if value is not None:
+                found[name] = float(value)  # nodata may be the text "nan"
+    return Meaning(**found)
+
+
+def _href(asset: Mapping[str, Any], uri: str) -> str:
+    """Return an asset's address; a relative one is relative to its item."""
+    href = str(asset["href"])
+    if urllib.parse.urlsplit(href).scheme in {"s3", "http", "https", "file"} or href.startswith("/"):
+        return href
+    scheme, _, rest = uri.rpartition("://")
+    folder = rest.rpartition("/")[0]
+    parts: list[str] = []
+    for part in f"{folder}/{href}".split("/"):
+        if part == ".." and parts:
+            parts.pop()
+        elif part not in {".", ".."}:
+            parts.append(part)
+    return (f"{scheme}://" if scheme else "") + "/".join(parts)
+
+
+def _quality(scene_id: str, assets: Mapping[str, Any], source: StacSource, uri: str) -> QualityRef | None:
+    wanted = source.quality
+    if wanted is None:
+        return None
+    href = _href(_asset(scene_id, assets, wanted.asset), uri)
+    return QualityRef(uri=href, band=wanted.band, bits=wanted.bits, classes=wanted.classes)
