@@ -1,0 +1,93 @@
+"""Guards of mining: which candidates are no negatives of an anchor, however near their embeddings lie."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Guard(Protocol):
+    """A rule over pairs of tiles, vectorised."""
+
+    name: str
+    """Under which its refusals are counted."""
+
+    def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
+        """Return (pairs,) bool, True where the candidate is no negative of the anchor.
+
+        Args:
+            anchors: (pairs,) indices of tiles.
+            candidates: (pairs,) indices of tiles.
+        """
+        ...
+
+
+class OverlapGuard:
+    """Refuses candidates whose ground may overlap the anchor's, on whichever date and in whichever scene."""
+
+    name = "overlap"
+
+    def __init__(self, positions: FloatArray, sizes: FloatArray) -> None:
+        """Take where the tiles lie.
+
+        Args:
+            positions: (tiles, 3) centres, in metres or pixels.
+            sizes: (tiles,) sides, in the same unit. Squares turned against each other in any way are apart when their centres are farther
+                apart than their half diagonals together: nearer than that counts as overlap.
+        """
+        self._positions, self._reach = positions, sizes * math.sqrt(0.5)
+
+    def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
+        """See `Guard`."""
+        return _distances(self._positions, anchors, candidates) < self._reach[anchors] + self._reach[candidates]
+
+
+class DistanceGuard:
+    """Refuses candidates nearer than some tile sizes, whose ground is likely of the anchor's kind; or, if wanted, farther than some."""
+
+    name = "distance"
+
+    def __init__(self, positions: FloatArray, sizes: FloatArray, *, min_dist: float, max_dist: float | None = None) -> None:
+        """Take where the tiles lie.
+
+        Args:
+            positions: (tiles, 3) centres, in metres or pixels.
+            sizes: (tiles,) sides, in the same unit.
+            min_dist: least distance between centres, in sizes of the anchor.
+            max_dist: greatest distance, likewise; None for any.
+        """
+        self._positions, self._sizes, self._min_dist = positions, sizes, min_dist
+        self._max_dist = math.inf if max_dist is None else max_dist
+
+    def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
+        """See `Guard`."""
+        in_sizes = _distances(self._positions, anchors, candidates) / self._sizes[anchors]
+        return (in_sizes < self._min_dist) | (in_sizes > self._max_dist)
+
+
+class LabelGuard:
+    """Refuses candidates of the anchor's class, where both are known."""
+
+    name = "label"
+
+    def __init__(self, labels: IntArray) -> None:
+        """Take (tiles,) classes, negative where unknown."""
+        self._labels = labels
+
+    def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
+        """See `Guard`."""
+        wanted = self._labels[anchors]
+        same: BoolArray = (wanted == self._labels[candidates]) & (wanted >= 0)
+        return same
+
+
+def _distances(positions: FloatArray, anchors: IntArray, candidates: IntArray) -> FloatArray:
+    apart = positions[anchors] - positions[candidates]
+    found: FloatArray = np.sqrt(np.einsum("pd,pd->p", apart, apart))
+    return found
