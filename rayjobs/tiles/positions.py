@@ -1,0 +1,85 @@
+"""Where tiles lie, as points between which straight lines can be measured, and how large they are.
+
+Tiles of all scenes, projections and dates share one earth-centred frame, so that distances hold across zones, poles and the antimeridian. A
+straight line through the Earth is shorter than the ground by less than a thousandth up to 900 km.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from rayjobs.geo import FloatArray, IntArray, ecef, radius_m
+from rayjobs.tiles.table import geometries
+
+_FAR = 1e9
+"""Distance between the frames of plain images, more than any image is wide and than the Earth."""
+
+
+def positions(tiles: pa.Table) -> FloatArray:
+    """Return the centres of tiles.
+
+    Args:
+        tiles: with the columns `geometry`, `crs`, `scene_id`, `row`, `col`, `height` and `width`.
+
+    Returns:
+        (n, 3) float64: metres from the centre of the Earth (a sphere) for georeferenced tiles; for tiles of plain images (x, y, z) in
+        pixels, z setting each scene a thousand million from any other.
+    """
+    found, _ = _centres_and_areas(tiles)
+    plain = np.flatnonzero(tiles["geometry"].is_null().to_numpy())
+    if len(plain):
+        row, col, height, width = (tiles[name].to_numpy()[plain] for name in ("row", "col", "height", "width"))
+        number = tiles["scene_id"].combine_chunks().dictionary_encode().indices.to_numpy()[plain]
+        found[plain] = np.stack([col + width / 2, row + height / 2, (number + 1) * _FAR], axis=-1)
+    return found
+
+
+def sizes(tiles: pa.Table) -> FloatArray:
+    """Return the sides of tiles, as of squares of the same area: (n,) float64, metres, or pixels for plain images."""
+    _, areas = _centres_and_areas(tiles)
+    plain = np.flatnonzero(tiles["geometry"].is_null().to_numpy())
+    areas[plain] = tiles["height"].to_numpy()[plain] * tiles["width"].to_numpy()[plain]
+    return np.sqrt(areas)
+
+
+def _centres_and_areas(tiles: pa.Table) -> tuple[FloatArray, FloatArray]:
+    """Return (n, 3) centre on the sphere, metres, and (n,) area of each footprint; zeros where there is none.
+
+    Rings are fanned into triangles in space; a footprint that is cut at the antimeridian adds up from its parts.
+    """
+    start, stop, owner, corner = _triangles(tiles)
+    rows = tiles.num_rows
+    vectors = np.cross(start - corner, stop - corner) / 2
+    normal = np.stack([np.bincount(owner, vectors[:, axis], rows) for axis in range(3)], axis=-1)
+    areas = np.linalg.norm(normal, axis=1)
+    unit = normal / np.where(areas > 0, areas, 1)[:, None]
+    weight = (vectors * unit[owner]).sum(axis=1)
+    middle = (start + stop + corner) * weight[:, None]
+    centre = np.stack([np.bincount(owner, middle[:, axis], rows) for axis in range(3)], axis=-1)
+    length = np.linalg.norm(centre, axis=1)
+    radius = _radii(tiles)
+    return centre * (radius / np.where(length > 0, length, 1))[:, None], areas * radius**2
+
+
+def _triangles(tiles: pa.Table) -> tuple[FloatArray, FloatArray, IntArray, FloatArray]:
+    """Return the edges of all rings on the unit sphere: (m, 3) start, stop, (m,) row of the table, (m, 3) first corner of the ring."""
+    parts, tile = shapely.get_parts(geometries(tiles), return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    unit = ecef(points, 1.0)
+    same = ring[1:] == ring[:-1]
+    first = np.searchsorted(ring, np.arange(len(rings)))
+    ring = ring[:-1][same]
+    return unit[:-1][same], unit[1:][same], tile[part[ring]].astype(np.int64), unit[first[ring]]
+
+
+def _radii(tiles: pa.Table) -> FloatArray:
+    """Return the radius of each tile's body, (n,) metres."""
+    encoded: Any = tiles["crs"].combine_chunks().dictionary_encode()
+    of_crs = np.array([radius_m(crs) for crs in encoded.dictionary.to_pylist()] + [radius_m(None)])
+    radii: FloatArray = of_crs[encoded.indices.fill_null(len(of_crs) - 1).to_numpy(zero_copy_only=False)]
+    return radii

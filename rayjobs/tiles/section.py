@@ -1,0 +1,116 @@
+"""The `tiles` section of the experiment file: which places are looked at, and what near and far mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+from rayjobs.config import section
+
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Distance = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+
+SPLITS = ("train", "val", "test")
+"""Names of the splits, in the order in which the shares are laid out."""
+
+
+@section
+class RandomSampler:
+    """Windows anywhere, each place equally likely."""
+
+    kind: Literal["random"] = "random"
+    """Windows anywhere, each place equally likely."""
+    count: Annotated[int, pydantic.Field(ge=1)] = 1000
+    """Candidates over all scenes, shared out by the scenes' number of pixels."""
+
+
+@section
+class GridSampler:
+    """Windows side by side."""
+
+    kind: Literal["grid"] = "grid"
+    """Windows side by side."""
+    stride: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Pixels from one window to the next; null: the tile size, so that windows meet without overlapping."""
+
+
+@section
+class ClusterSampler:
+    """Groups of neighbouring windows: a raster block that is fetched for one serves all."""
+
+    kind: Literal["cluster"] = "cluster"
+    """Groups of neighbouring windows."""
+    clusters: Annotated[int, pydantic.Field(ge=1)] = 100
+    """Clusters over all scenes, shared out by the scenes' number of pixels."""
+    tiles_per_cluster: Annotated[int, pydantic.Field(ge=1)] = 16
+    """Windows in each cluster; fewer where a scene has no room for them."""
+    radius: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 4.0
+    """Distance from the cluster's centre within which its windows' centres lie, in tile sizes."""
+
+
+Sampler = Annotated[RandomSampler | GridSampler | ClusterSampler, pydantic.Field(discriminator="kind")]
+
+
+@section
+class SplitsSection:
+    """How the ground is divided, so that what is learned on one part is measured on another."""
+
+    train: Fraction = 0.6
+    """Share of the blocks that train; the three shares add up to 1."""
+    val: Fraction = 0.2
+    """Share of the blocks on which choices are made."""
+    test: Fraction = 0.2
+    """Share of the blocks that are opened once, at the end."""
+    by: Literal["block", "scene"] = "block"
+    """`block`: squares of ground; `scene`: whole scenes. Plain images are always divided by scene, having no ground."""
+    block_m: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 10_000.0
+    """Side of a block, metres."""
+    buffer_m: Distance = 0.0
+    """Tiles nearer than this to the ground of another split belong to no split, metres."""
+    seed: int = 0
+    """Another seed gives blocks to other splits."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares that do not add up."""
+        if not math.isclose(self.train + self.val + self.test, 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares train {self.train}, val {self.val} and test {self.test} must add up to 1")
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Shares in the order of `SPLITS`."""
+        return self.train, self.val, self.test
+
+
+@section
+class TilesSection:
+    """Which places are looked at, and what near and far mean."""
+
+    size: Annotated[int, pydantic.Field(ge=1)] | None = 64
+    """Side of a tile, pixels of its scene's own grid; null: each scene is one tile, as in image folders."""
+    sampler: Sampler = RandomSampler()
+    """How places are chosen."""
+    seed: int = 0
+    """Another seed chooses other places."""
+    min_valid_fraction: Fraction = 0.9
+    """Tiles with a smaller share of valid pixels are left out."""
+    min_label_purity: Fraction = 0.0
+    """Tiles whose dominant class covers a smaller share of the labelled pixels get no label."""
+    min_pos_dist: Distance = 0.0
+    """Least distance between the centres of two tiles that count as alike, in tile sizes."""
+    max_pos_dist: Distance = 1.5
+    """Greatest such distance: 1.5 takes in the 8 neighbours of a grid."""
+    min_neg_dist: Distance = 4.0
+    """Least distance between the centres of two tiles that count as different, in tile sizes."""
+    max_neg_dist: Distance | None = None
+    """Greatest such distance; null: any."""
+    splits: SplitsSection = SplitsSection()
+    """How the ground is divided into training, validation and test."""
+
+    def __post_init__(self) -> None:
+        """Refuse distances that leave nothing between them."""
+        if self.min_pos_dist > self.max_pos_dist:
+            raise ValueError(f"min_pos_dist {self.min_pos_dist} is above max_pos_dist {self.max_pos_dist}; no two tiles would be alike")
+        if self.max_neg_dist is not None and self.min_neg_dist > self.max_neg_dist:
+            raise ValueError(f"min_neg_dist {self.min_neg_dist} is above max_neg_dist {self.max_neg_dist}; no two tiles would differ")

@@ -1,0 +1,172 @@
+"""Which tiles train, which choose and which measure: splits that share no ground.
+
+The globe is divided into square blocks, and each block belongs to one split by a hash of its own name, so that adding imagery never
+moves a block. A tile belongs to the split of the blocks that it touches, if they agree; otherwise to none. Two tiles of different splits
+therefore have no block in common, hence no ground, whatever their scenes, dates and projections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import shapely
+
+from rayjobs.errors import NoTilesError
+from rayjobs.geo import EARTH_RADIUS_M, BoolArray, FloatArray, IntArray, cell_name, cells, cells_touched_by, grown
+from rayjobs.tiles.section import SPLITS, SplitsSection
+
+NO_SPLIT = -1
+"""Code of tiles that belong to no split; other codes index `SPLITS`."""
+
+_MOST_BLOCKS = 4096
+"""A tile that spans more blocks than this is not asked which: they never agree."""
+_AT_ONCE = 50_000
+"""Tiles looked at together, which bounds the memory."""
+_CONTACT_M = 0.001
+"""Footprints nearer than this touch."""
+
+
+class Assigned(NamedTuple):
+    """What each tile belongs to."""
+
+    split: IntArray
+    """(n,) index into `SPLITS`, or `NO_SPLIT`."""
+    block_id: list[str]
+    """(n,) name of the block that holds the tile's centre, or of its scene."""
+
+
+def assign_splits(scene_ids: Sequence[str], scene: IntArray, centres: FloatArray, boxes: FloatArray, section: SplitsSection) -> Assigned:
+    """Give each tile its split and its block.
+
+    Args:
+        scene_ids: of the scenes, each once.
+        scene: (n,) index of each tile's scene.
+        centres: (n, 2) longitude and latitude; NaN for tiles of plain images.
+        boxes: (n, 4) west, south, east, north of each footprint, degrees (west > east crosses the antimeridian); NaN for tiles of plain
+            images, which are divided by scene.
+        section: shares, size of a block, buffer.
+    """
+    on_ground = np.isfinite(boxes).all(axis=1)
+    split = np.array([_split_of_scene(scene_id, section) for scene_id in scene_ids], np.int64)[scene]
+    block_id = np.array(scene_ids, object)[scene]
+    if section.by == "block":
+        split[on_ground] = _by_block(grown(boxes[on_ground], section.buffer_m), section)
+        block_id[on_ground] = [cell_name(row, col) for row, col in cells(centres[on_ground], section.block_m).tolist()]
+    else:
+        split[on_ground] = _apart(split[on_ground], boxes[on_ground], section.buffer_m)
+    return Assigned(split, block_id.tolist())
+
+
+def _split_of_scene(scene_id: str, section: SplitsSection) -> int:
+    digest = hashlib.sha256(f"{section.seed}\n{scene_id}".encode()).digest()
+    return int(_by_share(np.array([int.from_bytes(digest[:8], "little")], np.uint64), section)[0])
+
+
+def _by_share(hashes: np.ndarray[tuple[int], np.dtype[np.uint64]], section: SplitsSection) -> IntArray:
+    """Lay the shares out between 0 and 1 and return the split that each hash falls into."""
+    last = max(index for index, share in enumerate(section.shares) if share > 0)
+    found = np.searchsorted(np.cumsum(section.shares), hashes / 2.0**64, side="right")
+    return np.minimum(found, last).astype(np.int64)
+
+
+def _split_of_blocks(blocks: IntArray, section: SplitsSection) -> IntArray:
+    """Return the split of each block (n, 2)."""
+    key = hashlib.sha256(f"{section.seed}\nblocks".encode()).digest()
+    seed = np.uint64(int.from_bytes(key[:8], "little"))
+    packed = blocks[:, 0].astype(np.uint64) << np.uint64(32) | blocks[:, 1].astype(np.uint64)
+    return _by_share(_mixed(packed ^ seed), section)
+
+
+def _mixed(values: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """Hash 64-bit numbers (the finaliser of SplitMix64, Steele et al. 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
+
+
+def _by_block(boxes: FloatArray, section: SplitsSection) -> IntArray:
+    """Return the split on which all blocks that a box touches agree, or `NO_SPLIT`."""
+    if max(section.shares) == 1:
+        return np.full(len(boxes), section.shares.index(1), np.int64)
+    split = np.full(len(boxes), NO_SPLIT, np.int64)
+    askable = np.flatnonzero(_blocks_spanned(boxes, section.block_m) <= _MOST_BLOCKS)
+    for members in np.array_split(askable, len(askable) // _AT_ONCE + 1):
+        if len(members):
+            touched = cells_touched_by(boxes[members], section.block_m)
+            of_block = _split_of_blocks(touched.cell, section)
+            first = np.searchsorted(touched.box, np.arange(len(members)))
+            lowest, highest = np.minimum.reduceat(of_block, first), np.maximum.reduceat(of_block, first)
+            split[members] = np.where(lowest == highest, lowest, NO_SPLIT)
+    return split
+
+
+def _blocks_spanned(boxes: FloatArray, block_m: float) -> FloatArray:
+    """Return at least how many blocks each box spans, from its extent at its widest parallel."""
+    west, south, east, north = boxes.T
+    widest = np.where(south * north < 0, 0.0, np.minimum(np.abs(south), np.abs(north)))
+    across = np.radians(np.where(west > east, east - west + 360, east - west)) * np.cos(np.radians(widest))
+    spanned: FloatArray = (across * EARTH_RADIUS_M / block_m + 1) * (np.radians(north - south) * EARTH_RADIUS_M / block_m + 1)
+    return spanned
+
+
+def _apart(split: IntArray, boxes: FloatArray, buffer_m: float) -> IntArray:
+    """Take tiles that are too near to a tile of another split out of theirs: validation gives way to test, training to both."""
+    split = split.copy()
+    for giving_way in reversed(range(len(SPLITS) - 1)):
+        mine, others = np.flatnonzero(split == giving_way), np.flatnonzero(split > giving_way)
+        split[mine[_near(boxes[mine], boxes[others], buffer_m)]] = NO_SPLIT
+    return split
+
+
+def _near(boxes: FloatArray, others: FloatArray, distance_m: float) -> BoolArray:
+    """Return which boxes (n, 4) lie within a distance of one of the others (m, 4): (n,) bool."""
+    near = np.zeros(len(boxes), bool)
+    flat, _ = _flat(others)
+    tree = shapely.STRtree(shapely.box(*flat.T))
+    for members in np.array_split(np.arange(len(boxes)), len(boxes) // _AT_ONCE + 1):
+        wide, owner = _flat(grown(boxes[members], max(distance_m, _CONTACT_M)))
+        near[members[owner[tree.query(shapely.box(*wide.T))[0]]]] = True
+    return near
+
+
+def _flat(boxes: FloatArray) -> tuple[FloatArray, IntArray]:
+    """Cut boxes at the antimeridian: (m, 4) with west <= east, and (m,) which box each comes from."""
+    crossing = np.flatnonzero(boxes[:, 0] > boxes[:, 2])
+    east = np.concatenate([boxes, boxes[crossing]])
+    east[crossing, 2] = 180
+    east[len(boxes) :, 0] = -180
+    return east, np.concatenate([np.arange(len(boxes)), crossing])
+
+
+def check_splits(tiles: pa.Table, section: SplitsSection) -> None:
+    """Make sure that every split that has a share has a tile.
+
+    Args:
+        tiles: with the columns `split` and `block_id`.
+        section: shares and size of a block.
+
+    Raises:
+        NoTilesError: one has none.
+    """
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(tiles["split"]).to_pylist()}
+    empty = [name for name, share in zip(SPLITS, section.shares, strict=True) if share > 0 and not counts.get(name)]
+    if not empty:
+        return
+    blocks, total, outside = pc.count_distinct(tiles["block_id"]).as_py(), tiles.num_rows, counts.get(None, 0)
+    found = f"no tile of {total} belongs to the {'split' if len(empty) == 1 else 'splits'} {' and '.join(empty)}"
+    where = f"they lie in {blocks} {'blocks' if section.by == 'block' else 'scenes'}, and {outside} touch more than one split"
+    raise NoTilesError(f"{found}: {where}; {_remedy(section, crowded=2 * outside > total)}, or give those splits the share 0")
+
+
+def _remedy(section: SplitsSection, *, crowded: bool) -> str:
+    if section.by == "scene":
+        return "set tiles.splits.by: block, or add scenes elsewhere"
+    if crowded:
+        return f"make tiles.splits.block_m (now {section.block_m:g}) several times as large as a tile, or tiles.size or buffer_m smaller"
+    return f"make tiles.splits.block_m (now {section.block_m:g}) smaller, so that there are more blocks, or try another tiles.splits.seed"
