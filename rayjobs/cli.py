@@ -31,5 +31,5 @@ def main() -> None:
         runpy.run_module(f"rayjobs.{verb}", run_name="__main__", alter_sys=False)
         return
     asked = len(sys.argv) > 1 and sys.argv[1] in {"-h", "--help"}
-    print(usage(), file=sys.stdout if asked else sys.stderr)  # noqa: T201  what a command line is for
+    print(usage(), file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)

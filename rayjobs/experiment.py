@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from rayjobs import config
+from rayjobs.cluster.section import RaySection
 from rayjobs.config import section
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.index.section import IndexSection
 from rayjobs.metric.section import LossSection, MinerSection, MiningSection, SemiHardMiner, TripletLossSection
 from rayjobs.models.section import ModelSection
 from rayjobs.rasters.section import RastersSection
-from rayjobs.cluster.section import RaySection
 from rayjobs.serve.section import ServeSection
 from rayjobs.tiles.section import TilesSection
 from rayjobs.tracking import TrackingSection

@@ -90,7 +90,9 @@ class Tracker:
 
 
 @contextmanager
-def tracked(settings: TrackingSection, *, workspace: str, run: str, parameters: Mapping[str, Any], resume: str | None = None) -> Iterator[Tracker]:
+def tracked(
+    settings: TrackingSection, *, workspace: str, run: str, parameters: Mapping[str, Any], resume: str | None = None
+) -> Iterator[Tracker]:
     """Log the block as one MLflow run: FINISHED when it ends, FAILED when it raises.
 
     Args:

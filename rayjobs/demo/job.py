@@ -48,7 +48,9 @@ class Walk:
 def parser() -> argparse.ArgumentParser:
     """Return the options of `rayjobs demo`."""
     made = argparse.ArgumentParser(prog="rayjobs demo", description="The whole road on two real Landsat scenes, in about ten minutes.")
-    made.add_argument("--config", type=Path, default=Path("configs/landsat-tile2vec.yaml"), help="the experiment (configs/landsat-tile2vec.yaml)")
+    made.add_argument(
+        "--config", type=Path, default=Path("configs/landsat-tile2vec.yaml"), help="the experiment (configs/landsat-tile2vec.yaml)"
+    )
     made.add_argument("--folder", type=Path, default=Path("demo"), help="where imagery, workspace and results go (demo)")
     made.add_argument("--serve", action="store_true", help="keep the service up at the end")
     made.add_argument("--json", action="store_true", help="end stdout with one JSON object")

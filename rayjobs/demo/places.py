@@ -102,7 +102,11 @@ def _searches(source: Version, answers: Sequence[dict[str, Any]]) -> list[dict[s
     tiles = read_geoparquet(source.read("tiles.parquet"))
     footprint = dict(zip(tiles["tile_id"].to_pylist(), tiles["geometry"].to_pylist(), strict=True))
     return [
-        {"colour": colour, "query": _geojson(footprint[answer["query"]]), "hits": [_noted(rank, hit) for rank, hit in enumerate(answer["features"], 1)]}
+        {
+            "colour": colour,
+            "query": _geojson(footprint[answer["query"]]),
+            "hits": [_noted(rank, hit) for rank, hit in enumerate(answer["features"], 1)],
+        }
         for colour, answer in zip(_COLOURS, answers, strict=False)
     ]
 

@@ -66,7 +66,7 @@ class Encode:
         vectors = self._embed(tiles, chips_name)
         dim = vectors.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
-        table = tiles.drop_columns(["shard"]).append_column("embedding", column)
+        table = tiles.append_column("embedding", column)
         marked = {**(table.schema.metadata or {}), METADATA_KEY: self._encoder.fingerprint.encode()}
         return geoparquet_bytes(table.replace_schema_metadata(marked))
 

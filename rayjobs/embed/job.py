@@ -78,7 +78,9 @@ def trained_files(experiment: Experiment) -> dict[str, bytes]:
     return {"model_json": checkpoint.read("model.json"), "tensors": checkpoint.read("model.safetensors")}
 
 
-def embed(source: Version, encoder: Mapping[str, bytes], target: Artefact, console: Console, *, splits: Sequence[str] | None = None) -> Version:
+def embed(
+    source: Version, encoder: Mapping[str, bytes], target: Artefact, console: Console, *, splits: Sequence[str] | None = None
+) -> Version:
     """Embed a set and publish the table; one that was published already is returned as it is.
 
     Args:
@@ -101,6 +103,7 @@ def embed(source: Version, encoder: Mapping[str, bytes], target: Artefact, conso
             "parents": {"set": f"{source.manifest['name']}/{source.version}"},
             "encoder_fingerprint": fingerprint,
             "counts": {"rows": sum(int(report["rows"]) for report in reports)},
+            "rows_by_part": {report["digest"]["name"]: int(report["rows"]) for report in reports},
         }
     )
 
@@ -113,7 +116,13 @@ def _encode(
     actors = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
     parts = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Encode,
-        fn_constructor_kwargs={"files": ray.put(dict(encoder)), "source": source, "store": target.store, "prefix": prefix, "splits": splits},
+        fn_constructor_kwargs={
+            "files": ray.put(dict(encoder)),
+            "source": source,
+            "store": target.store,
+            "prefix": prefix,
+            "splits": splits,
+        },
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(shards))),
         num_cpus=1,
         num_gpus=1 if gpu else None,
@@ -152,5 +161,7 @@ def _checked_part(version: Version, name: str) -> pa.Table:
     table = pq.read_table(io.BytesIO(version.read(name)))
     found = (table.schema.metadata or {}).get(METADATA_KEY, b"").decode()
     if found != version.manifest["encoder_fingerprint"]:
-        raise FingerprintError(f"{version.store.address(version.prefix + name)} was made by encoder {found or 'unknown'}; run `rayjobs embed` again")
+        raise FingerprintError(
+            f"{version.store.address(version.prefix + name)} was made by encoder {found or 'unknown'}; run `rayjobs embed` again"
+        )
     return table.replace_schema_metadata(None)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from rayjobs.tiles.chips import Chip
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rayjobs.tiles.chips import Chip
+Array = np.ndarray[Any, Any]
 
 
 def stack(chips: Sequence[Chip], size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,6 +33,16 @@ def stack(chips: Sequence[Chip], size: int) -> tuple[torch.Tensor, torch.Tensor]
     return torch.stack([pixels for pixels, _ in resized]), torch.stack([valid for _, valid in resized])
 
 
+def stack_arrays(images: Sequence[tuple[Array, Array]], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images that are not tiles of a set; see `stack`.
+
+    Args:
+        images: pixels (bands, height, width) and valid (height, width) of each.
+        size: as in `stack`.
+    """
+    return stack([Chip(tile_id="", pixels=pixels, valid=valid) for pixels, valid in images], size)
+
+
 def _resize(chip: Chip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.from_numpy(_for_torch(chip.pixels))
     values = functional.interpolate(source[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
@@ -38,7 +50,7 @@ def _resize(chip: Chip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (values if source.is_floating_point() else values.round()).to(source.dtype), valid
 
 
-def _for_torch(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any dtype
+def _for_torch(values: Array) -> Array:
     """Widen the integer types that torch computes little with; floats and uint8 stay."""
     wider = {"uint16": np.int32, "uint32": np.int64, "int8": np.int16}.get(values.dtype.name)
     return np.array(values if wider is None else values.astype(wider))

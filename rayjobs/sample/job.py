@@ -182,7 +182,11 @@ def _with_files(refused: pa.Table, unreadable: tuple[tuple[str, str], ...]) -> p
 def _none_kept(outcomes: pa.Table) -> str:
     reasons = Counter(outcomes["status"].to_pylist())
     best = pc.max(outcomes["valid_fraction"]).as_py()
-    seen = "" if best is None else f"; the best valid_fraction seen is {best:.3f}: lower tiles.min_valid_fraction or correct nodata and quality"
+    seen = (
+        ""
+        if best is None
+        else f"; the best valid_fraction seen is {best:.3f}: lower tiles.min_valid_fraction or correct nodata and quality"
+    )
     example = outcomes["reason"][0].as_py()
     return f"none of {outcomes.num_rows} planned tiles could be kept ({dict(reasons)}; for example: {example}){seen}"
 

@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from ray import serve
 
+from rayjobs.embed.stack import stack_arrays
 from rayjobs.errors import QueryError, RayjobsError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.models.spec import check_bands
@@ -88,8 +89,6 @@ class Encoder:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002)
     async def _embed(self, images: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[np.ndarray[Any, Any]]:
-        from rayjobs.embed.stack import stack_arrays  # noqa: PLC0415
-
         pixels, valid = stack_arrays(images, self._encoder.spec.tile_size)
         with torch.inference_mode():
             vectors = self._encoder.module(pixels.to(self._device), valid.to(self._device)).cpu().numpy()

@@ -147,7 +147,9 @@ def _join_mined(anchors: IntArray, mined: IntArray, eligible: np.ndarray[Any, An
     result = anchors.copy()
     present = set(anchors[: len(anchors) - joined].tolist())
     for position in range(joined):
-        candidates = [tile for tile in mined[anchors[position]].tolist() if 0 <= tile < len(eligible) and eligible[tile] and tile not in present]
+        candidates = [
+            tile for tile in mined[anchors[position]].tolist() if 0 <= tile < len(eligible) and eligible[tile] and tile not in present
+        ]
         if candidates:
             chosen = int(rng.choice(candidates))
             result[len(anchors) - joined + position] = chosen

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import urllib.parse
 import os
+import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,9 @@ def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
     decided["set_version"] = source.version
     found = workspace.store.read_tagged(key)
     if found is None:
-        workspace.store.swap(key, yaml.safe_dump({"decided": decided, "resolved": experiment.to_dict()}, sort_keys=False).encode(), expected=None)
+        workspace.store.swap(
+            key, yaml.safe_dump({"decided": decided, "resolved": experiment.to_dict()}, sort_keys=False).encode(), expected=None
+        )
         return
     changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(decided)))
     if changed:
@@ -211,7 +213,9 @@ def _cause(error: BaseException, max_failures: int) -> RayjobsError:
         if isinstance(cause, RayjobsError):
             return cause
     lines = [line for line in str(failures[0]).strip().splitlines() if line.strip()]
-    return TrainingError(f"training failed {max_failures + 1} times, the last time with: {lines[-1] if lines else error!r}; the log file has the whole trace")
+    return TrainingError(
+        f"training failed {max_failures + 1} times, the last time with: {lines[-1] if lines else error!r}; the log file has the whole trace"
+    )
 
 
 class _Listener:
@@ -245,7 +249,9 @@ class _Listener:
     def _epoch(self, message: dict[str, Any]) -> None:
         metrics = message["metrics"]
         self._stage.done = message["epoch"]
-        self._console.say(f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s")
+        self._console.say(
+            f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s"
+        )
         self._tracker.metrics(metrics, step=message["epoch"])
 
 

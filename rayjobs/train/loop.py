@@ -352,7 +352,9 @@ def precision(chosen: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else "fp32"  # noqa: SLF001  torch has no public name for it
 
 
-def forbidden_pairs(experiment: Experiment, ground: Ground, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def forbidden_pairs(
+    experiment: Experiment, ground: Ground, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return (batch, batch) bool: True where two tiles are no negatives of each other, being too near (or, with max_neg_dist, too far)."""
     tiles = experiment.tiles
     nearest = max(1.0, tiles.min_neg_dist) if experiment.train.supervision == "geography" else 1.0

@@ -1,0 +1,224 @@
+"""The driver's side of `rayjobs evaluate`: embed held-out ground by every row's encoder, rank, and publish one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rayjobs.cluster.session import joined
+from rayjobs.embed.job import Embeddings, embed, read_embeddings, trained_files
+from rayjobs.errors import CheckpointError, ConfigError, TrainingError
+from rayjobs.evaluate.relevance import Question, ask
+from rayjobs.models.checkpoint import from_files, to_files
+from rayjobs.models.encoder import build
+from rayjobs.models.spec import ModelSpec, standardised, statistics_spec
+from rayjobs.retrieval.intervals import bootstrap_interval, paired_difference
+from rayjobs.retrieval.metrics import Scores, score
+from rayjobs.tracking import tracked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rayjobs.console import Console
+    from rayjobs.experiment import Experiment
+    from rayjobs.storage import Version
+
+_TRAINED = "trained"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `rayjobs evaluate` tells at its end."""
+
+    rows: list[dict[str, Any]]
+    """One per encoder: `name`, `metrics` ({metric: {value, low, high}})."""
+    objective: str
+    """The metric that counts."""
+    differences: dict[str, dict[str, float]]
+    """Trained minus each other row in the objective, paired by query: value, low, high."""
+    protocol: dict[str, Any]
+    """Queries, gallery, relevance, exclusion, resampling unit, seeds."""
+    report: str
+    """Where the table lies in the workspace."""
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Return what evaluation will take."""
+    workspace = experiment.open_workspace()
+    source = workspace.set.require("run `rayjobs sample` first")
+    tiles = source.manifest["counts"]["by_split"].get(experiment.evaluate.split, 0)
+    encoders = 4 if _frozen_weights(experiment) else 3
+    return {"queries": tiles, "gallery": tiles, "encoders": encoders, "tiles_to_embed": tiles * encoders}
+
+
+def run(experiment: Experiment, console: Console) -> Result:
+    """Measure every row on the chosen split and publish the table."""
+    settings = experiment.evaluate
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    source = workspace.set.require("run `rayjobs sample` first")
+    trained = trained_files(experiment)
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+        tables = _embed_all(experiment, source, trained, console)
+    question = ask(tables[_TRAINED].table, settings)
+    _check_objective(experiment)
+    scores = {name: _score(found, question, experiment) for name, found in tables.items()}
+    units = question.units[scores[_TRAINED].queries]
+    rows = [{"name": name, "metrics": _intervals(found, units, experiment)} for name, found in scores.items()]
+    differences = _differences(scores, units, experiment)
+    protocol = _protocol(experiment, source, question, scores[_TRAINED], len(np.unique(units)))
+    report = _publish(experiment, source, {"rows": rows, "objective": settings.objective, "differences": differences, "protocol": protocol})
+    _log(experiment, rows, differences)
+    _show(console, rows, differences, settings.objective)
+    return Result(rows=rows, objective=settings.objective, differences=differences, protocol=protocol, report=report)
+
+
+def _frozen_weights(experiment: Experiment) -> str | None:
+    chosen = experiment.evaluate.weights or experiment.model.pretrained
+    return None if chosen == "none" else chosen
+
+
+def _embed_all(experiment: Experiment, source: Version, trained: Mapping[str, bytes], console: Console) -> dict[str, Embeddings]:
+    """Return the embeddings of the split by every row's encoder."""
+    workspace, split = experiment.open_workspace(), (experiment.evaluate.split,)
+    spec = from_files(**trained).spec
+
+    def embedded(name: str, encoder: Mapping[str, bytes], splits: tuple[str, ...] = split) -> Embeddings:
+        return read_embeddings(embed(source, encoder, workspace.embeddings(name), console, splits=splits))
+
+    plain = statistics_spec(
+        bands=spec.bands, mean=spec.mean, std=spec.std, tile_size=spec.tile_size, resolution_m=spec.resolution_m, dtype=spec.dtype
+    )
+    of_training = embedded("image-statistics-plain", _files(plain), ("train",))
+    tables = {
+        "random-init": embedded("random-init", _files(spec, seed=experiment.evaluate.seed)),
+        "image-statistics": embedded("image-statistics", _files(standardised(plain, of_training.vectors))),
+    }
+    weights = _frozen_weights(experiment)
+    if weights:
+        frozen = _frozen(experiment, spec, weights, console)
+        if frozen:
+            tables["frozen-pretrained"] = embedded("frozen-pretrained", frozen)
+    tables[_TRAINED] = embedded(_TRAINED, trained)
+    return tables
+
+
+def _files(spec: ModelSpec, *, seed: int = 0, pretrained: str = "none") -> dict[str, bytes]:
+    files = to_files(build(spec, seed, pretrained=pretrained), spec)
+    return {"model_json": files["model.json"], "tensors": files["model.safetensors"]}
+
+
+def _frozen(experiment: Experiment, spec: ModelSpec, weights: str, console: Console) -> dict[str, bytes] | None:
+    """Return the pretrained backbone as it is, or None where its weights cannot be had here."""
+    from rayjobs.models.backbones import feature_count  # noqa: PLC0415  needed in this row alone
+
+    bare = dataclasses.replace(spec, projection="none", dim=feature_count(spec.backbone, len(spec.bands)))
+    try:
+        return _files(bare, seed=experiment.evaluate.seed, pretrained=weights)
+    except (CheckpointError, ConfigError) as error:
+        console.say(f"evaluate         no frozen-pretrained row: {error}")
+        return None
+
+
+def _check_objective(experiment: Experiment) -> None:
+    known = [*(f"{name}@{k}" for name in ("recall", "hit_rate", "precision") for k in experiment.evaluate.ks), "MAP@R"]
+    if experiment.evaluate.objective not in known:
+        raise ConfigError(f"evaluate.objective {experiment.evaluate.objective!r} is not measured; choose one of {', '.join(known)}")
+
+
+def _score(found: Embeddings, question: Question, experiment: Experiment) -> Scores:
+    if found.table["tile_id"].to_pylist() != question.tile_ids:
+        raise AssertionError("rows hold different tiles")  # a fault of ours: they could not be compared
+    scores = score(
+        found.vectors,
+        found.vectors,
+        relevance=question.relevance,
+        excluded=question.excluded,
+        ks=experiment.evaluate.ks,
+        distance="cosine" if np.allclose(np.linalg.norm(found.vectors[:256], axis=1), 1, atol=1e-3) else "euclidean",
+        seed=experiment.evaluate.seed,
+    )
+    if not len(scores.queries):
+        raise TrainingError(
+            f"no tile of the {experiment.evaluate.split} split has another relevant one; widen evaluate.radius, or take more or larger blocks"
+        )
+    return scores
+
+
+def _intervals(scores: Scores, units: np.ndarray[Any, Any], experiment: Experiment) -> dict[str, dict[str, float]]:
+    settings = experiment.evaluate
+    found = {
+        name: bootstrap_interval(values, units, resamples=settings.resamples, seed=settings.seed) for name, values in scores.values.items()
+    }
+    return {name: {"value": interval.value, "low": interval.low, "high": interval.high} for name, interval in found.items()}
+
+
+def _differences(scores: Mapping[str, Scores], units: np.ndarray[Any, Any], experiment: Experiment) -> dict[str, dict[str, float]]:
+    settings = experiment.evaluate
+    ours = scores[_TRAINED].values[settings.objective]
+    differences = {}
+    for name, other in scores.items():
+        if name != _TRAINED:
+            theirs = other.values[settings.objective]
+            interval = paired_difference(ours, theirs, units, resamples=settings.resamples, seed=settings.seed)
+            differences[name] = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return differences
+
+
+def _protocol(experiment: Experiment, source: Version, question: Question, scores: Scores, units: int) -> dict[str, Any]:
+    settings = experiment.evaluate
+    return {
+        "set_version": source.version,
+        "split": settings.split,
+        "queries": len(scores.queries),
+        "lone_queries": scores.lone,
+        "gallery": len(question.tile_ids),
+        "relevant": question.relevant_means,
+        "excluded": "the query itself, and tiles whose ground overlaps its own",
+        "interval": f"95 %, {settings.resamples} bootstrap resamples of {question.unit_means}",
+        "units": units,
+        "seeds": {"train": experiment.train.seed, "random-init and bootstrap": settings.seed},
+    }
+
+
+def _publish(experiment: Experiment, source: Version, table: dict[str, Any]) -> str:
+    workspace = experiment.open_workspace()
+    checkpoint = workspace.checkpoints.require("run `rayjobs train` first")
+    data = json.dumps(table, indent=1).encode()
+    draft = workspace.report.draft(hashlib.sha256(data + checkpoint.version.encode()).hexdigest()[:16])
+    draft.write("report.json", data)
+    draft.write("experiment.yaml", experiment.to_yaml().encode())
+    parents = {"set": source.version, "checkpoint": checkpoint.version}
+    draft.publish({"parents": parents, "encoder_fingerprint": checkpoint.manifest["encoder_fingerprint"], "counts": {}})
+    return workspace.store.address(f"{draft.prefix}report.json")
+
+
+def _log(experiment: Experiment, rows: list[dict[str, Any]], differences: dict[str, dict[str, float]]) -> None:
+    workspace = experiment.open_workspace()
+    name = f"{workspace.run}-evaluate-{experiment.evaluate.split}"
+    with tracked(experiment.tracking, workspace=workspace.store.uri, run=name, parameters=experiment.to_dict()) as tracker:
+        for row in rows:
+            values = {f"{row['name']}/{_plain(metric)}": entry["value"] for metric, entry in row["metrics"].items()}
+            tracker.metrics(values, step=0)
+        tracker.files({"report.json": json.dumps({"rows": rows, "differences": differences}, indent=1).encode()})
+
+
+def _plain(metric: str) -> str:
+    """MLflow takes no @ in the name of a metric."""
+    return metric.replace("@", "_at_")
+
+
+def _show(console: Console, rows: list[dict[str, Any]], differences: dict[str, dict[str, float]], objective: str) -> None:
+    console.say(f"evaluate         {objective}, with its 95 % interval, and trained minus each row:")
+    for row in rows:
+        entry = row["metrics"][objective]
+        text = f"  {row['name']:<18}{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+        if row["name"] in differences:
+            gap = differences[row["name"]]
+            text += f"    {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        console.say(text)

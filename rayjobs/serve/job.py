@@ -1,0 +1,101 @@
+"""The driver's side of `rayjobs serve`: check the index, start Ray Serve, and stay until told to end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from rayjobs.cluster.session import joined
+from rayjobs.errors import FingerprintError
+from rayjobs.retrieval.manifest import read_index_manifest
+from rayjobs.serve.app import AppSettings, build_app
+
+if TYPE_CHECKING:
+    from rayjobs.console import Console
+    from rayjobs.experiment import Experiment
+    from rayjobs.storage import Version
+
+_APPLICATION = "rayjobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `rayjobs serve` tells at its end."""
+
+    url: str
+    index_version: str
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Return what the service would serve, and its memory."""
+    version = _checked_index(experiment)
+    manifest = read_index_manifest(version.manifest, version.version)
+    rows = sum(entry.rows for entry in manifest.segments)
+    size = sum(entry.size for entry in version.files)
+    return {"url": _url(experiment), "index_version": version.version, "rows": rows, "memory_per_replica_bytes": size}
+
+
+def run(experiment: Experiment, console: Console) -> Result:
+    """Serve the published index until SIGINT or SIGTERM."""
+    settings = experiment.serve
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    version = _checked_index(experiment)
+    app = build_app(
+        AppSettings(
+            workspace=workspace.store.uri,
+            index=workspace.index.name,
+            **{name: getattr(settings, name) for name in AppSettings.model_fields if hasattr(settings, name)},
+        )
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+        console.say(f"serve            starting index {workspace.index.name} {version.version}")
+        serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s})
+        try:
+            serve.run(app, name=_APPLICATION, route_prefix="/")
+            _tell(console, experiment)
+            signal.pause()
+        except KeyboardInterrupt:
+            console.say("serve            ending")
+        finally:
+            serve.delete(_APPLICATION)
+    return Result(url=_url(experiment), index_version=version.version)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _url(experiment: Experiment) -> str:
+    return f"http://{experiment.serve.host}:{experiment.serve.port}"
+
+
+def _checked_index(experiment: Experiment) -> Version:
+    """Return the published index, if the run's newest encoder made it.
+
+    Raises:
+        FingerprintError: the run was trained further, or is another.
+    """
+    workspace = experiment.open_workspace()
+    version = workspace.index.require("run `rayjobs index` first")
+    made_by = read_index_manifest(version.manifest, workspace.store.address(version.prefix)).encoder_fingerprint
+    newest = workspace.checkpoints.current()
+    if newest and newest.manifest["encoder_fingerprint"] != made_by:
+        raise FingerprintError(
+            f"index {workspace.index.name} {version.version} was made by encoder {made_by[:12]}, but run {workspace.run} has "
+            f"{newest.manifest['encoder_fingerprint'][:12]} now; run `rayjobs index`, or name the index's own run with --workspace.run"
+        )
+    return version
+
+
+def _tell(console: Console, experiment: Experiment) -> None:
+    url = _url(experiment)
+    body = json.dumps({"positives": [{"point": {"lon": 0.0, "lat": 0.0}}], "limit": 5})
+    console.say(f"serve            ready: {url}/docs describes it; end with Ctrl-C")
+    console.say(f"serve            curl -s {url}/v1/search -H 'content-type: application/json' -d '{body}'")
