@@ -25,6 +25,8 @@ _GALLERY = 16_384
 """Tiles compared with a block at once."""
 _FIRST_LOOK = 4
 """Candidates first shown to the guards, in multiples of the negatives wanted."""
+_SHORT = 24
+"""Candidates ranked at first, likewise."""
 _NOBODY = np.uint64(2**64 - 1)
 _LOW_HALF = np.uint64(2**32 - 1)
 _SIGN = np.uint32(2**31)
@@ -68,33 +70,52 @@ def mine(vectors: Vectors, block: slice, guards: Sequence[Guard], *, negatives: 
             "an embedding is not finite, so there is nothing to mine; lower train.learning_rate, or set train.precision: fp32"
         )
     anchors = np.arange(len(vectors))[block]
-    keys = _most_similar(vectors, block, anchors, max_candidates)
-    return _walk(keys, anchors, guards, negatives)
+    # The short ranking is much cheaper and mostly enough; if it is not, the long one gives the same answer as if it had been taken first.
+    short = _SHORT * negatives
+    if short < min(max_candidates, len(vectors)):
+        mined = _walk(_most_similar(vectors, block, anchors, short), anchors, guards, negatives)
+        if (mined.candidates >= 0).all():
+            return mined
+    return _walk(_most_similar(vectors, block, anchors, max_candidates), anchors, guards, negatives)
 
 
 def _most_similar(vectors: Vectors, block: slice, anchors: IntArray, count: int) -> _Keys:
     """Return (anchors, at most count) keys of the most similar tiles, most similar first."""
-    best = np.empty((len(anchors), 0), np.uint64)
+    count = min(count, len(vectors))
+    best = np.full((len(anchors), count), _NOBODY)
     queries = np.ascontiguousarray(vectors[block])
     # One thread: how BLAS shares a product among threads may change its last bit, and with it the table.
     with threadpool_limits(limits=1, user_api="blas"):
         for part in canonical_blocks(len(vectors), _GALLERY):
-            found = _keys(queries @ vectors[part].T, part.start)
+            scores = queries @ vectors[part].T
             inside = (anchors >= part.start) & (anchors < part.stop)
-            found[inside, anchors[inside] - part.start] = _NOBODY
-            best = np.concatenate([best, found], axis=1)
-            if best.shape[1] > count:
-                best = np.partition(best, count - 1, axis=1)[:, :count]
+            scores[inside, anchors[inside] - part.start] = -np.inf
+            best = np.concatenate([best, _rivals(scores, part.start, best, count)], axis=1)
+            best = np.partition(best, count - 1, axis=1)[:, :count]
     best.sort(axis=1)
     return best
 
 
-def _keys(scores: Vectors, first: int) -> _Keys:
+def _rivals(scores: Vectors, first: int, best: _Keys, count: int) -> _Keys:
+    """Return the keys of those of some tiles that may be among the best `count`, padded: few, once good ones are known."""
+    worst = best.max(axis=1)
+    _, floor = _unpacked(worst)
+    floor[worst == _NOBODY] = np.finfo(np.float32).min
+    if first == 0 and count < scores.shape[1]:
+        floor = np.partition(scores, -count, axis=1)[:, -count].clip(min=np.finfo(np.float32).min)
+    rows, columns = np.divmod(np.flatnonzero(scores >= floor[:, None]), scores.shape[1])
+    per_row = np.bincount(rows, minlength=len(scores))
+    place = np.arange(len(rows)) - (per_row.cumsum() - per_row)[rows]
+    padded = np.full((len(scores), int(per_row.max(initial=0))), _NOBODY)
+    padded[rows, place] = _keys(scores[rows, columns], columns + first)
+    return padded
+
+
+def _keys(scores: Vectors, indices: IntArray) -> _Keys:
     """Pack score and index into one number whose order is: greater score first, equal scores by index."""
     bits = (scores + np.float32(0)).view(np.uint32)  # the sum makes -0.0 equal 0.0
     ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    indices = np.arange(first, first + scores.shape[1], dtype=np.uint64)
-    packed: _Keys = ((~ascending).astype(np.uint64) << np.uint64(32)) | indices
+    packed: _Keys = ((~ascending).astype(np.uint64) << np.uint64(32)) | indices.astype(np.uint64)
     return packed
 
 
