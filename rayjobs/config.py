@@ -6,7 +6,6 @@ Validation is pydantic's; this module adds the nearest spelling of an unknown ke
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import types
@@ -172,8 +171,8 @@ def _walk(cls: type[Any], prefix: str) -> Iterator[Key]:
 
 
 def _sections_of(hint: Any) -> Iterator[type[Any]]:
-    if dataclasses.is_dataclass(hint):
-        yield typing.cast("type[Any]", hint)
+    if isinstance(hint, type) and hasattr(hint, "__pydantic_fields__"):
+        yield hint
     elif isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
         for argument in typing.get_args(hint):
             yield from _sections_of(argument)

@@ -540,17 +540,13 @@ def geoparquet_metadata(geometries: GeometryArray) -> bytes:
     """Return the value of the Parquet key `geo` (GeoParquet 1.1) for a WKB column `geometry` that holds these geometries."""
     known = np.asarray(geometries, object)
     known = known[~shapely.is_missing(known)]
-    column: dict[str, Any] = {
-        "encoding": "WKB",
-        "geometry_types": sorted({str(name) for name in _TYPES[np.unique(shapely.get_type_id(known))]}),
-    }
+    types = _TYPES[np.flatnonzero(np.bincount(shapely.get_type_id(known), minlength=len(_TYPES)))]
+    column: dict[str, Any] = {"encoding": "WKB", "geometry_types": sorted(types.tolist())}
     if len(known):
         boxes = bboxes(known)
-        spans = np.unique(boxes[:, [0, 2]], axis=0)
-        flat = np.vstack(
-            [spans[spans[:, 0] <= spans[:, 1]], *([w, 180.0] for w, e in spans if w > e), *([-180.0, e] for w, e in spans if w > e)]
-        )
-        west, east = _around(flat)
+        across = boxes[:, 0] > boxes[:, 2]
+        ends = [(west, 180.0) for west, _, _, _ in boxes[across]] + [(-180.0, east) for _, _, east, _ in boxes[across]]
+        west, east = _around(np.vstack([boxes[~across][:, [0, 2]], np.reshape(ends, (-1, 2))]))
         column["bbox"] = [west, float(boxes[:, 1].min()), east, float(boxes[:, 3].max())]
     return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}, sort_keys=True).encode()
 

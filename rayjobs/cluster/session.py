@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -43,7 +41,6 @@ def joined(settings: RaySection, *, workspace: str, shared: bool) -> Iterator[No
 
 
 def _start(settings: RaySection, address: str | None) -> None:
-    _choose_authentication(local=address is None)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else each report of a worker waits up to two seconds
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
@@ -52,25 +49,16 @@ def _start(settings: RaySection, address: str | None) -> None:
         else:
             ray.init(num_cpus=settings.num_cpus, object_store_memory=settings.object_store_mb * 2**20, include_dashboard=False, **common)
     except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers at {address}: {error}; start one, or unset RAY_ADDRESS to work locally") from error
+        raise ConfigError(
+            f"no Ray cluster answers at {address}: {error}; start one, unset RAY_ADDRESS to work locally, "
+            "or, if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
 
 
 def _environment_of_workers() -> dict[str, Any] | None:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a submitted job has its environment already, and Ray merges no two
         return None
     return {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}}
-
-
-def _choose_authentication(*, local: bool) -> None:
-    """Say explicitly whether Ray asks for a token, since its own default differs between starting and joining a cluster."""
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    if local:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    else:
-        known = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or Path("~/.ray/auth_token").expanduser().exists()
-        os.environ["RAY_AUTH_MODE"] = "token" if known else "disabled"
 
 
 def _check_workspace(workspace: str, *, shared: bool) -> None:

@@ -36,8 +36,7 @@ _OPTIONS: dict[str, Any] = {
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
     "GDAL_HTTP_LOW_SPEED_TIME": 30,  # a connection that delivers less than this many bytes a second for so long is given up
     "GDAL_HTTP_LOW_SPEED_LIMIT": 100,
-    "VSI_CACHE": "TRUE",
-    "VSI_CACHE_SIZE": 4 * 2**20,
+    "VSI_CACHE": "FALSE",  # each block is fetched once, so that a second copy of its bytes only costs time
 }
 
 _REMOTE = {"s3": "/vsis3/", "http": "/vsicurl/http://", "https": "/vsicurl/https://"}

@@ -22,7 +22,7 @@ _NODES = 5
 """Points per side of a tile that are transformed exactly; those between are interpolated by the polynomial through them."""
 _TOLERANCE_PIXELS = 1e-3
 """Of the label raster: a tile whose interpolation is off by more, at points between the nodes, is transformed point by point."""
-_CHUNK_PIXELS = 4 * 2**20
+_CHUNK_PIXELS = 2**20
 """Tile pixels whose coordinates are held at once."""
 
 Transform = tuple[float, float, float, float, float, float]
@@ -72,16 +72,21 @@ class LabelMap:
         windows = np.asarray(windows, np.int64).reshape(-1, 4)
         if grid.crs is None:
             raise LabelMapError(f"the label map {self.uri} cannot label images without coordinates; drop rasters.label_map")
-        answers: list[LabelFractions | None] = [None] * len(windows)
-        with environment():
-            handle, header = self._opened()
+        try:
+            return self._fractions_many(grid, windows, fresh=False)
+        except FAULTS:  # a remote answer may have been cut short
             try:
-                for positions, rows, cols in _label_pixels(grid, windows, header.grid):
-                    self._count(handle, header, rows, cols, positions, answers)
+                return self._fractions_many(grid, windows, fresh=True)
             except FAULTS as error:
                 raise LabelMapError(f"the label map {self.uri} cannot be read: {error}; replace the file") from error
-            finally:
-                handle.dataset.close()
+
+    def _fractions_many(self, grid: Grid, windows: IntArray, *, fresh: bool) -> list[LabelFractions]:
+        answers: list[LabelFractions | None] = [None] * len(windows)
+        with environment():
+            handle, header = self._opened(fresh=fresh)
+            with handle.dataset:
+                for positions, rows, cols in _label_pixels(grid, windows, header.grid):
+                    self._count(handle, header, rows, cols, positions, answers)
         return [answer for answer in answers if answer is not None]
 
     def check_overlap(self, scenes: Sequence[Scene]) -> None:
@@ -105,9 +110,9 @@ class LabelMap:
                 "(west, south, east, north); choose another map, or drop rasters.label_map"
             )
 
-    def _opened(self) -> tuple[Handle, Header]:
+    def _opened(self, *, fresh: bool = False) -> tuple[Handle, Header]:
         try:
-            handle = Handle.open(self.uri)
+            handle = Handle.open(self.uri, fresh=fresh)
             header = read_header(self.uri, handle.dataset)
         except (*FAULTS, ImageryError, ValueError) as error:
             raise LabelMapError(f"the label map {self.uri} cannot be opened: {error}; check rasters.label_map.uri") from error
@@ -180,8 +185,8 @@ def _floor(pixels: FloatArray) -> IntArray:
 def _transformed(grid: Grid, windows: IntArray, labels: Grid, transformer: pyproj.Transformer) -> tuple[FloatArray, FloatArray]:
     """Return label rows and columns (k, h, w), fractional, of the pixel centres of windows of one size.
 
-    Projections are smooth over a tile: a polynomial through a few exact points agrees with the projection to a small part of a pixel, which is
-    checked at points between them, and costs a hundredth.
+    Projections are smooth over a tile: a polynomial through a few exact points agrees with the projection to a small part of a pixel,
+    which is checked at points between them, and costs a hundredth.
     """
     height, width = windows[0, 2:].tolist()
     exact = _Exact(grid, labels, transformer)

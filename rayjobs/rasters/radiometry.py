@@ -93,7 +93,7 @@ def check_sentinel2(scene: Scene, reader: Reader) -> None:
         if np.isfinite(low) and declared > _ADDED * _HALF and low < declared - _MARGIN:
             raise RadiometryError(
                 f"scene {scene.scene_id}, band {name}: offset {asset.offset:g} is declared, but 1 % of the pixels are below {low:.0f}, so "
-                f"nothing was added to them (reflectance would be negative); set `offset: 0` in the source, or rasters.sentinel2_check: warn"
+                "nothing was added to them (reflectance would be negative); set `offset: 0` in the source, or rasters.sentinel2_check: warn"
             )
     least = float(np.nanmin(darkest)) if np.isfinite(darkest).any() else np.nan
     undeclared = all(abs(asset.offset) < _ADDED * _HALF * abs(asset.scale) for asset in scene.assets.values())

@@ -120,7 +120,7 @@ class StacSource:
     items: tuple[str, ...]
     """Files of an Item or ItemCollection (JSON), folders and globs of them: local, `s3://` or `https://`."""
     assets: dict[str, str] | None = None
-    """Asset key of each band name (null: every data asset, named by its key or its bands)."""
+    """Asset of each band name, as `key`, or `key:2` for its second band (null: every data asset, named by its key or its bands)."""
     quality: StacQualitySection | None = None
     """Asset of unusable pixels."""
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import shapely
 
 from rayjobs.errors import NoTilesError
-from rayjobs.geo import EARTH_RADIUS_M, BoolArray, FloatArray, IntArray, cell_name, cells, cells_touched_by, grown
+from rayjobs.geo import EARTH_RADIUS_M, BoolArray, FloatArray, IntArray, cells, cells_touched_by, grown
 from rayjobs.tiles.section import SPLITS, SplitsSection
 
 NO_SPLIT = -1
@@ -36,7 +36,7 @@ class Assigned(NamedTuple):
 
     split: IntArray
     """(n,) index into `SPLITS`, or `NO_SPLIT`."""
-    block_id: list[str]
+    block_id: pa.Array
     """(n,) name of the block that holds the tile's centre, or of its scene."""
 
 
@@ -53,13 +53,20 @@ def assign_splits(scene_ids: Sequence[str], scene: IntArray, centres: FloatArray
     """
     on_ground = np.isfinite(boxes).all(axis=1)
     split = np.array([_split_of_scene(scene_id, section) for scene_id in scene_ids], np.int64)[scene]
-    block_id = np.array(scene_ids, object)[scene]
+    block_id = pa.array(scene_ids, pa.string()).take(pa.array(scene))
     if section.by == "block":
         split[on_ground] = _by_block(grown(boxes[on_ground], section.buffer_m), section)
-        block_id[on_ground] = [cell_name(row, col) for row, col in cells(centres[on_ground], section.block_m).tolist()]
+        blocks = cell_names(cells(centres[on_ground], section.block_m))
+        block_id = pc.replace_with_mask(block_id, pa.array(on_ground), blocks)
     else:
         split[on_ground] = _apart(split[on_ground], boxes[on_ground], section.buffer_m)
-    return Assigned(split, block_id.tolist())
+    return Assigned(split, block_id)
+
+
+def cell_names(found: IntArray) -> pa.Array:
+    """Return `geo.cell_name` of cells (n, 2), as strings."""
+    row, col = (pa.array(found[:, axis]).cast(pa.string()) for axis in range(2))
+    return pc.binary_join_element_wise("r", row, "c", col, "")
 
 
 def _split_of_scene(scene_id: str, section: SplitsSection) -> int:

@@ -25,7 +25,6 @@ from rayjobs.geo import (
     IntArray,
     Window,
     bboxes,
-    cell_name,
     cells,
     footprints,
     geoparquet_metadata,
@@ -35,7 +34,7 @@ from rayjobs.geo import (
 )
 from rayjobs.tiles.samplers import SAMPLERS, Sampled, places, scene_rng, share_out
 from rayjobs.tiles.section import SPLITS, ClusterSampler, GridSampler, RandomSampler, TilesSection
-from rayjobs.tiles.splits import assign_splits, check_splits
+from rayjobs.tiles.splits import assign_splits, cell_names, check_splits
 
 if TYPE_CHECKING:
     from rayjobs.rasters.scenes import Scene
@@ -79,7 +78,7 @@ def tile_ids(scene_id: str, windows: IntArray) -> list[str]:
     """Return the ids of windows (n, 4) of one scene."""
     of_scene = hashlib.sha256(scene_id.encode() + b"\n")
     ids = []
-    for row, col, height, width in windows.tolist():
+    for row, col, height, width in zip(*windows.T.tolist(), strict=True):  # four flat lists: the collector walks nested ones
         digest = of_scene.copy()
         digest.update(b"%d %d %d %d" % (row, col, height, width))
         ids.append(digest.hexdigest()[:_ID_DIGITS])
@@ -190,30 +189,25 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
         "tile_id": ids,
         "scene_id": pa.array(scene_ids, pa.string()).take(pa.array(scene)),
         **{name: windows[:, index] for index, name in enumerate(("row", "col", "height", "width"))},
-        "place_id": [place for entry in placed for place in _place_ids(entry)],
+        "place_id": pa.concat_arrays([_place_ids(entry) for entry in placed]),
         "split": splits.take(pa.array(assigned.split % len(splits))),
         "block_id": assigned.block_id,
         "crs": pa.array([entry.scene.grid.crs for entry in placed], pa.string()).take(pa.array(scene)),
         "geometry": _wkb(geometry),
         "datetime": pa.array([entry.scene.datetime for entry in placed], SCHEMA.field("datetime").type).take(pa.array(scene)),
-        "cluster_id": [cluster for entry in placed for cluster in _cluster_ids(entry)],
+        "cluster_id": pa.concat_arrays([_cluster_ids(entry) for entry in placed]),
         "label": pa.array([entry.scene.label for entry in placed], pa.string()).take(pa.array(scene)),
     }
-    return pa.table(
-        {
-            field.name: pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(len(scene), field.type)
-            for field in SCHEMA
-        },
-        SCHEMA,
-    )
+    unknown = {name: pa.nulls(len(scene), SCHEMA.field(name).type) for name in ("valid_fraction", "label_purity", "label_fractions")}
+    return pa.table(columns | unknown, SCHEMA)
 
 
-def _place_ids(entry: _Placed) -> list[str]:
+def _place_ids(entry: _Placed) -> pa.Array:
     """Name the cell of a global grid, half a tile wide, that holds each tile's centre; of plain images, the tile itself."""
     if entry.scene.grid.crs is None:
-        return tile_ids(entry.scene.scene_id, entry.windows)
+        return pa.array(tile_ids(entry.scene.scene_id, entry.windows), pa.string())
     size_m = _place_size_m(entry.scene.grid, entry.windows)
-    return [f"{size_m:g}m-{cell_name(row, col)}" for row, col in cells(entry.centres, size_m).tolist()]
+    return pc.binary_join_element_wise(f"{size_m:g}m-", cell_names(cells(entry.centres, size_m)), "")
 
 
 def _place_size_m(grid: Grid, windows: IntArray) -> float:
@@ -222,11 +216,11 @@ def _place_size_m(grid: Grid, windows: IntArray) -> float:
     return 2.0 ** round(math.log2((ground_size_m(grid) or 1.0) * pixels / 2))
 
 
-def _cluster_ids(entry: _Placed) -> list[str | None]:
+def _cluster_ids(entry: _Placed) -> pa.Array:
     if entry.cluster is None:
-        return [None] * len(entry.windows)
+        return pa.nulls(len(entry.windows), pa.string())
     of_scene = hashlib.sha256(entry.scene.scene_id.encode()).hexdigest()[:12]
-    return [f"{of_scene}-{number}" for number in entry.cluster.tolist()]
+    return pc.binary_join_element_wise(of_scene, pa.array(entry.cluster).cast(pa.string()), "-")
 
 
 def _wkb(geometry: GeometryArray) -> pa.Array:

@@ -255,7 +255,7 @@ def test_many_boxes_are_answered_as_one_by_one():
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.floats(-180, 180), st.floats(0, 60)), min_size=1, max_size=5))
+@given(st.lists(st.tuples(st.integers(-720, 719).map(lambda n: n / 4), st.integers(1, 240).map(lambda n: n / 4)), min_size=1, max_size=5))
 def test_the_box_of_several_parts_holds_them_and_leaves_out_the_widest_gap(spans):
     parts = []
     for west, width in spans:
