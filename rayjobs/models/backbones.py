@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import logging
 import re
@@ -62,7 +63,7 @@ def require(backbone: str) -> None:
         ConfigError: it has none of that name; says the nearest.
     """
     if not _known(backbone):
-        near = timm.list_models(f"*{backbone[:6]}*")[:5]
+        near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
         raise ConfigError(
             f"timm has no model {backbone!r}" + (f"; near it are {', '.join(near)}" if near else "; timm.list_models() lists them")
         )
