@@ -21,8 +21,8 @@ from rayjobs.tiles.table import geometries
 
 _AT_ONCE = 100_000
 """Pairs whose common ground is measured together."""
-_SHARED = 1e-6
-"""Tiles that share less than this part of the smaller one only touch: rounding of a common edge."""
+_SHARED = 1e-3
+"""Tiles that share less than this part of the smaller one only touch: footprints cut a bent common edge at different corners."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

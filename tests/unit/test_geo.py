@@ -59,6 +59,7 @@ def test_a_window_is_refused_outside_of_any_raster():
         geo.Window(row=0, col=0, height=0, width=4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 5)] * 2, *[st.integers(1, 5)] * 2), min_size=2, max_size=2))
 def test_windows_intersect_where_they_share_a_pixel(two):
     first, second = (geo.Window(row=r, col=c, height=h, width=w) for r, c, h, w in two)
@@ -195,6 +196,7 @@ def test_centres_lie_in_the_middle_of_their_windows():
 lonlats = st.tuples(st.floats(-180, 180), st.floats(-89.999, 89.999))
 
 
+@settings(deadline=None)
 @given(lonlats, lonlats)
 def test_great_circles_are_within_the_flattening_of_the_geodesic(a, b):
     ours = float(geo.great_circle_m(np.array(a), np.array(b)))
@@ -208,6 +210,7 @@ def test_great_circle_on_mars():
     assert geo.great_circle_m(olympus, vastitas, radius_m=3_389_500) == pytest.approx([5_556_640], abs=10)
 
 
+@settings(deadline=None)
 @given(lonlats, st.floats(1_000, 5_000_000))
 def test_a_cell_is_about_as_large_as_asked_and_the_same_from_either_side_of_the_antimeridian(place, size_m):
     ((row, col),) = geo.cells(np.array([place]), size_m)
@@ -254,7 +257,7 @@ def test_many_boxes_are_answered_as_one_by_one():
         assert many.cell[many.box == index].tolist() == geo.cells_touched(*box, 60_000).tolist()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-720, 719).map(lambda n: n / 4), st.integers(1, 240).map(lambda n: n / 4)), min_size=1, max_size=5))
 def test_the_box_of_several_parts_holds_them_and_leaves_out_the_widest_gap(spans):
     parts = []
@@ -296,7 +299,7 @@ def test_points_are_found_in_boxes_on_either_side_of_the_antimeridian():
     assert geo.in_bbox(points, geo.parse_bbox([-10, -1, 180, 1])).tolist() == [True, False, True, True, True, False]
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(lonlats, st.floats(0, 5), st.floats(0, 5), st.floats(1, 500_000), st.floats(0, 360))
 def test_a_grown_box_holds_all_points_within_the_distance(corner, width, height, distance_m, bearing):
     west, south = corner

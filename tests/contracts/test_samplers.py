@@ -1,0 +1,128 @@
+"""What every sampler promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayjobs import geo
+from rayjobs.tiles.samplers import SAMPLERS, Sampled, sample_cluster, sample_grid, sample_random, scene_rng, share_out
+
+ARGUMENTS = {
+    "random": [{"count": 7}, {"count": 500}],
+    "grid": [{}, {"stride": 3}, {"stride": 40}],
+    "cluster": [{"clusters": 5, "tiles_per_cluster": 6, "radius": 4.0}, {"clusters": 60, "tiles_per_cluster": 3, "radius": 0.4}],
+}
+MEMBERS = [
+    pytest.param(kind, arguments, id=f"{kind}-{number}") for kind, many in ARGUMENTS.items() for number, arguments in enumerate(many)
+]
+AMOUNT = {"random": "count", "cluster": "clusters"}
+
+shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
+sizes = st.integers(1, 24)
+
+
+def plain(height: int, width: int) -> geo.Grid:
+    return geo.Grid(crs=None, transform=(1, 0, 0, 0, 1, 0), height=height, width=width)
+
+
+def same(one: Sampled, other: Sampled) -> bool:
+    clusters = (one.cluster is None and other.cluster is None) or np.array_equal(one.cluster, other.cluster)
+    return np.array_equal(one.windows, other.windows) and clusters
+
+
+def test_every_sampler_is_tried_here():
+    assert set(SAMPLERS) == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), MEMBERS)
+@settings(max_examples=40, deadline=None)
+@given(shapes, sizes)
+def test_windows_lie_inside_and_never_twice(kind, arguments, shape, size):
+    found = SAMPLERS[kind](plain(*shape), scene_rng(0, "scene"), size=size, **arguments)
+    assert found.windows.shape == (len(found.windows), 4)
+    assert found.windows.dtype == np.int64
+    for row, col, height, width in found.windows.tolist():
+        assert height == width == size
+        assert geo.Window(row=row, col=col, height=height, width=width).inside(*shape)
+    assert len({tuple(window) for window in found.windows.tolist()}) == len(found.windows)
+    assert (len(found.windows) > 0) == (size <= min(shape))
+    assert found.cluster is None or len(found.cluster) == len(found.windows)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), MEMBERS)
+def test_one_seed_and_scene_give_one_answer(kind, arguments):
+    again = [SAMPLERS[kind](plain(300, 200), scene_rng(3, "scene"), size=16, **arguments) for _ in range(2)]
+    assert same(*again)
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [member for member in MEMBERS if member.values[0] in AMOUNT])
+def test_seeds_and_scenes_give_different_answers(kind, arguments):
+    first, *others = [
+        SAMPLERS[kind](plain(300, 200), scene_rng(seed, scene), size=16, **arguments) for seed, scene in [(0, "a"), (1, "a"), (0, "b")]
+    ]
+    assert not any(same(first, other) for other in others)
+
+
+@pytest.mark.parametrize("side", [60, 3000])
+@pytest.mark.parametrize(("kind", "arguments"), [member for member in MEMBERS if member.values[0] in AMOUNT])
+def test_more_windows_begin_with_those_of_fewer(kind, arguments, side):
+    few = SAMPLERS[kind](plain(side, side), scene_rng(0, "scene"), size=8, **arguments)
+    more = SAMPLERS[kind](plain(side, side), scene_rng(0, "scene"), size=8, **arguments | {AMOUNT[kind]: arguments[AMOUNT[kind]] * 3 + 1})
+    assert len(more.windows) > len(few.windows)
+    assert np.array_equal(more.windows[: len(few.windows)], few.windows)
+
+
+@settings(deadline=None)
+@given(shapes, sizes, st.integers(1, 400))
+def test_random_gives_as_many_as_asked_or_as_there_are(shape, size, count):
+    there = max(0, shape[0] - size + 1) * max(0, shape[1] - size + 1)
+    found = sample_random(plain(*shape), scene_rng(0, "scene"), size=size, count=count)
+    assert len(found.windows) == min(count, there)
+
+
+def test_random_reaches_every_place_of_a_large_grid_equally_often():
+    found = sample_random(plain(4000, 4000), scene_rng(0, "scene"), size=1, count=40_000)
+    counts, _, _ = np.histogram2d(found.windows[:, 0], found.windows[:, 1], bins=10, range=[[0, 4000], [0, 4000]])
+    assert ((counts - 400) ** 2 / 400).sum() < 149, "chi-squared with 99 degrees of freedom, one in a thousand"
+
+
+@settings(deadline=None)
+@given(shapes, sizes, st.one_of(st.none(), st.integers(1, 30)))
+def test_grid_is_the_naive_double_loop(shape, size, stride):
+    step = stride or size
+    expected = [[r, c, size, size] for r in range(0, shape[0] - size + 1, step) for c in range(0, shape[1] - size + 1, step)]
+    assert sample_grid(plain(*shape), scene_rng(0, "scene"), size=size, stride=stride).windows.tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(20, 400), st.integers(20, 400)), st.integers(1, 20), st.integers(1, 8), st.floats(0.1, 6))
+def test_members_of_a_cluster_lie_round_its_first(shape, clusters, each, radius):
+    found = sample_cluster(plain(*shape), scene_rng(0, "scene"), size=10, clusters=clusters, tiles_per_cluster=each, radius=radius)
+    for number in range(clusters):
+        members = found.windows[found.cluster == number]
+        assert len(members) <= each
+        apart = np.linalg.norm((members[:, None, :2] - members[None, :, :2]).astype(float), axis=2)
+        assert (apart <= 2 * radius * 10).all()
+
+
+def test_clusters_are_full_where_there_is_room():
+    found = sample_cluster(plain(20_000, 20_000), scene_rng(0, "scene"), size=64, clusters=300, tiles_per_cluster=16, radius=4.0)
+    assert np.bincount(found.cluster).tolist() == [16] * 300
+    first = found.windows[np.searchsorted(found.cluster, found.cluster), :2]
+    apart = np.linalg.norm((found.windows[:, :2] - first).astype(float), axis=1)
+    assert apart.max() <= 4 * 64
+    assert np.mean(apart[apart > 0]) == pytest.approx(2 / 3 * 4 * 64, rel=0.03), "uniform over the disc"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
+def test_shares_add_up_and_are_fair(total, weights):
+    shares = share_out(total, weights)
+    if not sum(weights):
+        assert shares == [0] * len(weights)
+        return
+    assert sum(shares) == total
+    assert all(abs(share - total * weight / sum(weights)) < 1 for share, weight in zip(shares, weights, strict=True))
