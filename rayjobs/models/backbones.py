@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from timm.models import PretrainedCfg, adapt_input_conv
 
 from rayjobs.errors import CheckpointError, ConfigError, StorageError
-from rayjobs.models.section import PACKAGED_BACKBONE
+from rayjobs.models.spec import PACKAGED_BACKBONE
 from rayjobs.storage import read_uri
 
 Weights = Mapping[str, torch.Tensor]

@@ -10,10 +10,7 @@ import pydantic
 
 from rayjobs.config import section
 from rayjobs.errors import ConfigError
-from rayjobs.models.spec import ModelSpec, positive
-
-PACKAGED_BACKBONE = "tf_efficientnet_lite0"
-"""The one backbone whose ImageNet weights come as an installed package."""
+from rayjobs.models.spec import PACKAGED_BACKBONE, ModelSpec, positive
 
 DEFAULT_DIM = 128
 

@@ -16,6 +16,9 @@ from rayjobs.errors import CheckpointError
 FORMAT = 1
 """Version of `model.json`."""
 
+PACKAGED_BACKBONE = "tf_efficientnet_lite0"
+"""The one backbone whose ImageNet weights come as an installed package."""
+
 STATISTICS_PER_BAND = 4
 """Mean, standard deviation, least and greatest value."""
 

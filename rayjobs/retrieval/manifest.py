@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import pydantic
 
 from rayjobs.errors import IndexCorruptError
 
-_SEGMENT = re.compile(r"^segment-\d{5}$")
+_SEGMENT = re.compile(r"segment-[0-9]{5}")
 _STRICT = pydantic.ConfigDict(extra="forbid")
-_FINGERPRINT = re.compile(r"^[0-9a-f]{64}$")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_MAX_DIMENSION = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +53,15 @@ class IndexManifest:
 
     def __post_init__(self) -> None:
         """Refuse what no index of ours says."""
-        if not _FINGERPRINT.match(self.encoder_fingerprint):
+        names = [entry.name for entry in self.segments]
+        if not _FINGERPRINT.fullmatch(self.encoder_fingerprint):
             raise ValueError("encoder_fingerprint is no sha256")
-        if any(not _SEGMENT.match(entry.name) for entry in self.segments):
-            raise ValueError("a segment has a name that none of ours has")
-        if self.dimension < 1 or any(entry.rows < 1 for entry in self.segments):
-            raise ValueError("dimension and rows are positive")
+        if not names or any(not _SEGMENT.fullmatch(name) for name in names):
+            raise ValueError("a segment has a name that none of ours has, or there is none")
+        if len(set(names)) < len(names):
+            raise ValueError("a segment is listed twice")
+        if not 1 <= self.dimension <= _MAX_DIMENSION or any(entry.rows < 1 for entry in self.segments):
+            raise ValueError("dimension or rows are out of range")
 
     def fields(self) -> dict[str, Any]:
         """Return the manifest's own fields, to be published."""
@@ -70,7 +75,7 @@ def read_index_manifest(manifest: Mapping[str, Any], address: str) -> IndexManif
         IndexCorruptError: it is not what we write.
     """
     try:
-        return pydantic.TypeAdapter(IndexManifest).validate_python(manifest.get("index"))
+        return pydantic.TypeAdapter(IndexManifest).validate_json(json.dumps(manifest.get("index")), strict=True)
     except pydantic.ValidationError as error:
         fault = error.errors()[0]["msg"]
         raise IndexCorruptError(f"{address} has no valid index manifest ({fault}); publish the index again with `rayjobs index`") from None

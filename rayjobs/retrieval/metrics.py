@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from rayjobs.errors import RetrievalError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -41,8 +43,14 @@ def precision_at_k(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:  
 
 
 def map_at_r(hits: BoolArray, relevant: IntArray) -> FloatArray:
-    """Mean of the precision at each relevant rank up to R, over R = number of relevant items (Musgrave et al. 2020, eq. 3)."""
-    depth = min(hits.shape[1], int(relevant.max(initial=0)))
+    """Mean of the precision at each relevant rank up to R, over R = number of relevant items (Musgrave et al. 2020, eq. 3).
+
+    Raises:
+        ValueError: `hits` does not reach down to the greatest R.
+    """
+    depth = int(relevant.max(initial=0))
+    if hits.shape[1] < depth:
+        raise ValueError(f"MAP@R needs the first {depth} ranks, and there are {hits.shape[1]}")
     return _precision_sum(hits[:, :depth] & (np.arange(depth) < relevant[:, None])) / relevant
 
 
@@ -156,7 +164,14 @@ def score(
         ks: cut-offs.
         distance: `cosine` of vectors of length 1, or `euclidean`.
         seed: of the order of ties.
+
+    Raises:
+        RetrievalError: a vector is not finite.
     """
+    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
+        raise RetrievalError(
+            "an embedding is not finite, so nothing can be ranked; train the encoder again with a lower train.learning_rate"
+        )
     order = np.random.default_rng(seed).permutation(len(gallery))
     shuffled = np.ascontiguousarray(gallery[order])
     blocks: list[dict[str, FloatArray]] = []

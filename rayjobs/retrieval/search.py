@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
+Degrees = np.ndarray[Any, np.dtype[np.float64]]
+
+_ROUND = 360.0
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _UTC = pa.timestamp("us", tz="UTC")
 
 
@@ -79,13 +84,27 @@ class Searcher:
             limit: most hits.
             only: the filter.
             without: ids of tiles to leave out: the query's own.
+
+        Raises:
+            QueryError: `limit` below 1, or a vector of another dimension or that is not finite.
         """
+        vector = self._checked(vector)
+        if limit < 1:
+            raise QueryError(f"limit {limit} must be at least 1")
         passing = self._passing(only or SearchFilter())
         passing[[self._row_of[tile_id] for tile_id in without if tile_id in self._row_of]] = False
         found = [self._search_segment(number, vector, limit, passing) for number in range(len(self._segments))]
         rows, scores = np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])
         best = np.lexsort((rows, -scores))[:limit]
         return Hits(rows=rows[best], scores=scores[best], exact=True, candidates=int(passing.sum()))
+
+    def _checked(self, vector: Vectors) -> Vectors:
+        dimension = self._segments[0].index.d
+        if vector.shape != (dimension,):
+            raise QueryError(f"the query has {vector.size} numbers, the index {dimension}")
+        if not np.isfinite(vector).all():
+            raise QueryError("the query holds numbers that are not finite")
+        return np.ascontiguousarray(vector, np.float32)
 
     def _search_segment(self, number: int, vector: Vectors, limit: int, passing: BoolArray) -> tuple[IntArray, Vectors]:
         start, stop = int(self._starts[number]), int(self._starts[number + 1])
@@ -134,7 +153,10 @@ class Searcher:
 
         Raises:
             UnknownTileError: no tile does; says how far the nearest is.
+            QueryError: no such place.
         """
+        if not (-180 <= lon <= 180 and -90 <= lat <= 90):  # noqa: PLR2004  degrees
+            raise QueryError(f"there is no place at lon {lon}, lat {lat}; they are degrees from -180 to 180 and from -90 to 90")
         point = shapely.Point(lon, lat)
         rows = self._tree.query(point, predicate="intersects")
         rows = rows[self._alive[rows]]
@@ -151,8 +173,8 @@ class Searcher:
         return f"; the middle of the nearest lies {nearest / 1000:,.1f} km away"
 
     def _distances(self, rows: IntArray, lon: float, lat: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-        middles = shapely.centroid(self._geometries[rows])
-        found = np.column_stack([shapely.get_x(middles), shapely.get_y(middles)])
+        west, south, east, north = self._boxes[rows].T
+        found = np.column_stack([geo.wrapped(west + _span(west, east) / 2), (south + north) / 2])
         return geo.great_circle_m(found, np.broadcast_to([lon, lat], found.shape))
 
     def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -164,11 +186,16 @@ class Searcher:
 def _boxes_meet(boxes: np.ndarray[Any, np.dtype[np.float64]], bbox: geo.BBox) -> BoolArray:
     """Whether each box (west, south, east, north; west > east over the antimeridian; NaN for none) meets another."""
     west, south, east, north = boxes.T
-    width, other = np.mod(east - west, 360.0), np.mod(bbox.east - bbox.west, 360.0) if bbox.east - bbox.west < 360 else 360.0  # noqa: PLR2004  degrees
+    width, other = _span(west, east), _span(np.array(bbox.west), np.array(bbox.east))
     begins_inside = np.mod(west - bbox.west, 360.0) <= other
     reaches_in = np.mod(bbox.west - west, 360.0) <= width
     met: BoolArray = (begins_inside | reaches_in) & (south <= bbox.north) & (north >= bbox.south)
     return met
+
+
+def _span(west: Degrees, east: Degrees) -> Degrees:
+    """Return how far boxes reach eastward; west > east over the antimeridian, all the way round for a box about a pole."""
+    return np.where(east - west >= _ROUND, _ROUND, np.mod(east - west, _ROUND))
 
 
 def parse_interval(text: str) -> tuple[datetime.datetime | None, datetime.datetime | None]:
@@ -188,9 +215,10 @@ def _instant(part: str, text: str, *, end: bool) -> datetime.datetime | None:
     if part in {"", ".."}:
         return None
     try:
+        if _DAY.fullmatch(part):
+            day = datetime.date.fromisoformat(part)
+            return datetime.datetime.combine(day, datetime.time.max if end else datetime.time.min, datetime.UTC)
         found = datetime.datetime.fromisoformat(part)
-    except ValueError:
+        return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
+    except (ValueError, OverflowError):
         raise QueryError(f"datetime {text!r} is not FROM/TO of RFC 3339 dates, such as 2020-01-01/2020-12-31") from None
-    if end and len(part) == len("2020-01-01"):
-        found = datetime.datetime.combine(found, datetime.time.max)
-    return found if found.tzinfo else found.replace(tzinfo=datetime.UTC)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from rayjobs.storage import FileDigest, Version
 
+NEEDED = ("tile_id", "geometry", "datetime")
+"""Columns of the metadata that search reads; the others are only shown."""
+
 _UNIT_TOLERANCE = 1e-3
 
 
@@ -45,8 +48,10 @@ def build_segment(name: str, vectors: np.ndarray[Any, np.dtype[np.float32]], tab
         table: what is known of each row.
 
     Raises:
-        ValueError: vectors that are not finite or not of length 1.
+        ValueError: vectors that are not finite or not of length 1, or a table of another length.
     """
+    if len(vectors) != table.num_rows or not len(vectors):
+        raise ValueError(f"{name}: {len(vectors)} vectors and {table.num_rows} rows; a segment has one row per vector, and at least one")
     lengths = np.linalg.norm(vectors, axis=1)
     if not np.all(np.abs(lengths - 1) < _UNIT_TOLERANCE):
         raise ValueError(f"{name}: vectors must have length 1; found {lengths.min():.4f} to {lengths.max():.4f}")
@@ -88,8 +93,13 @@ def load_segment(version: Version, entry: SegmentEntry, dimension: int, cache: P
     try:
         index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
         table = pq.read_table(table_path)
-    except (RuntimeError, pa.ArrowException, OSError) as error:
+    except (RuntimeError, MemoryError, pa.ArrowException, OSError) as error:
         raise IndexCorruptError(f"{entry.name} cannot be opened ({error}); publish the index again") from error
+    absent = [column for column in NEEDED if column not in table.column_names]
+    if not isinstance(index, faiss.IndexFlatIP) or absent:
+        raise IndexCorruptError(
+            f"{entry.name} is a {type(index).__name__} and lacks columns {absent}, not as we write it; publish the index again"
+        )
     if not (index.d == dimension and index.ntotal == entry.rows == table.num_rows):
         raise IndexCorruptError(
             f"{entry.name} holds {index.ntotal} vectors of {index.d} numbers and {table.num_rows} rows of metadata, "
