@@ -103,7 +103,7 @@ def _named(file: BandFile, header: Header, candidate: Candidate) -> Mapping[str,
         return file.bands
     if file.names is not None and len(file.names) > len(header.dtypes):
         raise BandError(
-            f"{file.uri} has {len(header.dtypes)} bands, but {len(file.names)} names are given: {', '.join(file.names)}; name each band once"
+            f"{file.uri} has {len(header.dtypes)} bands, but {len(file.names)} names are given: {', '.join(file.names)}; name each once"
         )
     if file.names is not None:
         return {name: index for index, name in enumerate(file.names, start=1)}

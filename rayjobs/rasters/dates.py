@@ -94,7 +94,10 @@ def _year_or_month(year: int, month: int | None) -> tuple[datetime.datetime, dat
 def _fine(text: str) -> tuple[datetime.datetime, bool]:
     """Return a moment, and whether it stands for a whole day."""
     if _DAY_OF_YEAR.fullmatch(text):
-        return datetime.datetime.strptime(text, "%Y%j").replace(tzinfo=datetime.UTC), True
+        day = datetime.datetime.strptime(text, "%Y%j").replace(tzinfo=datetime.UTC)
+        if day.year != int(text[:4]):  # day 366 of a common year
+            raise ValueError(text)
+        return day, True
     tiff = _TIFF_DATE.fullmatch(text)
     if tiff:
         text = f"{tiff[1]}-{tiff[2]}-{tiff[3]}{tiff[4] or ''}"

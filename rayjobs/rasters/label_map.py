@@ -22,6 +22,8 @@ _NODES = 5
 """Points per side of a tile that are transformed exactly; those between are interpolated by the polynomial through them."""
 _TOLERANCE_PIXELS = 1e-3
 """Of the label raster: a tile whose interpolation is off by more, at points between the nodes, is transformed point by point."""
+_EDGE_PIXELS = 1e-6
+"""A centre on the edge of two label pixels, where grids are related, belongs to the later one, whichever way the rounding went."""
 _CHUNK_PIXELS = 2**20
 """Tile pixels whose coordinates are held at once."""
 
@@ -179,7 +181,7 @@ def _label_pixels(grid: Grid, windows: IntArray, labels: Grid) -> Iterator[tuple
 
 
 def _floor(pixels: FloatArray) -> IntArray:
-    return np.floor(np.where(np.isfinite(pixels), pixels, -1.0)).astype(np.int64)
+    return np.floor(np.where(np.isfinite(pixels), pixels + _EDGE_PIXELS, -1.0)).astype(np.int64)
 
 
 def _transformed(grid: Grid, windows: IntArray, labels: Grid, transformer: pyproj.Transformer) -> tuple[FloatArray, FloatArray]:
