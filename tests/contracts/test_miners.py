@@ -94,9 +94,10 @@ def test_a_miner_equals_a_naive_loop(section, seed, geography):
 
 @every_miner
 def test_where_all_is_forbidden_nothing_is_unlike(section):
-    embeddings, groups, forbidden = batch(0)
-    _, negative, _ = sets(build_miner(section)(embeddings, groups, torch.ones_like(forbidden)))
+    embeddings, groups, _ = batch(0)
+    _, negative, triplets = sets(build_miner(section)(embeddings, groups, groups[:, None] != groups[None, :]))
     assert not negative
+    assert not triplets
 
 
 @every_miner

@@ -107,6 +107,30 @@ def test_the_table_is_the_same_byte_for_byte_however_blocks_and_threads_are_shar
         assert table([blocks[worker::workers] for worker in reversed(range(workers))]) == alone
 
 
+def test_a_lone_anchor_gets_the_same_scores_with_any_number_of_threads():
+    """BLAS shares the product of one vector with many among its threads in a way that changes last bits."""
+    vectors = scattered(np.random.default_rng(4), 16_385, dim=128)[0]
+    tables = []
+    for threads in (1, 3):
+        with threadpool_limits(limits=threads, user_api="blas"):
+            tables.append(mine(vectors, slice(16_384, 16_385), [], negatives=4000, max_candidates=4000))
+    assert tables[0].scores.tobytes() == tables[1].scores.tobytes()
+
+
+@given(
+    scores=st.lists(st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0, 1.0]), min_size=1, max_size=30),
+    indices=st.randoms(use_true_random=False),
+)
+def test_keys_sort_by_score_and_then_by_index(scores, indices):
+    order = list(range(len(scores)))
+    indices.shuffle(order)
+    values = np.array(scores, np.float32)
+    keys = np.sort(mining._keys(values, np.array(order)))
+    found, back = mining._unpacked(keys)
+    assert found.tolist() == [index for _, index in sorted(zip((-values).tolist(), order, strict=True))]
+    np.testing.assert_array_equal(back, np.sort(values)[::-1])
+
+
 def test_a_vector_that_is_not_finite_ends_mining():
     vectors = np.eye(4, dtype=np.float32)
     vectors[2, 1] = np.nan
