@@ -18,12 +18,14 @@ CRSS = ["EPSG:4326", "EPSG:32612", "EPSG:32601", "EPSG:32660", "EPSG:3857", "EPS
 GEOD = pyproj.Geod(ellps="WGS84")
 
 
-def grid_at(crs: str, lon: float, lat: float, *, pixel_m: float = 30.0, height: int = 200, width: int = 300, turn: float = 0.0) -> geo.Grid:
+def grid_at(
+    crs: str, lon: float, lat: float, *, pixel_m: float = 30.0, height: int = 200, width: int = 300, turn: float = 0.0, flip: float = 1.0
+) -> geo.Grid:
     """A grid whose centre lies at a place, turned by an angle in degrees."""
     x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat)
     pixel = pixel_m / 111_320 if pyproj.CRS(crs).is_geographic else pixel_m
     cos, sin = pixel * math.cos(math.radians(turn)), pixel * math.sin(math.radians(turn))
-    a, b, d, e = cos, sin, sin, -cos
+    a, b, d, e = cos, sin * flip, sin, -cos * flip
     corner = (x - a * width / 2 - b * height / 2, y - d * width / 2 - e * height / 2)
     return geo.Grid(crs=crs, transform=(a, b, corner[0], d, e, corner[1]), height=height, width=width)
 
@@ -40,7 +42,7 @@ def grids(draw):
     lon = draw(st.floats(west, east)) if west < east else draw(st.sampled_from([west, 179.99, -179.99, 180.0, east]))
     lat = draw(st.floats(max(south, -89.9) + 0.1, min(north, 89.9) - 0.1))
     assume(crs != "EPSG:3857" or abs(lat) < 80)
-    return grid_at(crs, lon, lat, turn=draw(st.sampled_from([0.0, 17.0, 90.0, 200.0])))
+    return grid_at(crs, lon, lat, turn=draw(st.sampled_from([0.0, 17.0, 90.0, 200.0])), flip=draw(st.sampled_from([1.0, -1.0])))
 
 
 @st.composite
@@ -91,11 +93,13 @@ def test_footprints_hold_their_own_ground_and_no_other(case):
         assert west >= -180
         assert east <= 180
         points = rng.uniform([west, south], [east, north], (200, 2))
-        x, y = inverse.transform(points[:, 0], points[:, 1])
-        col, row = np.linalg.solve([[a, b], [d, e]], np.stack([np.asarray(x) - c, np.asarray(y) - f]))
+        x, y = map(np.asarray, inverse.transform(points[:, 0], points[:, 1]))
         slack = 0.05 + 0.002 * window[2]
-        deep = np.minimum.reduce([row - window[0], window[0] + window[2] - row, col - window[1], window[1] + window[3] - col])
-        deep = np.where(np.isfinite(deep), deep, -np.inf)
+        deep = np.full(len(points), -np.inf)
+        for turn in (-360, 0, 360) if pyproj.CRS(grid.crs).is_geographic else (0,):
+            col, row = np.linalg.solve([[a, b], [d, e]], np.stack([x + turn - c, y - f]))
+            margin = np.minimum.reduce([row - window[0], window[0] + window[2] - row, col - window[1], window[1] + window[3] - col])
+            deep = np.maximum(deep, np.where(np.isfinite(margin), margin, -np.inf))
         inside = shapely.contains_xy(polygon, points[:, 0], points[:, 1])
         assert inside[deep > slack].all()
         assert not inside[deep < -slack].any()

@@ -128,7 +128,7 @@ def test_one_split_alone_takes_every_tile():
 def test_by_scene_gives_way_where_scenes_overlap():
     scenes = [scene(f"s{n}", "EPSG:32612", -111 + 0.12 * n, 37) for n in range(8)] + [
         scene("far", "EPSG:32701", -179.99, -17),
-        scene("east", "EPSG:32760", 179.9, -17),
+        scene("east", "EPSG:32760", 179.98, -17),
     ]
     tiles = plan_tiles(scenes, TilesSection(size=32, sampler=GridSampler(), splits=SplitsSection(by="scene", seed=2)))
     assert apart(tiles)
@@ -173,3 +173,14 @@ def test_tiles_as_large_as_the_globe_do_not_stop_the_rest():
 def test_names_of_cells_are_those_of_geo():
     cells = np.array([[0, 0], [12, 345678901], [1409, 7]])
     assert cell_names(cells).to_pylist() == [geo.cell_name(row, col) for row, col in cells.tolist()]
+
+
+def test_by_scene_sees_both_sides_of_the_antimeridian():
+    crossing, beyond, west = [179.99, -1, -179.99, -0.99], [-179.995, -1, -179.98, -0.99], [179.98, -1, 179.995, -0.99]
+    for seed in range(8):
+        section = SplitsSection(train=0.5, val=0, test=0.5, by="scene", seed=seed)
+        for other in (beyond, west):
+            found = assign_splits(["a", "b"], np.array([0, 1]), np.zeros((2, 2)), np.array([crossing, other]), section).split.tolist()
+            assert found in ([0, 0], [2, 2], [NO_SPLIT, 2], [2, NO_SPLIT])
+        found = assign_splits(["a", "b"], np.array([0, 1]), np.zeros((2, 2)), np.array([beyond, west]), section).split.tolist()
+        assert NO_SPLIT not in found, "they lie a hundredth of a degree apart"
