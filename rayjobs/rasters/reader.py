@@ -17,8 +17,8 @@ from rayjobs.rasters.handles import FAULTS, Handle, Handles
 from rayjobs.rasters.masks import mark_missing, usable
 from rayjobs.rasters.scenes import Asset, Scene
 
-_WAITS_SECONDS = (0.1, 0.5)
-"""Before the second and the third try."""
+_WAITS_SECONDS = (0.1, 0.5, 2.0)
+"""Before the second try, on the same handle, and before the third and the fourth, with the file opened anew."""
 _PATIENCE = 3
 """After so many windows of one scene that failed for good, its further windows are tried once only."""
 
@@ -50,8 +50,8 @@ class RasterReader:
     """Reads with rasterio; keeps files open, so that each thread needs a reader of its own.
 
     A pixel is valid where each band is: not nodata, a finite number, not masked by the file (alpha, internal or side mask), and not refused
-    by the scene's quality layer. Remote files are tried three times, with fresh credentials, since GDAL does not repeat a request whose
-    answer was cut short.
+    by the scene's quality layer. Remote files are tried four times, at last with fresh credentials, since GDAL does not repeat a request
+    whose answer was cut short.
     """
 
     def __init__(self, *, max_open: int = 64) -> None:
@@ -131,11 +131,12 @@ class RasterReader:
             return self._load(scene, window)
         except FAULTS as error:
             fault = error
-        for wait in self._waits(scene):
-            self._forget(scene)
+        for number, wait in enumerate(self._waits(scene)):
             time.sleep(wait)
+            if number > 0:
+                self._forget(scene)
             try:
-                return self._load(scene, window, fresh=True)
+                return self._load(scene, window, fresh=number > 0)
             except FAULTS as error:
                 fault = error
         self._forget(scene)
