@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
         pa.field("valid_fraction", pa.float32()),
         pa.field("label_fractions", pa.list_(pa.float32())),
         pa.field("label_coverage", pa.float32()),
-        pa.field("shape", pa.list_(pa.int32(), 3)),
+        pa.field("shape", pa.list_(pa.int32())),
         pa.field("chip", pa.large_binary()),
         pa.field("valid", pa.binary()),
     ]

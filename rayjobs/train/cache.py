@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from rayjobs.storage import Version
 
+_DECODERS = 4
+"""Shards decoded at a time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipCache:
@@ -61,7 +64,8 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
             for chip, values, mask in zip(found, pixels.numpy(), valid.numpy(), strict=True)
         ]
 
-    return ray.data.from_items(names, override_num_blocks=len(names)).flat_map(decode, num_cpus=1)
+    # no CPU of their own: the training workers hold all of them, and wait for these tasks
+    return ray.data.from_items(names, override_num_blocks=len(names)).flat_map(decode, num_cpus=0, concurrency=_DECODERS)
 
 
 def cache_folder(key: str) -> Path:

@@ -171,9 +171,8 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
     spec = _spec(experiment, source)
     gpu = has_gpu()
     cpus = settings.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.num_workers)
-    total = settings.epochs
     filesystem, path = _arrow_filesystem(workspace.store.uri)
-    with console.stage("train", total, "epochs") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
+    with console.stage("train", 0, "steps") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
         trainer = ray.train.torch.TorchTrainer(
             loop,
             train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox)},
@@ -223,14 +222,16 @@ class _Listener:
 
     def __init__(self, console: Console, stage: Stage, tracker: Tracker) -> None:
         self._console, self._stage, self._tracker = console, stage, tracker
-        self._hear = {"resumed": self._resumed, "mined": self._mined, "step": self._step, "epoch": self._epoch}
+        self._hear = {"begun": self._begun, "resumed": self._resumed, "mined": self._mined, "step": self._step, "epoch": self._epoch}
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take one message."""
         self._hear[message["kind"]](message)
 
+    def _begun(self, message: dict[str, Any]) -> None:
+        self._stage.total, self._stage.done = message["steps"], message["done"]
+
     def _resumed(self, message: dict[str, Any]) -> None:
-        self._stage.done = message["epoch"]
         self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs are done")
 
     def _mined(self, message: dict[str, Any]) -> None:
@@ -244,11 +245,10 @@ class _Listener:
         self._tracker.metrics({**counts, **times, "mine/negatives": message["found"]}, step=message["epoch"])
 
     def _step(self, message: dict[str, Any]) -> None:
-        self._stage.advance(0, epoch=message["epoch"], loss=message["loss"])
+        self._stage.advance(1, epoch=message["epoch"], loss=message["loss"])
 
     def _epoch(self, message: dict[str, Any]) -> None:
         metrics = message["metrics"]
-        self._stage.done = message["epoch"]
         self._console.say(
             f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s"
         )

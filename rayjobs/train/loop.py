@@ -96,6 +96,7 @@ def loop(config: Mapping[str, Any]) -> None:
     state = _restore(plan, _initial(plan, device), ground)
     loss, miner = build_loss(plan.experiment.loss), build_miner(plan.experiment.miner)
     steps = settings.steps_per_epoch or max(1, len(supervision.anchors) * settings.tiles_per_group // settings.batch_size)
+    _tell(plan, {"kind": "begun", "steps": steps * settings.epochs, "done": steps * state.epoch})
     for epoch in range(state.epoch, settings.epochs):
         if _is_time_to_mine(plan.experiment, epoch):
             _mine(plan, state, chips, ground, device, generation=epoch)
@@ -269,7 +270,7 @@ def _train_epoch(
         waited += time.monotonic() - waiting
         _set_rate(state.optimizer, settings.learning_rate, epoch * steps + step, warmup=steps, total=settings.epochs * steps)
         losses.append(_step(plan, state, pixels, valid, batches.members[step], batches.groups[step], ground, objective))
-        _tell(plan, {"kind": "step", "epoch": epoch + 1, "loss": losses[-1], "tiles": settings.batch_size})
+        _tell(plan, {"kind": "step", "epoch": epoch + 1, "loss": losses[-1]})
     seconds = time.monotonic() - begun
     return {
         "train/loss": float(np.mean(losses)),
