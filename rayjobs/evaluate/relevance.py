@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import shapely
 
 from rayjobs.errors import ConfigError
 from rayjobs.retrieval.metrics import PairList, Pairs, SameLabel
-from rayjobs.tiles.neighbours import overlapping_pairs, positive_pairs
+from rayjobs.tiles.neighbours import outlines, overlapping_pairs, positive_pairs
 from rayjobs.tiles.positions import positions, sizes
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def ask(tiles: pa.Table, settings: EvaluateSection) -> Question:
         ConfigError: relevance by label, and no labels.
     """
     count = tiles.num_rows
-    overlapping = overlapping_pairs(shapely.from_wkb(np.array(tiles["geometry"].to_pylist(), dtype=object)))
+    overlapping = overlapping_pairs(outlines(tiles))
     itself = np.repeat(np.arange(count)[:, None], 2, axis=1)
     excluded = PairList(np.concatenate([itself, _both_ways(overlapping)]), count)
     relevance, means = _by_label(tiles) if settings.relevance == "label" else _by_neighbourhood(tiles, settings.radius)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rasterio
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform, transform_bounds
 
-from rayjobs.rasters.gdal import environment, gdal_path
+from rayjobs.rasters.gdal import environment, open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +49,7 @@ def overview(scene: Scene, bands: Sequence[str], *, side: int) -> Overview:
 
 def _warped(scene: Scene, band: str, side: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, float, float, float]]:
     asset = scene.assets[band]
-    with rasterio.open(gdal_path(asset.uri)) as source:
+    with open_raster(asset.uri) as source:
         transform, width, height = calculate_default_transform(source.crs, _WEB_MERCATOR, source.width, source.height, *source.bounds)
         shrink = max(width, height) / side
         size = {"width": max(1, round(width / shrink)), "height": max(1, round(height / shrink))}

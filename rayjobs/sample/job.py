@@ -21,6 +21,7 @@ from rayjobs.sample.plan import SetPlan, plan_set
 from rayjobs.sample.read import ReadPlan, from_ipc, read_shard, to_ipc
 from rayjobs.storage import Draft, FileDigest, Version
 from rayjobs.tiles import chips
+from rayjobs.tiles.splits import check_splits
 from rayjobs.tiles.table import geoparquet_bytes
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _publish(experiment: Experiment, plan: SetPlan, draft: Draft, reports: list[
         raise NoTilesError(_none_kept(outcomes))
     classes = label_map.names if label_map else ()
     tiles = _with_labels(plan.tiles, outcomes, classes, experiment.tiles.min_label_purity).filter(kept).drop_columns(["order"])
+    check_splits(tiles, experiment.tiles.splits)
     draft.add(FileDigest(**report["digest"]) for report in reports)
     draft.write("tiles.parquet", geoparquet_bytes(tiles))
     draft.write("scenes.parquet", geoparquet_bytes(scenes_table(plan.scenes)))

@@ -5,8 +5,9 @@ Knows nothing of imagery, models or Ray. Every other room reads and writes throu
 
 from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, digest_of, verified
 from rayjobs.storage.lease import Lease
+from rayjobs.storage.opening import expand, open_store, read_uri
 from rayjobs.storage.s3 import S3Store
-from rayjobs.storage.stores import LocalStore, Store, Tagged, expand, open_store, read_uri
+from rayjobs.storage.stores import LocalStore, Store, Tagged
 
 __all__ = [
     "Artefact",

@@ -1,12 +1,10 @@
-"""The seam to storage: `Store`, its form on a file system, and the choice between the two forms by URI."""
+"""The seam to storage: `Store`, and its form on a file system."""
 
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import urllib.parse
@@ -72,22 +70,6 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; removing none is not an error."""
-
-
-def open_store(uri: str) -> Store:
-    """Return the store of a URI: `s3://bucket/prefix`, `file:/path` or a plain path.
-
-    Raises:
-        StorageError: another scheme.
-    """
-    from rayjobs.storage.s3 import S3Store  # noqa: PLC0415  boto3 takes a while to import, and local work needs none of it
-
-    scheme = urllib.parse.urlsplit(uri).scheme
-    if scheme == "s3":
-        return S3Store(uri)
-    if scheme in {"", "file"}:
-        return LocalStore(uri)
-    raise StorageError(f"cannot use {uri!r} as storage; write s3://BUCKET/PREFIX, file:/PATH or a path")
 
 
 def local_path(uri: str) -> Path:
@@ -209,34 +191,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_uri(uri: str) -> bytes:
-    """Return the bytes of one object at a full URI. Raises `NotFoundError`."""
-    root, _, name = uri.rpartition("/")
-    return open_store(root or ".").read(name)
-
-
-def expand(uri: str) -> list[str]:
-    """Return the full URIs that a file, a folder (all below it) or a glob names, sorted; `http(s)` URIs stand for themselves.
-
-    Raises:
-        NotFoundError: nothing is there.
-    """
-    if urllib.parse.urlsplit(uri).scheme in {"http", "https"}:
-        return [uri]
-    wild = re.search(r"[*?\[]", uri)
-    stem = uri[: wild.start()] if wild else uri.rstrip("/")
-    root, _, name = stem.rpartition("/")
-    store = open_store(root or ("/" if uri.startswith("/") else "."))
-    if wild:
-        addresses = [store.address(key) for key in store.list(name)]
-        pattern = uri if uri.startswith("s3://") else str(local_path(uri))
-        found = [address for address in addresses if fnmatch.fnmatchcase(address, pattern)]
-    elif store.size(name) is not None:
-        found = [store.address(name)]
-    else:
-        found = [store.address(key) for key in store.list(f"{name}/")]
-    if not found:
-        raise NotFoundError(f"nothing is at {uri}; check the spelling, the bucket and AWS_ENDPOINT_URL")
-    return found

@@ -360,7 +360,7 @@ def forbidden_pairs(
     tiles = experiment.tiles
     nearest = max(1.0, tiles.min_neg_dist) if experiment.train.supervision == "geography" else 1.0
     where, size = ground.positions[members], ground.sizes[members]
-    distance = np.linalg.norm(where[:, None] - where[None, :], axis=2) / size[:, None]
+    distance = np.linalg.norm(where[:, None] - where[None, :], axis=2) / np.maximum(size[:, None], size[None, :])
     forbidden = distance < nearest
     if tiles.max_neg_dist is not None and experiment.train.supervision == "geography":
         forbidden |= distance > tiles.max_neg_dist

@@ -73,6 +73,7 @@ def test_expand_names_files_folders_and_globs(store):
     assert names(store.address("im/a_B*.tif")) == ["im/a_B1.tif", "im/a_B2.tif"]
     assert names(store.address("im")) == ["im/a_B1.tif", "im/a_B2.tif", "im/sub/c.txt"]
     assert names(store.address("im/a_B1.tif")) == ["im/a_B1.tif"]
+    assert len(expand(store.uri)) == 3
     with pytest.raises(NotFoundError, match="nothing is at"):
         expand(store.address("none*"))
 
