@@ -21,7 +21,6 @@ from rayjobs.errors import TrainingError
 from rayjobs.metric.losses import build_loss
 from rayjobs.metric.miners import build_miner
 from rayjobs.metric.mining import DistanceGuard, Guard, LabelGuard, OverlapGuard
-from rayjobs.metric.relations import allowed
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
 from rayjobs.models.encoder import build
 from rayjobs.models.spec import ModelSpec
@@ -147,7 +146,7 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
     if mining.overlap:
         guards.append(OverlapGuard(ground.positions, ground.sizes))
     if mining.distance:
-        guards.append(DistanceGuard(ground.positions, ground.sizes, min_dist=tiles.min_neg_dist))
+        guards.append(DistanceGuard(ground.positions, ground.sizes, min_dist=tiles.min_neg_dist, max_dist=tiles.max_neg_dist))
     if mining.label:
         guards.append(LabelGuard(ground.labels))
     return guards
@@ -337,7 +336,7 @@ def _step(
     embeddings = gather(local.float())
     labels = torch.from_numpy(groups).to(pixels.device)
     forbidden = torch.from_numpy(forbidden_pairs(plan.experiment, ground, members, groups)).to(pixels.device)
-    loss = loss_of(embeddings, labels, allowed(miner(embeddings.detach(), labels), forbidden))
+    loss = loss_of(embeddings, labels, miner(embeddings.detach(), labels, forbidden))
     if not torch.isfinite(loss):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
     state.optimizer.zero_grad(set_to_none=True)

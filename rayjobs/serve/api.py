@@ -1,0 +1,125 @@
+"""The HTTP interface: routes, problem JSON, and the gate in front of them. Which service answers is asked of Ray Serve at each request."""
+
+from typing import Annotated, Protocol, cast
+
+import fastapi
+import numpy as np
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from ray import serve
+
+from rayjobs.errors import QueryError, RayjobsError
+from rayjobs.models.spec import check_bands
+from rayjobs.rasters.uploads import read_upload
+from rayjobs.serve.answers import Answers
+from rayjobs.serve.errors import problem, status_of
+from rayjobs.serve.limits import Gate
+from rayjobs.serve.schema import Feature, Filters, Info, SearchAnswer, SearchRequest, TileId
+
+
+class Service(Protocol):
+    """What the routes need of the deployment that they run in."""
+
+    answers: Answers
+    max_pixels: int
+    """Of an uploaded image."""
+
+    async def embed(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any image
+        """Return the (dim,) float32 embedding of an image."""
+
+
+def current_service() -> Service:
+    """Return the deployment that this request reached."""
+    return cast("Service", serve.get_replica_context().servable_object)
+
+
+Here = Annotated[Service, fastapi.Depends(current_service)]
+
+router = fastapi.APIRouter()
+
+
+@router.get("/healthz", tags=["service"])
+async def healthz(service: Here) -> dict[str, str]:
+    """Say that the service is up, and which index version it serves."""
+    return {"status": "ok", "index_version": service.answers.version}
+
+
+@router.get("/v1/info", tags=["service"])
+async def info(service: Here) -> Info:
+    """Describe the index and its encoder."""
+    return service.answers.info()
+
+
+@router.post("/v1/search", tags=["search"])
+async def search(service: Here, request: SearchRequest) -> SearchAnswer:
+    """Find the tiles most like the examples; the examples themselves are left out."""
+    vector, examples = service.answers.query_vector(request.positives)
+    return service.answers.search(vector, request, without=examples)
+
+
+@router.post("/v1/search/image", tags=["search"])
+async def search_image(
+    service: Here,
+    image: fastapi.UploadFile,
+    limit: Annotated[int, fastapi.Form(ge=1)] = 10,
+    bbox: Annotated[str | None, fastapi.Form(max_length=200, description="west,south,east,north")] = None,
+    datetime: Annotated[str | None, fastapi.Form(max_length=100)] = None,
+) -> SearchAnswer:
+    """Find the tiles most like an uploaded PNG, JPEG or GeoTIFF, whose bands must be the encoder's."""
+    filters = Filters(limit=limit, bbox=_numbers(bbox), datetime=datetime)
+    pixels = read_upload(await image.read(), max_pixels=service.max_pixels)
+    check_bands(service.answers.spec, len(pixels.values))
+    vector = await service.embed(pixels.values, pixels.valid)
+    return service.answers.search(vector, filters, without=())
+
+
+@router.get("/v1/tiles/{tile_id}", tags=["tiles"])
+async def tile(service: Here, tile_id: TileId) -> Feature:
+    """Describe one tile."""
+    return service.answers.tile(tile_id)
+
+
+@router.get("/v1/tiles/{tile_id}/thumbnail.png", tags=["tiles"], response_class=Response)
+def thumbnail(service: Here, tile_id: TileId) -> Response:
+    """Show one tile's pixels."""
+    return Response(service.answers.thumbnail(tile_id), media_type="image/png", headers={"cache-control": "max-age=86400"})
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(("west", "south", "east", "north")) or not np.isfinite(numbers).all():
+        raise QueryError(f"bbox {text!r} is not four numbers: west,south,east,north")
+    return numbers
+
+
+def _our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
+    status = status_of(type(error))
+    return JSONResponse(problem(status, str(error)), int(status), media_type="application/problem+json")
+
+
+def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
+    faults = cast("RequestValidationError", error).errors()
+    detail = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in faults)
+    status = fastapi.status.HTTP_422_UNPROCESSABLE_CONTENT
+    body = {"type": "about:blank", "title": "Unprocessable Content", "status": status, "detail": detail}
+    return JSONResponse(body, status, media_type="application/problem+json")
+
+
+def build_api(*, max_body_bytes: int, token: str | None) -> fastapi.FastAPI:
+    """Return the ASGI application.
+
+    Args:
+        max_body_bytes: larger bodies are refused before they are taken into memory.
+        token: that every request but `/healthz` must bear; None lets everybody in.
+    """
+    api = fastapi.FastAPI(title="rayjobs", version="1", description="Find every place that looks like the one you point at.")
+    api.include_router(router)
+    api.add_exception_handler(RayjobsError, _our_error)
+    api.add_exception_handler(RequestValidationError, _wrong_request)
+    api.add_middleware(Gate, max_body_bytes=max_body_bytes, token=token)
+    return api
