@@ -75,7 +75,9 @@ def _read_picture(data: bytes, max_pixels: int) -> Pixels:
             raise UploadError(f"images of mode {picture.mode} are not taken; send 8-bit grey, RGB or RGBA, or a GeoTIFF")
         values: np.ndarray[Any, Any] = np.asarray(picture.convert(mode))
     except PIL.Image.DecompressionBombError as error:
-        raise UploadTooLargeError(f"the image is larger than the service takes: {error}") from error
+        raise UploadTooLargeError(
+            f"the image has far more than the {max_pixels:,} pixels that the service takes; send a smaller cut-out"
+        ) from error
     except PIL.UnidentifiedImageError as error:
         raise UploadError("the upload is neither a PNG, a JPEG nor a TIFF") from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for broken files

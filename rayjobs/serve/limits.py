@@ -19,6 +19,10 @@ _OPEN = frozenset({"/healthz"})
 """Paths that need no token: load balancers ask them."""
 
 
+_LONGEST_LENGTH = 18
+"""Digits of a content-length; Python refuses to read numbers of thousands of them."""
+
+
 class _BodyTooLargeError(Exception):
     """The body went over the limit while it was read."""
 
@@ -41,7 +45,7 @@ class Gate:
             return
         too_large = f"the body is larger than {self._max:,} bytes"
         declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max:
+        if not declared.isdigit() or len(declared) > _LONGEST_LENGTH or int(declared) > self._max:
             await _answer(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large)
             return
         try:

@@ -1,0 +1,221 @@
+"""Images from strangers: the right pixels, or an error that has an HTTP status; never another exception."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import warnings
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+import rasterio.errors
+import rasterio.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayjobs.errors import UploadError, UploadTooLargeError
+from rayjobs.rasters.uploads import read_upload
+
+LIMIT = 25_000_000
+REFUSALS = (UploadError, UploadTooLargeError)
+
+
+def encoded(array, form, mode=None, **options):
+    sink = io.BytesIO()
+    PIL.Image.fromarray(array, mode).save(sink, form, **options) if mode else PIL.Image.fromarray(array).save(sink, form, **options)
+    return sink.getvalue()
+
+
+def geotiff(values, **profile):
+    bands, height, width = values.shape
+    settings = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": values.dtype, **profile}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.io.MemoryFile() as file:
+            with file.open(**settings) as sink:
+                sink.write(values)
+            return file.read()
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_bytes(width, height, *, depth=8, colour=0, rows=b""):
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_png_gives_its_pixels():
+    array = noise(13, 17, 3)
+    pixels = read_upload(encoded(array, "PNG"), max_pixels=LIMIT)
+    assert np.array_equal(pixels.values, array.transpose(2, 0, 1))
+    assert pixels.valid.shape == (13, 17)
+    assert pixels.valid.all()
+
+
+def test_grey_png_has_one_band():
+    array = noise(5, 7)
+    assert np.array_equal(read_upload(encoded(array, "PNG"), max_pixels=LIMIT).values, array[None])
+
+
+def test_one_bit_is_black_and_white():
+    array = noise(6, 8) > 127
+    sink = io.BytesIO()
+    PIL.Image.fromarray(array).save(sink, "PNG")
+    assert np.array_equal(read_upload(sink.getvalue(), max_pixels=LIMIT).values, array[None] * np.uint8(255))
+
+
+def test_alpha_becomes_valid():
+    array = noise(9, 9, 4)
+    array[..., 3] = np.where(np.arange(81).reshape(9, 9) % 3, 255, 0)
+    pixels = read_upload(encoded(array, "PNG"), max_pixels=LIMIT)
+    assert pixels.values.shape == (3, 9, 9)
+    assert np.array_equal(pixels.valid, array[..., 3] > 0)
+
+
+def test_jpeg_gives_what_pillow_decodes():
+    data = encoded(noise(16, 24, 3), "JPEG")
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(picture).transpose(2, 0, 1)
+    assert np.array_equal(read_upload(data, max_pixels=LIMIT).values, expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_geotiff_keeps_bands_dtype_and_nodata(dtype):
+    values = noise(5, 12, 10, dtype=dtype)
+    values[:, 3, 4] = 7
+    values[values == 7] = 8
+    values[:, 3, 4] = 7
+    pixels = read_upload(geotiff(values, nodata=7, compress="deflate"), max_pixels=LIMIT)
+    assert pixels.values.dtype == dtype
+    assert np.array_equal(pixels.values, values)
+    assert [tuple(place) for place in np.argwhere(~pixels.valid)] == [(3, 4)]
+
+
+def test_a_header_that_claims_300_megapixels_is_refused_unread():
+    data = png_bytes(20_000, 15_000)
+    with pytest.raises(UploadTooLargeError, match="25,000,000 pixels that the service takes"):
+        read_upload(data, max_pixels=LIMIT)
+
+
+def test_a_bomb_of_300_megapixels_is_refused_before_it_is_decoded():
+    packer = zlib.compressobj(9)
+    row = bytes(1 + 20_000 // 8)
+    rows = b"".join(packer.compress(row * 100) for _ in range(150)) + packer.flush()
+    data = png_bytes(20_000, 15_000, depth=1, rows=rows)
+    assert len(data) < 200_000
+    begun = time.process_time()
+    with pytest.raises(UploadTooLargeError):
+        read_upload(data, max_pixels=LIMIT)
+    assert time.process_time() - begun < 0.5
+
+
+def test_a_tiff_over_the_limit_is_refused():
+    data = geotiff(np.zeros((1, 600, 600), np.uint8), compress="deflate")
+    with pytest.raises(UploadTooLargeError, match="600 x 600"):
+        read_upload(data, max_pixels=359_999)
+    assert read_upload(data, max_pixels=360_000).values.shape == (1, 600, 600)
+
+
+@pytest.fixture
+def secret(tmp_path):
+    path = tmp_path / "secret.tif"
+    path.write_bytes(geotiff(noise(1, 8, 8)))
+    return path
+
+
+def vrt(path):
+    return (
+        f'<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{path}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    ).encode()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_vrt_opens_nothing(secret):
+    with rasterio.open(vrt(secret).decode()) as source:
+        assert source.read().any(), "GDAL itself would have read the file"
+    for data in (vrt(secret), b"II*\x00" + vrt(secret), str(secret).encode(), b"/vsicurl/http://127.0.0.1:9/x.tif"):
+        with pytest.raises(UploadError):
+            read_upload(data, max_pixels=LIMIT)
+
+
+def animated():
+    frames = [PIL.Image.fromarray(noise(8, 8, 3)), PIL.Image.fromarray(255 - noise(8, 8, 3))]
+    sink = io.BytesIO()
+    frames[0].save(sink, "PNG", save_all=True, append_images=frames[1:])
+    return sink.getvalue()
+
+
+def wide_png():
+    return encoded(noise(8, 8).astype(np.uint16) * 100, "PNG")
+
+
+REFUSED = {
+    "nothing": b"",
+    "one byte": b"\x89",
+    "text": b"hello",
+    "GIF": encoded(noise(8, 8), "GIF"),
+    "BMP": encoded(noise(8, 8), "BMP"),
+    "WebP head": b"RIFF\x00\x00\x00\x00WEBPVP8 ",
+    "CMYK JPEG": encoded(noise(8, 8, 4), "JPEG", "CMYK"),
+    "16-bit PNG": wide_png(),
+    "TIFF head": b"II*\x00",
+    "TIFF head, BigTIFF": b"MM\x00+" + bytes(20),
+    "empty PNG": png_bytes(8, 8),
+    "PNG without area": png_bytes(0, 8),
+    "PNG head": b"\x89PNG\r\n\x1a\n",
+    "GIF with a TIFF behind": encoded(noise(8, 8), "GIF") + geotiff(noise(1, 8, 8)),
+    "cut PNG": encoded(noise(64, 64, 3), "PNG")[:3000],
+    "cut JPEG": encoded(noise(64, 64, 3), "JPEG")[:1500],
+    "cut TIFF": geotiff(noise(3, 64, 64))[:3000],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_taken_is_an_upload_error(name):
+    with pytest.raises(REFUSALS) as caught:
+        read_upload(REFUSED[name], max_pixels=LIMIT)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_animation_gives_its_first_picture_or_is_refused():
+    try:
+        pixels = read_upload(animated(), max_pixels=LIMIT)
+    except REFUSALS:
+        return
+    assert np.array_equal(pixels.values, noise(8, 8, 3).transpose(2, 0, 1))
+
+
+def test_what_stands_behind_a_png_is_not_read():
+    array = noise(8, 8, 3)
+    data = encoded(array, "PNG") + geotiff(noise(1, 8, 8)) + b"<VRTDataset/>"
+    assert np.array_equal(read_upload(data, max_pixels=LIMIT).values, array.transpose(2, 0, 1))
+
+
+WHOLE = [encoded(noise(16, 16, 3), "PNG"), encoded(noise(16, 16, 3), "JPEG"), geotiff(noise(3, 16, 16), compress="deflate"), wide_png()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(WHOLE), st.data())
+def test_damaged_bytes_are_read_or_refused(whole, data):
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(len(damaged) // 2, len(damaged)))
+    try:
+        pixels = read_upload(bytes(damaged[:end]), max_pixels=10_000)
+    except REFUSALS:
+        return
+    assert pixels.values.shape[1:] == pixels.valid.shape
+    assert pixels.valid.size <= 10_000
