@@ -66,7 +66,9 @@ def is_section(path: Path) -> bool:
 
 def test_every_room_is_known():
     known = FOUNDATIONS | ALSO_PLAIN | PIXELS | VECTORS | VERBS | COMMANDS | {"__init__"}
-    found = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    found = {
+        path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert found <= known
 
 
@@ -132,7 +134,9 @@ def test_entry_points_define_nothing(path):
     assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
 
 
-@pytest.mark.parametrize(("module", "heavy"), [("rayjobs", "torch ray rasterio numpy pydantic"), ("rayjobs.experiment", "torch ray rasterio faiss mlflow")])
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("rayjobs", "torch ray rasterio numpy pydantic"), ("rayjobs.experiment", "torch ray rasterio faiss mlflow")]
+)
 def test_importing_loads_nothing_heavy(module, heavy):
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({heavy.split()!r})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rayjobs.cluster.section import RaySection
 
-_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GDAL_", "CPL_", "RAYJOBS_")
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GDAL_", "CPL_", "RAYJOBS_LOG_DIR")
 """Variables, by prefix, that workers of a joined cluster get from the driver. Never keys: a node has its own, or a role."""
 
 
@@ -76,6 +76,12 @@ def _quieten() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def even_cpus(workers: int) -> int:
+    """Return the most CPUs that each of so many workers can have, each on one node; at least 1."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return max((cpus for cpus in range(1, max(nodes, default=1) + 1) if sum(node // cpus for node in nodes) >= workers), default=1)
 
 
 def has_gpu() -> bool:

@@ -8,6 +8,7 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.fs
 import ray
 import ray.train
@@ -15,7 +16,7 @@ import ray.train.torch
 import yaml
 
 from rayjobs.cluster.mailbox import listening
-from rayjobs.cluster.session import has_gpu, joined
+from rayjobs.cluster.session import even_cpus, has_gpu, joined
 from rayjobs.config import changed_keys, to_dict
 from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.models.encoder import parameter_count
@@ -69,7 +70,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "steps": steps * settings.epochs,
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
         "parameters": parameter_count(spec),
-        "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * len(spec.bands) * 4,
+        "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
         "mining_bytes_per_worker": tiles.num_rows * spec.dim * 4,
     }
 
@@ -96,7 +97,13 @@ def run(experiment: Experiment, console: Console) -> Result:
             lease.check()
             newest = workspace.checkpoints.require("")
             tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
-            tracker.files({"experiment.yaml": experiment.to_yaml().encode(), "model/model.json": newest.read("model.json")})
+            tracker.files(
+                {
+                    "experiment.yaml": experiment.to_yaml().encode(),
+                    "model/model.json": newest.read("model.json"),
+                    "model/model.safetensors": newest.read("model.safetensors"),
+                }
+            )
     return _result(workspace, done, tracker.run_id)
 
 
@@ -107,7 +114,9 @@ def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
         ConfigError: naming the keys that changed.
     """
     key = f"runs/{workspace.run}/experiment.yaml"
-    decided = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
+    decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
+    # addresses may differ from one machine to another; `set_version` stands for what they hold
+    decided["rasters"] = {name: value for name, value in decided["rasters"].items() if name != "sources"}
     decided["train"] = {name: value for name, value in decided["train"].items() if name not in _MAY_CHANGE}
     decided["set_version"] = source.version
     found = workspace.store.read_tagged(key)
@@ -170,7 +179,7 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
     tiles = training_tiles(source)
     spec = _spec(experiment, source)
     gpu = has_gpu()
-    cpus = settings.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // settings.num_workers)
+    cpus = settings.cpus_per_worker or even_cpus(settings.num_workers)
     filesystem, path = _arrow_filesystem(workspace.store.uri)
     with console.stage("train", 0, "steps") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
         trainer = ray.train.torch.TorchTrainer(

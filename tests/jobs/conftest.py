@@ -1,0 +1,176 @@
+"""One Ray cluster of a head and two workers for the whole session, each a real `ray start`, with its S3 server beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict:
+        """The JSON object that ends stdout."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Three nodes, and the environment in which commands find them."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def start(self, verb: str, *arguments: str, **environment: str) -> subprocess.Popen:
+        """Begin `rayjobs VERB` on the cluster."""
+        command = [sys.executable, "-m", f"rayjobs.{verb}", *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, verb: str, *arguments: str, **environment: str) -> Done:
+        """Run `rayjobs VERB` on the cluster to its end."""
+        process = self.start(verb, *arguments, **environment)
+        out, err = process.communicate(timeout=400)
+        return Done(process.returncode, out, err)
+
+    def submit(self, verb: str, *arguments: str) -> Done:
+        """Run a verb through the job API, with the working directory shipped."""
+        command = [
+            str(RAY),
+            "job",
+            "submit",
+            "--address",
+            self.dashboard,
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "-m",
+            f"rayjobs.{verb}",
+            *arguments,
+        ]
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=500, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def cluster(s3_server):
+    folder = tempfile.mkdtemp(prefix="rayjobs-ray-", dir="/tmp")  # Ray's sockets want a short path
+    token = secrets.token_hex(32)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))},
+        **s3_server.environment,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_TMPDIR": folder,
+        "RAYJOBS_LOG_DIR": f"{folder}/logs",
+        "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    port, dashboard = free_port(), free_port()
+    common = ["--object-store-memory=157286400", "--disable-usage-stats", "--block"]
+    head = [
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        "--num-cpus=2",
+        f"--temp-dir={folder}",
+        f"--ray-client-server-port={free_port()}",
+    ]
+    nodes = [_start([*head, *common], environment, folder)]
+    try:
+        address = f"{_own_address()}:{port}"
+        _wait(address, environment, nodes=1)
+        nodes += [_start([f"--address={address}", "--num-cpus=2", *common], environment, folder) for _ in range(2)]
+        _wait(address, environment, nodes=3)
+        yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address})
+    finally:
+        for node in reversed(nodes):
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+        _kill_strays(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(arguments, environment, folder):
+    with open(f"{folder}/nodes.log", "ab") as log:
+        return subprocess.Popen([str(RAY), "start", *arguments], env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def _own_address() -> str:
+    import ray.util
+
+    return ray.util.get_node_ip_address()
+
+
+def _wait(address, environment, *, nodes):
+    code = f"import ray; ray.init('{address}', log_to_driver=False); print('NODES', sum(n['Alive'] for n in ray.nodes()))"
+    deadline = time.monotonic() + 180
+    said = ""
+    while time.monotonic() < deadline:
+        try:
+            done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=40)
+        except subprocess.TimeoutExpired:
+            continue
+        said = done.stdout + done.stderr
+        if f"NODES {nodes}" in done.stdout:
+            return
+        time.sleep(1)
+    log = Path(environment["RAY_TMPDIR"], "nodes.log").read_text()
+    raise RuntimeError(f"the cluster did not come up: {said[-2000:]} {log[-3000:]}")
+
+
+def _kill_strays(folder):
+    """End what left the process groups of our nodes; our own are known by the temporary folder in their environment."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = f"RAY_TMPDIR={folder}".encode() in (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if ours and int(process.name) != os.getpid():
+            try:
+                os.kill(int(process.name), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+@pytest.fixture
+def bucket(s3):
+    """A new bucket of the S3 server."""
+    return s3.bucket(f"job-{secrets.token_hex(6)}")

@@ -1,0 +1,172 @@
+"""From rasters in a bucket to an answer over HTTP, on a cluster of three nodes, by the commands that people type."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import httpx
+import pytest
+
+from rayjobs.storage import Artefact, open_store
+
+pytestmark = pytest.mark.slow
+
+FAST = ["--train.epochs", "2", "--train.steps_per_epoch", "3", "--train.batch_size", "32", "--mining.every", "1", "--mining.first", "1"]
+
+
+@pytest.fixture(scope="module")
+def zion(data, s3_server, cluster):
+    """The Zion scene and its land cover in a bucket, and the options that point the shipped configuration there."""
+    bucket = s3_server.bucket("zion-road")
+    for path in data("zion_north").glob("*.tif"):
+        s3_server.upload(path, f"{bucket}/imagery/{path.name}")
+    sources = [{"kind": "files", "uris": [f"{bucket}/imagery/landsat_b*.tif"], "pattern": r"landsat_(?P<band>b\d)\.tif$", "name": "zion"}]
+    return [
+        "--config", "configs/zion-landcover.yaml", "--json", "--workspace.uri", f"{bucket}/workspace",
+        "--rasters.sources", json.dumps(sources), "--rasters.label_map.uri", f"{bucket}/imagery/nlcd2011.tif",
+        "--tiles.splits.block_m", "2000", "--evaluate.resamples", "200", "--evaluate.ks", "[1, 5, 10]",
+    ]  # fmt: skip
+
+
+def submitted(cluster, verb, options):
+    done = cluster.submit(verb, *options)
+    assert done.code == 0, done.out[-3000:] + done.err[-2000:]
+    lines = [line for line in done.out.splitlines() if line.startswith('{"verb"')]
+    return json.loads(lines[-1])
+
+
+def test_the_whole_road_through_the_job_api(cluster, zion, s3_server, tmp_path):
+    sampled = submitted(cluster, "sample", zion)
+    assert sampled["counts"]["kept"] > 1000
+    assert sampled["counts"]["by_split"].keys() >= {"train", "val", "test"}
+
+    trained = submitted(cluster, "train", [*zion, *FAST, "--train.num_workers", "2"])
+    assert trained["epochs"] == 2
+
+    evaluated = submitted(cluster, "evaluate", [*zion, *FAST])
+    rows = {row["name"]: row["metrics"] for row in evaluated["rows"]}
+    assert rows.keys() == {"random-init", "image-statistics", "frozen-pretrained", "trained"}
+    for metrics in rows.values():
+        assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in metrics.values())
+    assert rows["frozen-pretrained"]["MAP@R"] != rows["random-init"]["MAP@R"]
+
+    indexed = submitted(cluster, "index", [*zion, *FAST])
+    assert indexed["rows"] == sampled["counts"]["kept"]
+    assert indexed["encoder_fingerprint"] == trained["encoder_fingerprint"]
+
+    served_and_asked(cluster, [*zion, *FAST], indexed, tmp_path)
+
+
+def served_and_asked(cluster, options, indexed, tmp_path):
+    from tests.jobs.conftest import free_port
+
+    port = free_port()
+    options = [*options, "--serve.port", str(port)]
+    service = cluster.start("serve", *options)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url, service)
+        tile = httpx.post(f"{url}/v1/search", json={"positives": [{"point": {"lon": -113.0, "lat": 37.45}}], "limit": 3}, timeout=60)
+        assert tile.status_code in {200, 404}, tile.text
+        bounds = httpx.get(f"{url}/v1/info", timeout=60).json()["bounds"]
+        middle = {"lon": (bounds[0] + bounds[2]) / 2, "lat": (bounds[1] + bounds[3]) / 2}
+        answer = httpx.post(f"{url}/v1/search", json={"positives": [{"point": middle}], "limit": 5}, timeout=60).json()
+        assert answer["index_version"] == indexed["version"]
+        assert answer["exact"] is True
+        assert answer["candidates"] == indexed["rows"] - 1
+        scores = [feature["properties"]["score"] for feature in answer["features"]]
+        assert len(scores) == 5
+        assert scores == sorted(scores, reverse=True)
+
+        asked = cluster.run("query", *options, "--tile", answer["features"][0]["id"], "--limit", "2")
+        assert asked.code == 0, asked.err
+        assert len(asked.result["features"]) == 2
+
+        thumbnail = httpx.get(f"{url}/v1/tiles/{answer['features'][0]['id']}/thumbnail.png", timeout=60)
+        assert thumbnail.headers["content-type"] == "image/png"
+        picture = tmp_path / "picture.png"
+        picture.write_bytes(thumbnail.content)
+        by_picture = cluster.run("query", *options, "--image", str(picture), "--limit", "1")
+        assert by_picture.code == 0, by_picture.err
+
+        assert_bad_requests(url, tmp_path)
+    finally:
+        service.send_signal(signal.SIGINT)
+        out, err = service.communicate(timeout=60)
+    assert service.returncode == 0, err
+
+
+def wait_for(url, service):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert service.poll() is None, service.communicate()
+        try:
+            if httpx.get(f"{url}/healthz", timeout=5).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError("the service did not come up")
+
+
+def assert_bad_requests(url, tmp_path):
+    import numpy as np
+    import rasterio
+
+    five = tmp_path / "five.tif"
+    with rasterio.open(
+        five, "w", driver="GTiff", dtype="uint16", count=5, width=24, height=24, transform=rasterio.Affine(30, 0, 0, 0, -30, 0)
+    ) as file:
+        file.write(np.ones((5, 24, 24), np.uint16))
+    refused = httpx.post(f"{url}/v1/search/image", files={"image": five.read_bytes()}, timeout=60)
+    assert refused.status_code == 400
+    assert "5 bands" in refused.json()["detail"]
+
+    claims = (
+        b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + (20_000).to_bytes(4, "big") + (15_000).to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    )
+    import zlib
+
+    claims += zlib.crc32(claims[12:29]).to_bytes(4, "big") + b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    bomb = httpx.post(f"{url}/v1/search/image", files={"image": claims}, timeout=60)
+    assert bomb.status_code == 413, bomb.text
+
+    large = httpx.post(f"{url}/v1/search/image", content=b"x" * (40 * 2**20), timeout=60)
+    assert large.status_code == 413
+
+    unknown = httpx.post(f"{url}/v1/search", json={"positives": [{"tile_id": "0" * 20}]}, timeout=60)
+    assert unknown.status_code == 404
+    wrong = httpx.post(f"{url}/v1/search", json={"positives": [{"embedding": [1.0, 2.0]}]}, timeout=60)
+    assert wrong.status_code == 400
+    assert wrong.headers["content-type"] == "application/problem+json"
+
+
+def test_sampling_again_reads_only_what_is_missing(cluster, zion, s3_server):
+    """Runs after the road: the set is there; a lost pointer and two lost shards are made good without reading the others."""
+    workspace = zion[zion.index("--workspace.uri") + 1]
+    import os
+
+    os.environ.update(s3_server.environment)
+    store = open_store(workspace)
+    artefact = Artefact(store, "sets", "zion-landcover")
+    before = artefact.current()
+    shards = [entry for entry in before.files if entry.name.startswith("chips/")]
+    client = s3_server.client()
+    bucket, _, prefix = workspace.removeprefix("s3://").partition("/")
+    stamps = {
+        entry.name: client.head_object(Bucket=bucket, Key=f"{prefix}/{before.prefix}{entry.name}")["LastModified"] for entry in shards
+    }
+    store.delete(artefact.pointer)
+    for entry in shards[:2]:
+        store.delete(before.prefix + entry.name)
+    time.sleep(1.1)  # the server's time stamps have seconds
+    again = cluster.run("sample", *zion)
+    assert again.code == 0, again.err
+    after = artefact.current()
+    assert after.version == before.version
+    assert after.files == before.files
+    for entry in shards:
+        stamp = client.head_object(Bucket=bucket, Key=f"{prefix}/{before.prefix}{entry.name}")["LastModified"]
+        assert (stamp > stamps[entry.name]) == (entry in shards[:2])
