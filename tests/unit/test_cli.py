@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 
+import affine
 import numpy as np
 import pytest
 import rasterio
-import rasterio.transform
 import yaml
 
 from rayjobs.cli import VERBS
@@ -32,7 +32,7 @@ def rayjobs(tmp_path):
 def experiment(tmp_path):
     """An experiment on one small raster."""
     values = np.random.default_rng(0).integers(1, 255, (3, 256, 256)).astype(np.uint8)
-    place = {"crs": "EPSG:32631", "transform": rasterio.transform.from_origin(5e5, 5e6, 10, 10)}
+    place = {"crs": "EPSG:32631", "transform": affine.Affine(10, 0, 5e5, 0, -10, 5e6)}
     with rasterio.open(tmp_path / "scene.tif", "w", driver="GTiff", width=256, height=256, count=3, dtype="uint8", **place) as file:
         file.write(values)
     raw = {
