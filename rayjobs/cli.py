@@ -20,7 +20,8 @@ VERBS = {
 def usage() -> str:
     """Return the list of verbs."""
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
-    return f"usage: rayjobs VERB --config FILE [--section.key VALUE ...]\n\n{verbs}\n\n`rayjobs VERB --help` lists the options and keys of each."
+    first = "usage: rayjobs VERB --config FILE [--section.key VALUE ...]"
+    return f"{first}\n\n{verbs}\n\n`rayjobs VERB --help` lists the options and keys of each."
 
 
 def main() -> None:

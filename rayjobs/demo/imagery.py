@@ -87,7 +87,7 @@ def _make_up(folder: Path) -> None:
         rng = np.random.default_rng(number)
         relief = scipy.ndimage.gaussian_filter(rng.normal(size=(1500, 2000)), 60)
         relief /= relief.std()
-        texture = scipy.ndimage.gaussian_filter(rng.normal(size=relief.shape), 2) * (1 + 4 * (relief > 0.5))
+        texture = scipy.ndimage.gaussian_filter(rng.normal(size=relief.shape), 2) * (1 + 4 * np.clip(relief, 0, 1))
         for band, (base, slope) in enumerate([(7800, 150), (7300, 250), (6500, 500)], start=2):
             values = np.clip(base + slope * relief + 60 * band * texture, 1, 65535).astype(np.uint16)
             _write(folder / f"LC08_L1TP_2240{row}_20200518_20200518_01_RT_B{band}.TIF", values, left, top)

@@ -55,7 +55,7 @@ for (const search of searches) {{
 const key = L.control({{ position: "topright" }});
 key.onAdd = () => {{
   const box = L.DomUtil.create("div", "key");
-  box.innerHTML = searches.map((s, n) => `<div><i style="background:${{s.colour}}"></i>query ${{n + 1}} (thick) and its hits</div>`).join("");
+  box.innerHTML = searches.map((s, n) => `<div><i style="background:${{s.colour}}"></i>query ${{n + 1}} and its hits</div>`).join("");
   return box;
 }};
 key.addTo(map);

@@ -145,7 +145,7 @@ def _score(found: Embeddings, question: Question, experiment: Experiment) -> Sco
     )
     if not len(scores.queries):
         raise TrainingError(
-            f"no tile of the {experiment.evaluate.split} split has another relevant one; widen evaluate.radius, or take more or larger blocks"
+            f"no tile of the {experiment.evaluate.split} split has another relevant one; widen evaluate.radius or take larger blocks"
         )
     return scores
 

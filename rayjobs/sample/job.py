@@ -177,7 +177,7 @@ def _with_files(refused: pa.Table, unreadable: tuple[tuple[str, str], ...]) -> p
         "reason": [f"{uri}: {reason}" for uri, reason in unreadable],
         "valid_fraction": [None] * len(unreadable),
     }
-    schema = pa.schema([field.with_nullable(True) for field in refused.schema])
+    schema = pa.schema([field.with_nullable(nullable=True) for field in refused.schema])
     return pa.concat_tables([refused.cast(schema), pa.table(files, schema=schema)])
 
 

@@ -6,6 +6,7 @@ A shard that an interrupted command left behind is not read again: only its outc
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def read_shard(entry: Mapping[str, Any], *, plan: ReadPlan) -> dict[str, Any]:
     """Make sure that a shard lies in the workspace, and report on it.
 
     Args:
-        entry: `shard` (its number) and `tiles` (Arrow IPC bytes: tile_id, scene_id, row, col, height, width, split), in the order of reading.
+        entry: `shard` (its number) and `tiles` (Arrow IPC bytes: tile_id, scene_id, window and split), in the order of reading.
         plan: what all shards share.
 
     Returns:
@@ -89,7 +90,7 @@ def from_ipc(data: bytes) -> pa.Table:
 def _read(tiles: pa.Table, plan: ReadPlan) -> bytes:
     """Read tiles in runs, each run by one thread with its own handles, and return the shard."""
     bounds = np.linspace(0, tiles.num_rows, min(_THREADS, tiles.num_rows) + 1).astype(int)
-    runs = [tiles.slice(start, stop - start) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    runs = [tiles.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
     with ThreadPoolExecutor(len(runs)) as pool:
         results = list(pool.map(lambda run: _read_run(run, plan), runs))
     rows = [row for rows, _ in results for row in rows]

@@ -24,7 +24,7 @@ class Service(Protocol):
     max_pixels: int
     """Of an uploaded image."""
 
-    async def embed(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any image
+    async def embed(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Return the (dim,) float32 embedding of an image."""
 
 

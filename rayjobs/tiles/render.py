@@ -41,7 +41,7 @@ def picture(chip: Chip, names: Sequence[str], mean: Sequence[float], std: Sequen
     shown = list(picture_bands(names))
     middle, spread = np.asarray(mean)[shown, None, None], np.asarray(std)[shown, None, None]
     scaled = (chip.pixels[shown] - middle) / (2 * _SPREAD * np.maximum(spread, 1e-12)) + 0.5
-    values = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    values: np.ndarray[Any, np.dtype[np.uint8]] = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     values[~chip.valid] = 128
     return values
 

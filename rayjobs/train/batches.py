@@ -58,7 +58,7 @@ class ByGeography:
         self.anchors: IntArray = np.flatnonzero(np.diff(near.offsets) > 0)
         if not len(self.anchors):
             raise TrainingError(
-                "no training tile has another between tiles.min_pos_dist and tiles.max_pos_dist; widen them, or sample in clusters or on a grid"
+                "no training tile has another between tiles.min_pos_dist and tiles.max_pos_dist; widen them, or sample on a grid"
             )
 
     def draw_anchors(self, rng: np.random.Generator, count: int) -> IntArray:

@@ -65,7 +65,9 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
         ]
 
     # no CPU of their own: the training workers hold all of them, and wait for these tasks
-    return ray.data.from_items(names, override_num_blocks=len(names)).flat_map(decode, num_cpus=0, concurrency=_DECODERS)
+    return ray.data.from_items(names, override_num_blocks=len(names)).flat_map(
+        decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=_DECODERS)
+    )
 
 
 def cache_folder(key: str) -> Path:
@@ -94,8 +96,8 @@ def _write(folder: Path, batches: Iterable[Mapping[str, Any]], count: int) -> No
     for batch in batches:
         if pixels is None or valid is None:
             shape = batch["pixels"].shape[1:]
-            pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", batch["pixels"].dtype, (count, *shape))  # type: ignore[no-untyped-call]
-            valid = np.lib.format.open_memmap(folder / "valid.npy", "w+", bool, (count, *shape[1:]))  # type: ignore[no-untyped-call]
+            pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", batch["pixels"].dtype, (count, *shape))
+            valid = np.lib.format.open_memmap(folder / "valid.npy", "w+", bool, (count, *shape[1:]))
         pixels[batch["index"]] = batch["pixels"]
         valid[batch["index"]] = batch["valid"]
 

@@ -42,7 +42,7 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     """Return all ranks' rows (world x rows, dim), in the order of ranks, with exact gradient; equal rows on every rank."""
     if world_size() == 1:
         return local
-    gathered: torch.Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+    gathered: torch.Tensor = _Gather.apply(local)
     return gathered
 
 
