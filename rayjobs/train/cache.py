@@ -65,9 +65,8 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
         ]
 
     # no CPU of their own: the training workers hold all of them, and wait for these tasks
-    return ray.data.from_items(names, override_num_blocks=len(names)).flat_map(
-        decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=_DECODERS)
-    )
+    shards = ray.data.from_items(names, override_num_blocks=len(names))
+    return shards.flat_map(decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=_DECODERS))
 
 
 def cache_folder(key: str) -> Path:
