@@ -40,7 +40,7 @@ class S3Server:
             "AWS_REGION": "us-east-1",
         }
 
-    def client(self):  # noqa: ANN201
+    def client(self):
         """A boto3 client of this server, whatever the environment says."""
         return boto3.client("s3", endpoint_url=self.endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1")
 
@@ -89,11 +89,11 @@ def serve() -> Iterator[S3Server]:
             ]
         }
         config = Path(folder, "s3.json")
-        config.write_text(json.dumps(identities))
+        config.write_text(json.dumps({"identities": [person]}))
         command = [
-            program, "server", f"-dir={folder}", "-s3", f"-s3.config={config}", "-master.telemetry=false", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-            f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.volumeSizeLimitMB=256", "-volume.max=0",
+            program, "server", f"-dir={folder}", "-s3", f"-s3.config={config}", "-master.telemetry=false",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=256", "-volume.max=0",
         ]  # fmt: skip
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -22,9 +22,9 @@ COMMANDS = {"experiment", "command", "cli"}
 SHARED_VERBS = {"embed", "cluster"}
 MAY_ALSO_IMPORT = {"tune": {"train", "evaluate"}}
 FORBIDDEN_PACKAGES = {
-    **dict.fromkeys(FOUNDATIONS | ALSO_PLAIN, {"ray", "torch", "rasterio", "faiss"}),
-    **dict.fromkeys(PIXELS, {"ray", "torch", "faiss", "timm"}),
-    **dict.fromkeys(VECTORS, {"ray", "rasterio"}),
+    **dict.fromkeys(FOUNDATIONS | ALSO_PLAIN, frozenset({"ray", "torch", "rasterio", "faiss"})),
+    **dict.fromkeys(PIXELS, frozenset({"ray", "torch", "faiss", "timm"})),
+    **dict.fromkeys(VECTORS, frozenset({"ray", "rasterio"})),
 }
 
 
@@ -97,7 +97,7 @@ def test_imports_go_one_way(path):
 def test_nouns_do_not_know_what_they_need_not(path):
     own = room(module_name(path))
     packages = {module.split(".")[0] for module in imports_of(path)}
-    assert not packages & FORBIDDEN_PACKAGES.get(own, set())
+    assert not packages & FORBIDDEN_PACKAGES.get(own, frozenset())
     if "ray" in packages:
         assert own in VERBS
         assert not is_section(path)

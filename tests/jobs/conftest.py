@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -129,7 +130,7 @@ def cluster(s3_server):
 
 
 def _start(arguments, environment, folder):
-    with open(f"{folder}/nodes.log", "ab") as log:
+    with Path(folder, "nodes.log").open("ab") as log:
         return subprocess.Popen([str(RAY), "start", *arguments], env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
@@ -164,10 +165,8 @@ def _kill_strays(folder):
         except OSError:
             continue
         if ours and int(process.name) != os.getpid():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process.name), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 @pytest.fixture

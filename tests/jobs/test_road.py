@@ -94,7 +94,7 @@ def served_and_asked(cluster, options, indexed, tmp_path):
         assert_bad_requests(url, tmp_path)
     finally:
         service.send_signal(signal.SIGINT)
-        out, err = service.communicate(timeout=60)
+        _, err = service.communicate(timeout=60)
     assert service.returncode == 0, err
 
 

@@ -85,7 +85,7 @@ def test_local_keys_stay_inside(tmp_path):
 
 @pytest.mark.usefixtures("s3")
 def test_a_missing_bucket_is_named():
-    with pytest.raises(StorageError, match="'no-such-bucket' .* does not exist"):
+    with pytest.raises(StorageError, match=r"'no-such-bucket' .* does not exist"):
         open_store("s3://no-such-bucket/x").check()
 
 
@@ -95,7 +95,7 @@ def test_refused_credentials_are_explained(s3, monkeypatch):
     bucket = s3.bucket(f"test-{os.urandom(6).hex()}")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     ours._client.cache_clear()
-    with pytest.raises(StorageError, match="refused .*AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(StorageError, match=r"refused .*AWS_SECRET_ACCESS_KEY"):
         open_store(bucket).check()
 
 

@@ -1,0 +1,147 @@
+"""Runs that are killed and taken up again, and results that do not depend on the number of workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+
+from rayjobs.storage import Artefact, open_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def imagery(tmp_path_factory):
+    """A made-up scene of 512 x 512 pixels, three bands."""
+    folder = tmp_path_factory.mktemp("imagery")
+    values = np.random.default_rng(0).integers(1, 255, (3, 512, 512), dtype=np.uint8)
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "width": 512, "height": 512, "crs": "EPSG:32612"}
+    with rasterio.open(
+        folder / "scene.tif",
+        "w",
+        transform=rasterio.Affine(10, 0, 400000, 0, -10, 4100000),
+        tiled=True,
+        blockxsize=128,
+        blockysize=128,
+        **profile,
+    ) as file:
+        file.write(values)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(imagery):
+    path = imagery / "experiment.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "name": "made-up",
+                "rasters": {"sources": [{"kind": "files", "uris": [f"{imagery}/*.tif"]}]},
+                "tiles": {"size": 16, "sampler": {"kind": "grid"}, "min_neg_dist": 3.0, "splits": {"block_m": 1500}},
+                "model": {"backbone": "resnet10t", "dim": 8, "input_size": 32},
+                "loss": {"kind": "ntxent"},
+                "miner": {"kind": "none"},
+                "mining": {"every": 1, "first": 0},
+                "train": {"epochs": 3, "steps_per_epoch": 4, "batch_size": 24, "precision": "fp32"},
+                "tracking": {"enabled": False},
+            }
+        )
+    )
+    return path
+
+
+def options(config, workspace, *more):
+    return ["--config", str(config), "--workspace.uri", workspace, "--json", *more]
+
+
+@pytest.fixture(scope="module")
+def store_of(s3_server):
+    os.environ.update(s3_server.environment)
+    return open_store
+
+
+def test_distributed_equals_single(cluster, config, s3_server, store_of):
+    """The tile table and its chips from three nodes and from one process, and the negatives mined by one worker and by three."""
+    buckets = {count: s3_server.bucket(f"equal-{secrets.token_hex(4)}") for count in (1, 3)}
+    done = cluster.run("sample", *options(config, buckets[3]))
+    assert done.code == 0, done.err
+    alone = cluster.run("sample", *options(config, buckets[1], "--ray.num_cpus", "1"), RAY_ADDRESS="")
+    assert alone.code == 0, alone.err
+    files = {count: Artefact(store_of(bucket), "sets", "made-up").current().files for count, bucket in buckets.items()}
+    of_tiles = {count: [entry for entry in entries if entry.name != "experiment.yaml"] for count, entries in files.items()}
+    assert of_tiles[1] == of_tiles[3]
+    assert len(of_tiles[1]) > 5
+
+    mined = {}
+    for count, bucket in buckets.items():
+        trained = cluster.run("train", *options(config, bucket, "--train.epochs", "1", "--train.num_workers", str(count)))
+        assert trained.code == 0, trained.err
+        version = Artefact(store_of(bucket), "runs/made-up", "mining").at("generation-0000")
+        mined[count] = version.read("mined.parquet")
+    assert pq.read_table(io.BytesIO(mined[1])).num_rows > 100
+    assert mined[1] == mined[3]
+
+
+@pytest.fixture(scope="module")
+def sampled(cluster, config, s3_server):
+    bucket = s3_server.bucket(f"faults-{secrets.token_hex(4)}")
+    done = cluster.run("sample", *options(config, bucket))
+    assert done.code == 0, done.err
+    return bucket
+
+
+def wait_for_checkpoint(store, run, epoch, process):
+    checkpoints = Artefact(store, f"runs/{run}", "checkpoints")
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        found = checkpoints.current()
+        if found and found.manifest["epoch"] >= epoch:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    raise AssertionError("no checkpoint came")
+
+
+LONG = ["--train.epochs", "8", "--train.steps_per_epoch", "6", "--mining.every", "4"]
+
+
+def test_a_killed_driver_is_taken_up_from_its_last_checkpoint(cluster, config, sampled, store_of):
+    arguments = options(config, sampled, *LONG, "--workspace.run", "driver-killed")
+    process = cluster.start("train", *arguments)
+    wait_for_checkpoint(store_of(sampled), "driver-killed", 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = cluster.run("train", *arguments)
+    assert again.code == 0, again.err
+    assert again.result["resumed_from"] >= 2
+    assert again.result["epochs"] == 8
+    assert "continues from checkpoint" in again.err
+    finished = cluster.run("train", *arguments)
+    assert finished.code == 0, finished.err
+    assert finished.result["resumed_from"] == 8
+    other = cluster.run("train", *arguments, "--loss.temperature", "0.5")
+    assert other.code == 2
+    assert "loss.temperature: 0.1 -> 0.5" in other.err
+
+
+def test_a_killed_worker_is_replaced(cluster, config, sampled, store_of):
+    process = cluster.start("train", *options(config, sampled, *LONG, "--workspace.run", "worker-killed"))
+    wait_for_checkpoint(store_of(sampled), "worker-killed", 1, process)
+    workers = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=True).stdout.split()
+    ours = [pid for pid in workers if cluster.environment["RAY_TMPDIR"].encode() in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(ours[0]), signal.SIGKILL)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert json.loads(out.strip().splitlines()[-1])["epochs"] == 8
+    assert "continues from checkpoint" in err
