@@ -27,7 +27,7 @@ def joined(settings: RaySection, *, workspace: str, shared: bool) -> Iterator[No
     Raises:
         ConfigError: no cluster answers, or a `file:` workspace would be seen by one node of several.
     """
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
     already = ray.is_initialized()
     if not already:
         _start(settings, address)
@@ -47,7 +47,8 @@ def _start(settings: RaySection, address: str | None) -> None:
         if address is not None:
             ray.init(address=address, runtime_env=_environment_of_workers(), **common)
         else:
-            ray.init(num_cpus=settings.num_cpus, object_store_memory=settings.object_store_mb * 2**20, include_dashboard=False, **common)
+            memory = settings.object_store_mb * 2**20
+            ray.init("local", num_cpus=settings.num_cpus, object_store_memory=memory, include_dashboard=False, **common)
     except ConnectionError as error:
         raise ConfigError(
             f"no Ray cluster answers at {address}: {error}; start one, unset RAY_ADDRESS to work locally, "
