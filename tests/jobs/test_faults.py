@@ -18,7 +18,7 @@ import rasterio
 
 from rayjobs.storage import Artefact, open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from rayjobs.storage import Artefact, open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 FAST = ["--train.epochs", "2", "--train.steps_per_epoch", "3", "--train.batch_size", "32", "--mining.every", "1", "--mining.first", "1"]
 
