@@ -118,8 +118,9 @@ def cluster(s3_server):
     try:
         address = f"{_own_address()}:{port}"
         _wait(address, environment, nodes=1)
-        nodes += [_start([f"--address={address}", "--num-cpus=2", *common], environment, folder) for _ in range(2)]
-        _wait(address, environment, nodes=3)
+        for count in (2, 3):  # one after the other: together they time out on a busy machine
+            nodes.append(_start([f"--address={address}", "--num-cpus=2", *common], environment, folder))
+            _wait(address, environment, nodes=count)
         yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address})
     finally:
         for node in reversed(nodes):
