@@ -41,19 +41,23 @@ class Console:
         """Show the result as one line of JSON."""
         print(json.dumps(value), file=self._out, flush=True)
 
-    def stage(self, name: str, total: int, unit: str) -> Stage:
-        """Begin a stage of `total` units: a bar that redraws itself on a terminal, a line now and then elsewhere."""
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        """Begin a stage of `total` units: a bar that redraws itself on a terminal, a line now and then elsewhere.
+
+        Where only the workers know the total, it is None until `Stage.begin`.
+        """
         return Stage(name, total, unit, self._err)
 
 
 class Stage:
     """Progress of one stage; ends with the `with` block."""
 
-    def __init__(self, name: str, total: int, unit: str, stream: IO[str]) -> None:
+    def __init__(self, name: str, total: int | None, unit: str, stream: IO[str]) -> None:
         """Take a path-like name, such as `sample/read`."""
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self._stream, self._terminal = stream, stream.isatty()
         self._begun = self._shown = time.monotonic()
+        self._done_before = 0
         self._figures: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -67,9 +71,18 @@ class Stage:
         if self._terminal:
             print(file=self._stream, flush=True)
 
+    def begin(self, total: int, done: int) -> None:
+        """Learn the total, and how many units were done by an earlier run."""
+        self.total, self.done, self._done_before = total, done, done
+        self._begun = time.monotonic()
+
     def advance(self, count: int, **figures: Any) -> None:
         """Count `count` units as done and remember figures to show beside them."""
-        self.done += count
+        self.reach(self.done + count, **figures)
+
+    def reach(self, done: int, **figures: Any) -> None:
+        """Say how many units are done in all, and remember figures to show beside them."""
+        self.done = done
         self._figures |= figures
         if time.monotonic() - self._shown > (_REDRAW_EVERY_S if self._terminal else _LINE_EVERY_S):
             self._show()
@@ -77,18 +90,26 @@ class Stage:
     def _show(self) -> None:
         self._shown = time.monotonic()
         elapsed = self._shown - self._begun
-        share = self.done / self.total if self.total else 1.0
-        rate = f" · {self.done / elapsed:,.0f} {self.unit}/s" if self.done and elapsed > 0.5 else ""  # noqa: PLR2004  before that it is noise
+        fresh = self.done - self._done_before
+        rate = f" · {_short(float(fresh / elapsed))} {self.unit}/s" if fresh and elapsed > 0.5 else ""  # noqa: PLR2004  before that it is noise
         figures = "".join(f" · {name} {_short(value)}" for name, value in self._figures.items())
-        text = f"{self.name:<16} {self.done:,}/{self.total:,} {self.unit} ({share:.0%}){rate}{figures}"
+        text = f"{self.name:<16} {self._progress()}{rate}{figures}"
         if self._terminal:
             print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
         else:
             print(text, file=self._stream, flush=True)
 
+    def _progress(self) -> str:
+        if self.total is None:
+            return "starting"
+        share = self.done / self.total if self.total else 1.0
+        return f"{self.done:,}/{self.total:,} {self.unit} ({share:.0%})"
+
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # noqa: PLR2004  three digits tell enough
+    return str(value)
 
 
 def _log_file(verb: str) -> Path:

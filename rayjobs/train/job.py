@@ -25,7 +25,9 @@ from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
 from rayjobs.tracking import Tracker, tracked
 from rayjobs.train import cache
-from rayjobs.train.loop import TrainPlan, ground_of, loop, supervise, training_tiles
+from rayjobs.train.ground import ground_of, supervise, training_tiles
+from rayjobs.train.loop import loop, steps_per_epoch
+from rayjobs.train.state import TrainPlan
 
 if TYPE_CHECKING:
     from rayjobs.console import Console, Stage
@@ -58,14 +60,14 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace = experiment.open_workspace()
     source = workspace.set.require("run `rayjobs sample` first")
     tiles = training_tiles(source)
-    anchors = len(supervise(experiment, ground_of(tiles)).anchors)
+    supervision = supervise(experiment, ground_of(tiles))
     settings = experiment.train
-    steps = settings.steps_per_epoch or max(1, anchors * settings.tiles_per_group // settings.batch_size)
+    steps = steps_per_epoch(experiment, supervision)
     spec = _spec(experiment, source)
     every = experiment.mining.every
     return {
         "training_tiles": tiles.num_rows,
-        "anchors": anchors,
+        "anchors": len(supervision.anchors),
         "steps_per_epoch": steps,
         "steps": steps * settings.epochs,
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
@@ -181,7 +183,7 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
     gpu = has_gpu()
     cpus = settings.cpus_per_worker or even_cpus(settings.num_workers)
     filesystem, path = _arrow_filesystem(workspace.store.uri)
-    with console.stage("train", 0, "steps") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
+    with console.stage("train", None, "steps") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
         trainer = ray.train.torch.TorchTrainer(
             loop,
             train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox)},
@@ -238,7 +240,7 @@ class _Listener:
         self._hear[message["kind"]](message)
 
     def _begun(self, message: dict[str, Any]) -> None:
-        self._stage.total, self._stage.done = message["steps"], message["done"]
+        self._stage.begin(message["steps"], message["done"])
 
     def _resumed(self, message: dict[str, Any]) -> None:
         self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs are done")
@@ -254,10 +256,11 @@ class _Listener:
         self._tracker.metrics({**counts, **times, "mine/negatives": message["found"]}, step=message["epoch"])
 
     def _step(self, message: dict[str, Any]) -> None:
-        self._stage.advance(1, epoch=message["epoch"], loss=message["loss"])
+        self._stage.reach(message["done"], epoch=message["epoch"], loss=message["loss"])
 
     def _epoch(self, message: dict[str, Any]) -> None:
         metrics = message["metrics"]
+        self._stage.done = message["done"]
         self._console.say(
             f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s"
         )

@@ -1,0 +1,145 @@
+"""What a training run carries from step to step, and how it is kept in the workspace and taken up again."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray.train.torch
+import torch
+
+from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
+from rayjobs.models.encoder import build
+from rayjobs.train.distributed import barrier, rank, world_size
+from rayjobs.train.mine import Mined, from_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rayjobs.experiment import Experiment
+    from rayjobs.models.spec import ModelSpec
+    from rayjobs.storage import Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """What the driver decided."""
+
+    experiment: Experiment
+    source: Version
+    """The set."""
+    spec: ModelSpec
+    mailbox: Any
+    """Where rank 0 tells how far it is."""
+
+    def tell(self, kind: str, **message: Any) -> None:
+        """Leave the driver a message, from rank 0."""
+        if rank() == 0 and self.mailbox is not None:
+            self.mailbox.post.remote({"kind": kind, **message})
+
+
+@dataclass(slots=True)
+class State:
+    """What changes from step to step, and what a checkpoint keeps."""
+
+    module: torch.nn.Module
+    """The encoder itself, not its DDP wrapping."""
+    parallel: torch.nn.Module
+    """The encoder as DDP wraps it."""
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    """Epochs completed."""
+    mined: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    """Mined negatives in use."""
+    generation: int | None = None
+    """Mining generation in use."""
+
+
+def initial(plan: TrainPlan, device: torch.device) -> State:
+    """Return the state of a run that begins."""
+    settings = plan.experiment.train
+    module = build(plan.spec, seed=settings.seed, pretrained=plan.experiment.model.pretrained).to(device)
+    parallel = ray.train.torch.prepare_model(module) if world_size() > 1 else module
+    fused = device.type == "cuda"
+    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    return State(module=module, parallel=parallel, optimizer=optimizer)
+
+
+def restore(plan: TrainPlan, state: State, tile_ids: Sequence[str]) -> State:
+    """Take up the newest checkpoint, if the run has one."""
+    workspace = plan.experiment.open_workspace()
+    newest = workspace.checkpoints.current()
+    if newest is None:
+        return state
+    saved = read_training_state(newest.read("state.pt"))
+    loaded = from_files(model_json=newest.read("model.json"), tensors=newest.read("model.safetensors"))
+    state.module.load_state_dict(loaded.module.state_dict())
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.epoch, state.generation = int(saved["epoch"]), saved["generation"]
+    if state.generation is not None:
+        table = workspace.mining.at(generation_name(state.generation))
+        state.mined = from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)
+    plan.tell("resumed", epoch=state.epoch, checkpoint=newest.version)
+    return state
+
+
+def save(plan: TrainPlan, state: State) -> None:
+    """Publish a checkpoint from rank 0; the others wait, so that no rank runs ahead of what is safe."""
+    if rank() == 0:
+        _publish(plan, state)
+        _drop_old(plan)
+    barrier()
+
+
+def _publish(plan: TrainPlan, state: State) -> None:
+    draft = plan.experiment.open_workspace().checkpoints.draft(f"epoch-{state.epoch:04d}")
+    for name, data in to_files(state.module, plan.spec).items():
+        draft.write(name, data)
+    saved = {"optimizer": state.optimizer.state_dict(), "epoch": state.epoch, "generation": state.generation}
+    draft.write("state.pt", training_state_bytes(saved))
+    mining = None if state.generation is None else generation_name(state.generation)
+    draft.publish(
+        {
+            "parents": {"set": plan.source.version, "mining": mining},
+            "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
+            "epoch": state.epoch,
+            "counts": {},
+        }
+    )
+
+
+def _drop_old(plan: TrainPlan) -> None:
+    artefact = plan.experiment.open_workspace().checkpoints
+    keys = artefact.store.list(artefact.prefix + "epoch-")
+    versions = sorted({key.removeprefix(artefact.prefix).partition("/")[0] for key in keys})
+    for version in versions[: -plan.experiment.train.keep_checkpoints]:
+        for key in keys:
+            if key.startswith(f"{artefact.prefix}{version}/"):
+                artefact.store.delete(key)
+
+
+def generation_name(generation: int) -> str:
+    """Return the name of a mining generation: the epoch before which it was mined."""
+    return f"generation-{generation:04d}"
+
+
+def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequence[str]) -> None:
+    """Publish the mining table of the generation in use, from rank 0; the others wait."""
+    if rank() == 0 and state.generation is not None:
+        buffer = io.BytesIO()
+        pq.write_table(mined.table(tile_ids), buffer)
+        draft = plan.experiment.open_workspace().mining.draft(generation_name(state.generation))
+        draft.write("mined.parquet", buffer.getvalue())
+        counts = {"anchors": len(tile_ids), "negatives": int((mined.candidates >= 0).sum()), "refused": mined.refused}
+        draft.publish(
+            {
+                "parents": {"set": plan.source.version},
+                "generation": state.generation,
+                "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
+                "counts": counts,
+            }
+        )
+    barrier()

@@ -1,0 +1,124 @@
+"""The steps of one epoch: each rank embeds its share of a batch, and all compute the loss of the whole."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rayjobs.errors import TrainingError
+from rayjobs.metric.losses import build_loss
+from rayjobs.metric.miners import build_miner
+from rayjobs.train.augment import augmented
+from rayjobs.train.distributed import gather, rank, world_size
+from rayjobs.train.ground import forbidden_pairs
+
+if TYPE_CHECKING:
+    from rayjobs.experiment import Experiment
+    from rayjobs.train.batches import EpochPlan
+    from rayjobs.train.cache import ChipCache
+    from rayjobs.train.ground import Ground
+    from rayjobs.train.state import State, TrainPlan
+
+_TELL_EVERY_S = 0.5
+"""How often the driver hears of a step: more would cost the step more than a person can see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What a rank works with, the same in all epochs."""
+
+    plan: TrainPlan
+    ground: Ground
+    chips: ChipCache
+    device: torch.device
+    loss: torch.nn.Module
+    miner: Any
+
+
+def bench(plan: TrainPlan, ground: Ground, chips: ChipCache, device: torch.device) -> Bench:
+    """Make the experiment's loss and miner and lay them beside the rest."""
+    experiment = plan.experiment
+    loss, miner = build_loss(experiment.loss).to(device), build_miner(experiment.miner)
+    return Bench(plan=plan, ground=ground, chips=chips, device=device, loss=loss, miner=miner)
+
+
+def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]:
+    """Train the epoch after the completed ones; return its mean loss, the share of its time spent waiting for chips, and its speed."""
+    settings, epoch, steps = on.plan.experiment.train, state.epoch, len(batches.members)
+    of_augmentation, of_layers = np.random.SeedSequence([settings.seed, epoch, rank()]).generate_state(2).tolist()
+    generator = torch.Generator().manual_seed(of_augmentation)
+    torch.manual_seed(of_layers)
+    state.parallel.train()
+    losses, waited, begun, told = [], 0.0, time.monotonic(), 0.0
+    for step in range(steps):
+        waiting = time.monotonic()
+        pixels, valid = _local_batch(on, batches.members[step])
+        if settings.augment:
+            pixels, valid = augmented(pixels, valid, generator)
+        waited += time.monotonic() - waiting
+        _set_rate(state.optimizer, settings.learning_rate, epoch * steps + step, warmup=steps, total=settings.epochs * steps)
+        losses.append(_step(on, state, pixels, valid, batches.members[step], batches.groups[step]))
+        if time.monotonic() - told > _TELL_EVERY_S:
+            told = time.monotonic()
+            on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=losses[-1])
+    seconds = time.monotonic() - begun
+    return {
+        "train/loss": float(np.mean(losses)),
+        "train/wait_share": waited / seconds,
+        "train/tiles_per_s": steps * settings.batch_size / seconds,
+    }
+
+
+def _local_batch(on: Bench, members: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return this rank's consecutive share of a batch."""
+    share = len(members) // world_size()
+    mine = members[rank() * share : (rank() + 1) * share]
+    pixels, valid = torch.from_numpy(on.chips.pixels[mine]), torch.from_numpy(on.chips.valid[mine])
+    return pixels.to(on.device, non_blocking=True), valid.to(on.device, non_blocking=True)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, *, warmup: int, total: int) -> None:
+    """Linear warm-up over the first epoch, cosine decay to nothing at the last step."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    fall = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, total - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * rise * fall
+
+
+def _step(
+    on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]
+) -> float:
+    """Embed, compare, learn; return the loss of the whole batch."""
+    experiment = on.plan.experiment
+    reduced = precision(experiment.train.precision, on.device) == "bf16"
+    with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
+        local = state.parallel(pixels, valid)
+    loss = loss_of(on, experiment, gather(local.float()), members, groups)
+    if not torch.isfinite(loss):
+        raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    state.optimizer.step()
+    return float(loss.detach())
+
+
+def loss_of(
+    on: Bench, experiment: Experiment, embeddings: torch.Tensor, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]
+) -> torch.Tensor:
+    """Return the loss of a whole batch of embeddings, its tuples chosen by the miner among the admissible pairs."""
+    labels = torch.from_numpy(groups).to(on.device)
+    forbidden = torch.from_numpy(forbidden_pairs(experiment, on.ground, members, groups)).to(on.device)
+    loss: torch.Tensor = on.loss(embeddings, labels, on.miner(embeddings.detach(), labels, forbidden))
+    return loss
+
+
+def precision(chosen: str, device: torch.device) -> str:
+    """Return `bf16` or `fp32`: `auto` takes bf16 where matrix units make it faster (2 times, measured on a CPU that has them)."""
+    if chosen != "auto":
+        return chosen
+    return "bf16" if device.type == "cuda" or torch.cpu._is_amx_tile_supported() else "fp32"  # noqa: SLF001  torch has no public name for it
