@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+_WIDE = 200
+"""Characters of a value that a terminal still shows well."""
+
+
 class Job(Protocol):
     """A verb's `job` module."""
 
@@ -64,7 +68,8 @@ def execute(verb: str, options: argparse.Namespace, act: Callable[[Console], dic
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     for name, value in result.items():
-        console.result(f"{name:<28}{value}")
+        text = f"{len(value)} entries; --json shows them" if isinstance(value, list | dict) and len(str(value)) > _WIDE else value
+        console.result(f"{name:<28}{text}")
 
 
 def parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -33,15 +33,15 @@ class OverlapGuard:
 
     name = "overlap"
 
-    def __init__(self, positions: FloatArray, sizes: FloatArray) -> None:
+    def __init__(self, positions: FloatArray, reaches: FloatArray) -> None:
         """Take where the tiles lie.
 
         Args:
             positions: (tiles, 3) centres, in metres or pixels.
-            sizes: (tiles,) sides, in the same unit. Squares turned against each other in any way are apart when their centres are farther
-                apart than their half diagonals together: nearer than that counts as overlap.
+            reaches: (tiles,) from a centre to its tile's farthest corner, in the same unit. Tiles turned against each other in any way are
+                apart when their centres are farther apart than their reaches together: nearer than that counts as overlap.
         """
-        self._positions, self._reach = positions, sizes * math.sqrt(0.5)
+        self._positions, self._reach = positions, reaches
 
     def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
         """See `Guard`."""
@@ -59,7 +59,7 @@ class DistanceGuard:
         Args:
             positions: (tiles, 3) centres, in metres or pixels.
             sizes: (tiles,) sides, in the same unit.
-            min_dist: least distance between centres, in sizes of the anchor.
+            min_dist: least distance between centres, in sizes of the larger of the two tiles.
             max_dist: greatest distance, likewise; None for any.
         """
         self._positions, self._sizes, self._min_dist = positions, sizes, min_dist
@@ -67,7 +67,7 @@ class DistanceGuard:
 
     def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
         """See `Guard`."""
-        in_sizes = _distances(self._positions, anchors, candidates) / self._sizes[anchors]
+        in_sizes = _distances(self._positions, anchors, candidates) / np.maximum(self._sizes[anchors], self._sizes[candidates])
         return (in_sizes < self._min_dist) | (in_sizes > self._max_dist)
 
 

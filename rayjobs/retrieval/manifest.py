@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pydantic
+import shapely
 
 from rayjobs.errors import IndexCorruptError
+from rayjobs.geo import BBox, bbox_of
 
 _SEGMENT = re.compile(r"segment-[0-9]{5}")
 _STRICT = pydantic.ConfigDict(extra="forbid")
@@ -63,9 +65,27 @@ class IndexManifest:
         if not 1 <= self.dimension <= _MAX_DIMENSION or any(entry.rows < 1 for entry in self.segments):
             raise ValueError("dimension or rows are out of range")
 
+    @property
+    def bounds(self) -> BBox | None:
+        """west, south, east, north of all tiles, degrees; None where none has a place."""
+        boxes = [entry.bounds for entry in self.segments if entry.bounds]
+        halves = [half for box in boxes for half in _halves(*box)]
+        return bbox_of(shapely.GeometryCollection([shapely.box(*half) for half in halves])) if halves else None
+
+    @property
+    def dates(self) -> tuple[str, str] | None:
+        """First and last datetime of all tiles (RFC 3339); None where none has one."""
+        dates = [entry.dates for entry in self.segments if entry.dates]
+        return (min(first for first, _ in dates), max(last for _, last in dates)) if dates else None
+
     def fields(self) -> dict[str, Any]:
         """Return the manifest's own fields, to be published."""
         return {"index": dataclasses.asdict(self)}
+
+
+def _halves(west: float, south: float, east: float, north: float) -> list[BBox]:
+    """Cut a box at the antimeridian, if it crosses it."""
+    return [BBox(west, south, east, north)] if west <= east else [BBox(west, south, 180.0, north), BBox(-180.0, south, east, north)]
 
 
 def read_index_manifest(manifest: Mapping[str, Any], address: str) -> IndexManifest:

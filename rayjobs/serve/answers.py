@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 
 from rayjobs.errors import FingerprintError, QueryError
-from rayjobs.geo import BBox, bbox_of, parse_bbox
+from rayjobs.geo import parse_bbox
 from rayjobs.models.checkpoint import from_files
 from rayjobs.retrieval.manifest import read_index_manifest
 from rayjobs.retrieval.search import Searcher, SearchFilter, parse_interval
@@ -62,8 +62,7 @@ class Answers:
 
     def info(self) -> Info:
         """Describe the index."""
-        bounds = [entry.bounds for entry in self._manifest.segments if entry.bounds]
-        dates = [entry.dates for entry in self._manifest.segments if entry.dates]
+        bounds, dates = self._manifest.bounds, self._manifest.dates
         return Info(
             name=self._version.manifest["name"],
             index_version=self.version,
@@ -73,8 +72,8 @@ class Answers:
             distance=self._manifest.distance,
             bands=list(self.spec.bands),
             tile_size=self.spec.tile_size,
-            bounds=list(_around(bounds)) if bounds else None,
-            dates=[min(first for first, _ in dates), max(last for _, last in dates)] if dates else None,
+            bounds=list(bounds) if bounds else None,
+            dates=list(dates) if dates else None,
         )
 
     def query_vector(self, examples: Sequence[Example]) -> tuple[Vector, tuple[str, ...]]:
@@ -136,16 +135,6 @@ class Answers:
         manifest = source.manifest
         chip = read_chips(source.read(f"chips/part-{row['shard']:05d}.parquet"), {tile_id})[0]
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
-
-
-def _around(boxes: Sequence[tuple[float, float, float, float]]) -> BBox:
-    """Return the box of boxes, any of which may cross the antimeridian."""
-    halves = [
-        half
-        for west, south, east, north in boxes
-        for half in ([(west, south, east, north)] if west <= east else [(west, south, 180.0, north), (-180.0, south, east, north)])
-    ]
-    return bbox_of(shapely.GeometryCollection([shapely.box(*half) for half in halves]))
 
 
 def _filter_of(filters: Filters) -> SearchFilter:

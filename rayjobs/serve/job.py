@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 from ray import serve
 
 from rayjobs.cluster.session import joined
@@ -59,13 +61,20 @@ def run(experiment: Experiment, console: Console) -> Result:
         serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s})
         try:
             serve.run(app, name=_APPLICATION, route_prefix="/")
-            _tell(console, experiment)
+            _tell(console, experiment, version)
             signal.pause()
         except KeyboardInterrupt:
             console.say("serve            ending")
         finally:
             serve.delete(_APPLICATION)
     return Result(url=_url(experiment), index_version=version.version)
+
+
+def _some_tile(version: Version) -> str:
+    """Return a tile to begin with."""
+    first = read_index_manifest(version.manifest, version.version).segments[0].name
+    table = pq.read_table(io.BytesIO(version.read(f"{first}.parquet")), columns=["tile_id"])
+    return str(table["tile_id"][0])
 
 
 def _interrupt(*_: object) -> None:
@@ -94,8 +103,8 @@ def _checked_index(experiment: Experiment) -> Version:
     return version
 
 
-def _tell(console: Console, experiment: Experiment) -> None:
+def _tell(console: Console, experiment: Experiment, version: Version) -> None:
     url = _url(experiment)
-    body = json.dumps({"positives": [{"point": {"lon": 0.0, "lat": 0.0}}], "limit": 5})
+    body = json.dumps({"positives": [{"tile_id": _some_tile(version)}], "limit": 5})
     console.say(f"serve            ready: {url}/docs describes it; end with Ctrl-C")
     console.say(f"serve            curl -s {url}/v1/search -H 'content-type: application/json' -d '{body}'")

@@ -45,7 +45,10 @@ class Gate:
             return
         too_large = f"the body is larger than {self._max:,} bytes"
         declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or len(declared) > _LONGEST_LENGTH or int(declared) > self._max:
+        if not declared.isdigit():
+            await _answer(send, HTTPStatus.BAD_REQUEST, "content-length is no number")
+            return
+        if len(declared) > _LONGEST_LENGTH or int(declared) > self._max:
             await _answer(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large)
             return
         try:

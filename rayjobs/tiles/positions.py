@@ -46,6 +46,17 @@ def sizes(tiles: pa.Table) -> FloatArray:
     return np.sqrt(areas)
 
 
+def reaches(tiles: pa.Table) -> FloatArray:
+    """Return how far each tile reaches from its centre, to its farthest corner: (n,) float64, metres, or pixels for plain images."""
+    points, owner = shapely.get_coordinates(geometries(tiles), return_index=True)
+    corners = ecef(points, 1.0) * _radii(tiles)[owner, None]
+    found = np.zeros(tiles.num_rows)
+    np.maximum.at(found, owner, np.linalg.norm(corners - positions(tiles)[owner], axis=1))
+    plain = np.flatnonzero(tiles["geometry"].is_null().to_numpy())
+    found[plain] = np.hypot(tiles["height"].to_numpy()[plain], tiles["width"].to_numpy()[plain]) / 2
+    return found
+
+
 def _centres_and_areas(tiles: pa.Table) -> tuple[FloatArray, FloatArray]:
     """Return (n, 3) centre on the sphere, metres, and (n,) area of each footprint; zeros where there is none.
 

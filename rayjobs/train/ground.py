@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayjobs.metric.mining import DistanceGuard, Guard, LabelGuard, OverlapGuard
-from rayjobs.tiles.neighbours import Neighbourhood, positive_pairs
-from rayjobs.tiles.positions import positions, sizes
+from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
+from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_geoparquet
 from rayjobs.train.batches import ByGeography, ByLabel, Supervision
 
@@ -32,6 +32,8 @@ class Ground:
     """(tiles, 3) as `rayjobs.tiles.positions`."""
     sizes: FloatArray
     """(tiles,) side of each tile, in the unit of `positions`."""
+    reaches: FloatArray
+    """(tiles,) from the centre of each tile to its farthest corner, likewise."""
     labels: np.ndarray[Any, np.dtype[np.int64]]
     """(tiles,) class, -1 where unknown."""
 
@@ -50,6 +52,7 @@ def ground_of(tiles: pa.Table) -> Ground:
         tile_ids=tiles["tile_id"].to_pylist(),
         positions=positions(tiles),
         sizes=sizes(tiles),
+        reaches=reaches(tiles),
         labels=np.array([code[label] for label in tiles["label"].to_pylist()], np.int64),
     )
 
@@ -72,7 +75,7 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
     mining, tiles = experiment.mining, experiment.tiles
     guards: list[Guard] = []
     if mining.overlap:
-        guards.append(OverlapGuard(ground.positions, ground.sizes))
+        guards.append(OverlapGuard(ground.positions, ground.reaches))
     if mining.distance:
         guards.append(DistanceGuard(ground.positions, ground.sizes, min_dist=tiles.min_neg_dist, max_dist=tiles.max_neg_dist))
     if mining.label:
@@ -86,8 +89,7 @@ def forbidden_pairs(
     """Return (batch, batch) bool: True where two tiles are no negatives of each other, being too near (or, with max_neg_dist, too far)."""
     tiles = experiment.tiles
     nearest = max(1.0, tiles.min_neg_dist) if experiment.train.supervision == "geography" else 1.0
-    where, size = ground.positions[members], ground.sizes[members]
-    distance = np.linalg.norm(where[:, None] - where[None, :], axis=2) / np.maximum(size[:, None], size[None, :])
+    distance = distances(ground.positions, ground.sizes, members[:, None], members[None, :])
     forbidden = distance < nearest
     if tiles.max_neg_dist is not None and experiment.train.supervision == "geography":
         forbidden |= distance > tiles.max_neg_dist

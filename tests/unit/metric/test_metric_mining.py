@@ -36,7 +36,7 @@ def oracle(vectors, positions, sizes, labels, *, min_dist, negatives, max_candid
             apart = float(np.linalg.norm(positions[anchor] - positions[candidate]))
             if apart < (sizes[anchor] + sizes[candidate]) / 2 * 2**0.5:
                 refused["overlap"] += 1
-            elif apart < min_dist * sizes[anchor]:
+            elif apart < min_dist * max(sizes[anchor], sizes[candidate]):
                 refused["distance"] += 1
             elif labels[anchor] >= 0 and labels[anchor] == labels[candidate]:
                 refused["label"] += 1
@@ -47,7 +47,7 @@ def oracle(vectors, positions, sizes, labels, *, min_dist, negatives, max_candid
 
 
 def guards_of(positions, sizes, labels, min_dist):
-    return [OverlapGuard(positions, sizes), DistanceGuard(positions, sizes, min_dist=min_dist), LabelGuard(labels)]
+    return [OverlapGuard(positions, sizes / 2**0.5), DistanceGuard(positions, sizes, min_dist=min_dist), LabelGuard(labels)]
 
 
 @settings(max_examples=40, deadline=None)

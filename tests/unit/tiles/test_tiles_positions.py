@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rayjobs import geo
 from rayjobs.rasters.scenes import Asset, Scene
-from rayjobs.tiles.positions import positions, sizes
+from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.section import GridSampler, SplitsSection, TilesSection
 from rayjobs.tiles.table import plan_tiles
 
@@ -99,3 +99,19 @@ def test_a_tile_has_one_size_and_place_wherever_the_antimeridian_cuts_it(lon, la
     tiles = plan_tiles([scene("a", zone, lon, lat, side=40)], SECTION)
     assert positions(tiles) == pytest.approx(geo.ecef(np.array([[lon, lat]])), abs=1.0)
     assert sizes(tiles) == pytest.approx([1200.0], rel=8e-3)
+
+
+@pytest.mark.parametrize(("crs", "lon", "lat", "pixel"), [("EPSG:32612", -111.0, 37.0, 30.0), ("EPSG:4326", 25.0, 70.0, 0.001)])
+def test_a_tile_reaches_as_far_as_its_farthest_corner(crs, lon, lat, pixel):
+    """Degrees at 70 north are tiles three times as high as wide: half the diagonal of a square of their area would be too little."""
+    tiles = plan_tiles([scene("a", crs, lon, lat, pixel_m=pixel)], SECTION)
+    grid = scene("a", crs, lon, lat, pixel_m=pixel).grid
+    for row, centre, reach in zip(tiles.to_pylist(), positions(tiles), reaches(tiles), strict=True):
+        x, y = grid.xy(np.array([0, 40, 40, 0]) + row["col"], np.array([0, 0, 40, 40]) + row["row"])
+        corners = geo.ecef(np.stack(pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y), axis=-1))
+        assert reach == pytest.approx(np.linalg.norm(corners - centre, axis=1).max(), rel=1e-3)
+
+
+def test_a_plain_tile_reaches_half_its_diagonal():
+    tiles = plan_tiles([scene("a", None, pixel_m=1.0)], SECTION)
+    assert reaches(tiles) == pytest.approx(np.full(len(tiles), 40 / 2**0.5))
