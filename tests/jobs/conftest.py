@@ -16,7 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -170,7 +172,47 @@ def _kill_strays(folder):
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-@pytest.fixture
-def bucket(s3):
-    """A new bucket of the S3 server."""
-    return s3.bucket(f"job-{secrets.token_hex(6)}")
+def write_scene(path, *, left=400000, side=512, nodata=None, valid_rows=None):
+    """Write a made-up scene of three bands; with `valid_rows`, all others are `nodata`."""
+    values = np.random.default_rng(left).integers(1, 255, (3, side, side), dtype=np.uint8)
+    if valid_rows is not None:
+        values[:, valid_rows:] = nodata
+    grid = {"crs": "EPSG:32612", "transform": rasterio.Affine(10, 0, left, 0, -10, 4100000), "width": side, "height": side}
+    blocks = {"tiled": True, "blockxsize": 128, "blockysize": 128}
+    with rasterio.open(path, "w", driver="GTiff", dtype="uint8", count=3, nodata=nodata, **grid, **blocks) as file:
+        file.write(values)
+    return path
+
+
+@pytest.fixture(scope="session")
+def imagery(tmp_path_factory):
+    """A folder with one made-up scene."""
+    folder = tmp_path_factory.mktemp("imagery")
+    write_scene(folder / "scene.tif")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config(imagery):
+    path = imagery / "experiment.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "name": "made-up",
+                "rasters": {"sources": [{"kind": "files", "uris": [f"{imagery}/*.tif"]}]},
+                "tiles": {"size": 16, "sampler": {"kind": "grid"}, "min_neg_dist": 3.0, "splits": {"block_m": 1500}},
+                "model": {"backbone": "resnet10t", "dim": 8, "input_size": 32},
+                "loss": {"kind": "ntxent"},
+                "miner": {"kind": "none"},
+                "mining": {"every": 1, "first": 0},
+                "train": {"epochs": 3, "steps_per_epoch": 4, "batch_size": 24, "precision": "fp32"},
+                "tracking": {"enabled": False},
+            }
+        )
+    )
+    return path
+
+
+def options(config, workspace, *more):
+    """Point a command at a configuration and a workspace."""
+    return ["--config", str(config), "--workspace.uri", workspace, "--json", *more]

@@ -11,58 +11,13 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import rasterio
 
 from rayjobs.storage import Artefact, open_store
+from tests.jobs.conftest import options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-@pytest.fixture(scope="module")
-def imagery(tmp_path_factory):
-    """A made-up scene of 512 x 512 pixels, three bands."""
-    folder = tmp_path_factory.mktemp("imagery")
-    values = np.random.default_rng(0).integers(1, 255, (3, 512, 512), dtype=np.uint8)
-    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "width": 512, "height": 512, "crs": "EPSG:32612"}
-    with rasterio.open(
-        folder / "scene.tif",
-        "w",
-        transform=rasterio.Affine(10, 0, 400000, 0, -10, 4100000),
-        tiled=True,
-        blockxsize=128,
-        blockysize=128,
-        **profile,
-    ) as file:
-        file.write(values)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(imagery):
-    path = imagery / "experiment.yaml"
-    path.write_text(
-        json.dumps(
-            {
-                "name": "made-up",
-                "rasters": {"sources": [{"kind": "files", "uris": [f"{imagery}/*.tif"]}]},
-                "tiles": {"size": 16, "sampler": {"kind": "grid"}, "min_neg_dist": 3.0, "splits": {"block_m": 1500}},
-                "model": {"backbone": "resnet10t", "dim": 8, "input_size": 32},
-                "loss": {"kind": "ntxent"},
-                "miner": {"kind": "none"},
-                "mining": {"every": 1, "first": 0},
-                "train": {"epochs": 3, "steps_per_epoch": 4, "batch_size": 24, "precision": "fp32"},
-                "tracking": {"enabled": False},
-            }
-        )
-    )
-    return path
-
-
-def options(config, workspace, *more):
-    return ["--config", str(config), "--workspace.uri", workspace, "--json", *more]
 
 
 @pytest.fixture(scope="module")
