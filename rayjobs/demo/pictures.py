@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from rayjobs.embed.job import Embeddings, read_embeddings
 from rayjobs.retrieval.neighbours import nearest
 from rayjobs.tiles import chips
+from rayjobs.tiles.neighbours import outlines, overlapping_pairs
 from rayjobs.tiles.render import picture
 from rayjobs.tiles.table import read_geoparquet
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _ROWS = ("image-statistics", "random-init", "trained")
 _QUERIES = 3
 _NEIGHBOURS = 5
+_OVERLAPPING = 9
+"""A tile of a grid with half a tile's stride, and the eight that share its ground: they are no finds."""
 _INCH = 0.85
 
 
@@ -61,8 +65,12 @@ def _neighbours(found: Embeddings, queries: Sequence[str], split: str) -> list[l
     vectors = found.vectors[inside]
     position = {tile_id: number for number, tile_id in enumerate(ids.tolist())}
     rows = np.array([position[tile_id] for tile_id in queries])
-    hits = nearest(vectors[rows], vectors, _NEIGHBOURS + 1, "euclidean")
-    return [[str(ids[hit]) for hit in of_query if hit != row][:_NEIGHBOURS] for row, of_query in zip(rows, hits, strict=True)]
+    same_ground = {frozenset(pair) for pair in overlapping_pairs(outlines(found.table.filter(pa.array(inside)))).tolist()}
+    ranking = nearest(vectors[rows], vectors, _NEIGHBOURS + _OVERLAPPING, "euclidean")
+    return [
+        [str(ids[hit]) for hit in hits.tolist() if hit != row and frozenset((row, hit)) not in same_ground][:_NEIGHBOURS]
+        for row, hits in zip(rows.tolist(), ranking, strict=True)
+    ]
 
 
 def _images(source: Version, wanted: set[str]) -> dict[str, np.ndarray[Any, Any]]:
