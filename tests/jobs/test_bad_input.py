@@ -42,7 +42,7 @@ def files(*uris, **more):
     ("arguments", "code", "words"),
     [
         (["--tiles.sice", "24"], 2, ["tiles.sice", "tiles.size"]),
-        (["--rasters.bands", "[b9]"], 2, ["b9", "b1"]),
+        (["--rasters.bands", "[b9]"], 1, ["b9", "red"]),
         (files("s3://no-such-bucket-of-ours/*.tif"), 1, ["no-such-bucket-of-ours"]),
         (["--workspace.uri", "s3://no-such-bucket-of-ours/workspace"], 1, ["no-such-bucket-of-ours"]),
         (files("/nowhere/*.tif"), 1, ["/nowhere/*.tif"]),
@@ -76,7 +76,8 @@ def test_a_label_raster_elsewhere(cluster, config, workspace, tmp_path):
     with rasterio.open(labels, "w", driver="GTiff", dtype="uint8", count=1, **grid) as file:
         file.write(np.ones((1, 64, 64), np.uint8))
     done = cluster.run(
-        "sample", *options(config, workspace, "--name", "unlabelled", "--rasters.label_map", json.dumps({"uri": str(labels)}))
+        "sample",
+        *options(config, workspace, "--name", "unlabelled", "--rasters.label_map", json.dumps({"uri": str(labels), "classes": {1: "one"}})),
     )
     assert str(labels) in complaint(done, "sample", 1)
     assert Artefact(open_store(workspace), "sets", "unlabelled").current() is None
