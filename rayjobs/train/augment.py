@@ -1,29 +1,155 @@
-"""Random changes of a batch that do not change what it shows."""
+"""Random changes of a batch that do not change what it shows: other positions, other light, a missing band.
+
+Draws come from a generator that may stay on the CPU, one set per image; pixels are changed where they lie. So a seed gives the same changes
+on every device. All geometry beyond flips and right angles is one bilinear resampling, since each further one would blur.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
+from torch.nn import functional
+
+from rayjobs.train.section import AugmentSection
+
+PerBand = torch.Tensor | Sequence[float]
+"""(bands,) in the pixels' unit."""
+
+_LEAST_WEIGHT = 0.5
+"""Share of a resampled pixel that must come from valid ones for it to be valid: as the nearest pixel would have it."""
+_MOVED_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Types of equal width for those that torch can hold but hardly move."""
 
 
-def augmented(pixels: torch.Tensor, valid: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn and flip each chip at random: one of the eight symmetries of the square, four of a rectangle.
+def augment(
+    pixels: torch.Tensor, valid: torch.Tensor, section: AugmentSection, mean: PerBand, std: PerBand, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change each image of a batch at random, in the ways that the section switches on.
+
+    Args:
+        pixels: (batch, bands, height, width), raw values of any numeric dtype; left as they are.
+        valid: (batch, height, width) bool, True means valid.
+        section: `train.augment`.
+        mean: (bands,) about which contrast changes, and the value of a band that is dropped.
+        std: (bands,) the unit of brightness and jitter.
+        generator: of all draws, on any device.
+
+    Returns:
+        pixels and valid of the same shapes. Pixels keep their dtype under flips and right-angle rotations, and become float32 with any
+        other change. Invalid pixels hold arbitrary values.
+    """
+    count, bands = pixels.shape[:2]
+    if section.symmetries:
+        pixels, valid = turned(pixels, valid, _symmetries(pixels, generator))
+    if section.rotate_degrees or section.crop_scale:
+        degrees = section.rotate_degrees * _symmetric((count,), generator)
+        least, greatest = section.crop_scale or (1.0, 1.0)
+        scale = least + (greatest - least) * torch.rand(count, generator=generator, device=generator.device)
+        pixels, valid = resampled(pixels, valid, degrees, scale, _symmetric((count, 2), generator))
+    if section.brightness or section.jitter or section.band_dropout:
+        shift = section.brightness * _symmetric((count, 1), generator) + section.jitter * _symmetric((count, bands), generator)
+        gain = 1 + section.jitter * _symmetric((count, bands), generator)
+        pixels = recoloured(pixels, shift, gain, _dropped(count, bands, section.band_dropout, generator), mean, std)
+    return pixels, valid
+
+
+def _symmetric(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draw uniformly from -1 to 1."""
+    return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
+
+
+def _symmetries(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one of the eight symmetries of the square for each image, of a rectangle one of its four."""
+    kinds = 8 if pixels.shape[-1] == pixels.shape[-2] else 4
+    return torch.randint(kinds, (len(pixels),), generator=generator, device=generator.device)
+
+
+def _dropped(count: int, bands: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw the bands to drop; the one with the greatest draw stays, so that an image never loses all."""
+    draws = torch.rand((count, bands), generator=generator, device=generator.device)
+    return (draws < share) & (draws < draws.amax(dim=1, keepdim=True))
+
+
+def turned(pixels: torch.Tensor, valid: torch.Tensor, symmetries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip and turn images by right angles; no value changes.
+
+    Args:
+        pixels: (batch, bands, height, width) of any dtype.
+        valid: (batch, height, width).
+        symmetries: (batch,) int: 1 mirrors left and right, 2 top and bottom, 4 then exchanges rows and columns (square images only),
+            and sums of these do each.
+    """
+    moved = pixels.view(_MOVED_AS.get(pixels.dtype, pixels.dtype)).clone()
+    valid = valid.clone()
+    for symmetry in range(1, 8):
+        chosen = (symmetries == symmetry).nonzero().flatten().to(pixels.device)
+        if len(chosen):
+            moved[chosen] = _turned(moved[chosen], symmetry)
+            valid[chosen] = _turned(valid[chosen], symmetry)
+    return moved.view(pixels.dtype), valid
+
+
+def _turned(images: torch.Tensor, symmetry: int) -> torch.Tensor:
+    flipped = images.flip([axis for bit, axis in ((1, -1), (2, -2)) if symmetry & bit])
+    return flipped.transpose(-1, -2) if symmetry & 4 else flipped
+
+
+def resampled(
+    pixels: torch.Tensor, valid: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor, place: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate images about their centres, then cut a window of the images' own proportions and bring it to their size, in one resampling.
+
+    Interpolation is bilinear over the valid pixels alone: what is invalid never leaks into its neighbours, whatever it holds.
 
     Args:
         pixels: (batch, bands, height, width).
         valid: (batch, height, width).
-        generator: on the CPU.
+        degrees: (batch,) counter-clockwise.
+        scale: (batch,) share of the image's area that the window has, above 0 and at most 1.
+        place: (batch, 2) from -1 to 1: where the window lies between left and right, and between top and bottom.
+
+    Returns:
+        pixels float32, and valid: False too for what lies outside the image.
     """
-    symmetries = torch.randint(8 if pixels.shape[-1] == pixels.shape[-2] else 4, (len(pixels),), generator=generator)
-    pixels, valid = pixels.clone(), valid.clone()
-    for symmetry in range(1, 8):
-        chosen = (symmetries == symmetry).nonzero().flatten().to(pixels.device)
-        if len(chosen):
-            pixels[chosen] = _turned(pixels[chosen], symmetry)
-            valid[chosen] = _turned(valid[chosen], symmetry)
-    return pixels, valid
+    theta = _window_in_image(degrees, scale, place, height_by_width=pixels.shape[-2] / pixels.shape[-1]).to(pixels.device)
+    grid = functional.affine_grid(theta, [len(pixels), 1, *pixels.shape[-2:]], align_corners=False)
+    layers = torch.cat([torch.where(valid[:, None], pixels.to(torch.float32), 0.0), valid[:, None].to(torch.float32)], dim=1)
+    found = functional.grid_sample(layers, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    values, weight = found[:, :-1], found[:, -1]
+    still = weight >= _LEAST_WEIGHT
+    return values / torch.where(still, weight, 1.0)[:, None], still
 
 
-def _turned(images: torch.Tensor, symmetry: int) -> torch.Tensor:
-    flips = [axis for bit, axis in ((1, -1), (2, -2)) if symmetry & bit]
-    flipped = images.flip(flips)
-    return flipped.transpose(-1, -2) if symmetry & 4 else flipped
+def _window_in_image(degrees: torch.Tensor, scale: torch.Tensor, place: torch.Tensor, *, height_by_width: float) -> torch.Tensor:
+    """Return (batch, 2, 3) float32: from window to image, both measured from -1 to 1, x before y."""
+    angle, side = degrees.double() * (math.pi / 180), scale.double().sqrt()
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # both axes run from -1 to 1, so that in an oblong image a rotation must be told how long they are
+    rotation = torch.stack([cos, -sin * height_by_width, sin / height_by_width, cos], dim=-1).view(-1, 2, 2)
+    centre = rotation @ (place.double() * (1 - side)[:, None])[..., None]
+    return torch.cat([rotation * side[:, None, None], centre], dim=-1).float()
+
+
+def recoloured(
+    pixels: torch.Tensor, shift: torch.Tensor, gain: torch.Tensor, dropped: torch.Tensor, mean: PerBand, std: PerBand
+) -> torch.Tensor:
+    """Change the light of each band of each image, and put the band's mean in place of those that are dropped.
+
+    Args:
+        pixels: (batch, bands, height, width).
+        shift: (batch, bands) in deviations of the band.
+        gain: (batch, bands) of the contrast about the band's mean.
+        dropped: (batch, bands) bool.
+        mean: (bands,) in the pixels' unit.
+        std: (bands,) likewise.
+
+    Returns:
+        float32.
+    """
+    shift, gain, dropped = (numbers.to(pixels.device) for numbers in (shift, gain, dropped))
+    centre, unit = (torch.as_tensor(numbers, dtype=torch.float32, device=pixels.device) for numbers in (mean, std))
+    gain = torch.where(dropped, 0.0, gain)
+    offset = centre * (1 - gain) + torch.where(dropped, 0.0, shift) * unit
+    return torch.addcmul(offset[..., None, None], pixels.to(torch.float32), gain[..., None, None])

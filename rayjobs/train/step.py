@@ -13,7 +13,7 @@ import torch
 from rayjobs.errors import TrainingError
 from rayjobs.metric.losses import build_loss
 from rayjobs.metric.miners import build_miner
-from rayjobs.train.augment import augmented
+from rayjobs.train.augment import augment
 from rayjobs.train.distributed import gather, rank, world_size
 from rayjobs.train.ground import forbidden_pairs
 
@@ -58,8 +58,7 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]
     for step in range(steps):
         waiting = time.monotonic()
         pixels, valid = _local_batch(on, batches.members[step])
-        if settings.augment:
-            pixels, valid = augmented(pixels, valid, generator)
+        pixels, valid = augment(pixels, valid, settings.augment, on.plan.spec.mean, on.plan.spec.std, generator)
         waited += time.monotonic() - waiting
         _set_rate(state.optimizer, settings.learning_rate, epoch * steps + step, warmup=steps, total=settings.epochs * steps)
         losses.append(_step(on, state, pixels, valid, batches.members[step], batches.groups[step]))
