@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rayjobs.cluster.failures import own_error
 from rayjobs.config import keys
 from rayjobs.console import Console, taken
-from rayjobs.errors import ConfigError, RayjobsError
+from rayjobs.errors import ConfigError
 from rayjobs.experiment import Experiment, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+
+logger = logging.getLogger(__name__)
 
 _WIDE = 200
 """Characters of a value that a terminal still shows well."""
@@ -46,24 +50,28 @@ def execute(verb: str, options: argparse.Namespace, act: Callable[[Console], dic
     with taken(verb, verbose=options.verbose) as console:
         try:
             result = act(console)
-        except ConfigError as error:
-            console.say(f"rayjobs {verb}: {error}")
-            return 2
-        except RayjobsError as error:
-            console.say(f"rayjobs {verb}: {error}")
-            return 1
         except KeyboardInterrupt:
             console.say(f"rayjobs {verb}: interrupted; the same command goes on from here")
             return 1
-        except Exception:  # noqa: BLE001  the last resort: a fault of ours, told with its trace
-            console.say(f"rayjobs {verb}: an unexpected fault" + (f"; the log is {console.log}" if console.log else ""))
-            console.say(traceback.format_exc())
-            return 1
+        except Exception as error:  # noqa: BLE001  the last resort
+            return _complain(verb, error, console)
         if options.json:
             console.result_json({"verb": verb, **result})
         else:
             _show(console, result)
     return 0
+
+
+def _complain(verb: str, error: Exception, console: Console) -> int:
+    """Tell what went wrong in one line, or, where the fault is ours, with its trace; return the exit code."""
+    ours = own_error(error)
+    if ours is None:
+        console.say(f"rayjobs {verb}: an unexpected fault" + (f"; the log is {console.log}" if console.log else ""))
+        console.say(traceback.format_exc())
+        return 1
+    logger.info("the trace of what the command says", exc_info=error)
+    console.say(f"rayjobs {verb}: {ours}")
+    return 2 if isinstance(ours, ConfigError) else 1
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ class Console:
         self._out, self._err, self.log = out, err, log
 
     def say(self, text: str) -> None:
-        """Show one line of progress."""
-        print(text, file=self._err, flush=True)
+        """Show one line of progress, in place of a bar that is drawn there."""
+        print(f"\r\x1b[K{text}" if self._err.isatty() else text, file=self._err, flush=True)
 
     def result(self, text: str) -> None:
         """Show a line of the result."""

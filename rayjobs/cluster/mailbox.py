@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0)
@@ -32,14 +37,24 @@ class Mailbox:
 
 @contextmanager
 def listening(hear: Callable[[dict[str, Any]], None], *, every_s: float = 0.5) -> Iterator[Any]:
-    """Yield a mailbox to hand to workers, and call `hear` in a thread with each message; none is left unheard at the end."""
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # Ray's decorator hides the class from mypy
+    """Yield a mailbox to hand to workers, and call `hear` in a thread with each message; none is left unheard at the end.
+
+    Whatever goes wrong with a message is logged: news of the work must never stop it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # no other node's end may take it away
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # Ray's decorator hides the class from mypy
     stop = threading.Event()
+
+    def hear_all() -> None:
+        try:
+            for message in ray.get(mailbox.take.remote()):
+                hear(message)
+        except Exception:  # see above
+            logger.exception("a worker's messages were lost")
 
     def listen() -> None:
         while not stop.wait(every_s):
-            for message in ray.get(mailbox.take.remote()):
-                hear(message)
+            hear_all()
 
     thread = threading.Thread(target=listen, name="mailbox", daemon=True)
     thread.start()
@@ -48,6 +63,5 @@ def listening(hear: Callable[[dict[str, Any]], None], *, every_s: float = 0.5) -
     finally:
         stop.set()
         thread.join()
-        for message in ray.get(mailbox.take.remote()):
-            hear(message)
+        hear_all()
         ray.kill(mailbox)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from rayjobs.cluster.section import RaySection
 
-_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GDAL_", "CPL_", "RAYJOBS_LOG_DIR")
-"""Variables, by prefix, that workers of a joined cluster get from the driver. Never keys: a node has its own, or a role."""
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "GDAL_", "CPL_", "RAYJOBS_")
+"""Variables, by prefix, that workers of a joined cluster get from the driver. Never AWS keys: a node has its own, or a role."""
 
 
 @contextmanager
@@ -85,6 +85,6 @@ def even_cpus(workers: int) -> int:
     return max((cpus for cpus in range(1, max(nodes, default=1) + 1) if sum(node // cpus for node in nodes) >= workers), default=1)
 
 
-def has_gpu() -> bool:
-    """Whether the cluster has a GPU."""
-    return bool(ray.cluster_resources().get("GPU", 0))
+def wants_gpu(settings: RaySection) -> bool:
+    """Whether workers that compute with the network are to ask for a GPU each."""
+    return settings.gpu == "yes" or (settings.gpu == "auto" and bool(ray.cluster_resources().get("GPU", 0)))

@@ -15,6 +15,7 @@ from rayjobs.embed.stack import stack
 from rayjobs.models.checkpoint import from_files
 from rayjobs.storage import Store, Version, digest_of
 from rayjobs.tiles import chips
+from rayjobs.tiles.chips import shard_name
 from rayjobs.tiles.table import geoparquet_bytes, read_geoparquet
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Encode:
         tiles = self._tiles.filter(pc.equal(self._tiles["shard"], int(row["shard"])))
         name = part_name(int(row["shard"]))
         left = self._store.read_tagged(self._prefix + name)
-        data = left.data if left else self._part(tiles, row["chips"])
+        data = left.data if left else self._part(tiles, shard_name(int(row["shard"])))
         if left is None:
             self._store.write(self._prefix + name, data)
         return {"digest": dataclasses.asdict(digest_of(name, data)), "rows": tiles.num_rows}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from rayjobs.cluster.session import has_gpu, joined
+from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.encode import METADATA_KEY, Encode
 from rayjobs.errors import FingerprintError
 from rayjobs.models.checkpoint import from_files
-from rayjobs.storage import Artefact, FileDigest, Version
+from rayjobs.storage import Artefact, Draft, FileDigest, Version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the same set and encoder would give another table."""
 
 
@@ -48,6 +48,8 @@ class Embeddings:
     """(rows, dim) float32."""
     fingerprint: str
     """Of the encoder that made them."""
+    distance: Literal["cosine", "euclidean"]
+    """What the vectors are compared with."""
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
@@ -66,7 +68,14 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
-        version = embed(source, trained_files(experiment), workspace.embeddings(), console, splits=experiment.index.splits)
+        version = embed(
+            source,
+            trained_files(experiment),
+            workspace.embeddings(),
+            console,
+            gpu=wants_gpu(experiment.ray),
+            splits=experiment.index.splits,
+        )
     return Result(
         version=version.version, encoder_fingerprint=version.manifest["encoder_fingerprint"], rows=version.manifest["counts"]["rows"]
     )
@@ -74,12 +83,22 @@ def run(experiment: Experiment, console: Console) -> Result:
 
 def trained_files(experiment: Experiment) -> dict[str, bytes]:
     """Return `model_json` and `tensors` of the run's newest checkpoint, digests compared."""
-    checkpoint = experiment.open_workspace().checkpoints.require("run `rayjobs train` first")
+    return encoder_files(experiment.open_workspace().checkpoints.require("run `rayjobs train` first"))
+
+
+def encoder_files(checkpoint: Version) -> dict[str, bytes]:
+    """Return `model_json` and `tensors` of a checkpoint, digests compared."""
     return {"model_json": checkpoint.read("model.json"), "tensors": checkpoint.read("model.safetensors")}
 
 
 def embed(
-    source: Version, encoder: Mapping[str, bytes], target: Artefact, console: Console, *, splits: Sequence[str] | None = None
+    source: Version,
+    encoder: Mapping[str, bytes],
+    target: Artefact,
+    console: Console,
+    *,
+    gpu: bool,
+    splits: Sequence[str] | None = None,
 ) -> Version:
     """Embed a set and publish the table; one that was published already is returned as it is.
 
@@ -88,20 +107,22 @@ def embed(
         encoder: `model_json` and `tensors` of the encoder.
         target: where to publish.
         console: shows progress.
+        gpu: whether each worker asks for a GPU.
         splits: parts of the set to embed; None for all tiles.
     """
-    fingerprint = from_files(**encoder).fingerprint
-    digest = hashlib.sha256(f"{_FORMAT} {source.version} {fingerprint} {sorted(splits or ())}".encode()).hexdigest()[:16]
+    loaded = from_files(**encoder)
+    digest = hashlib.sha256(f"{_FORMAT} {source.version} {loaded.fingerprint} {sorted(splits or ())}".encode()).hexdigest()[:16]
     current = target.current()
     if current and current.version == digest:
         return current
     draft = target.draft(digest)
-    reports = _encode(source, encoder, draft.prefix, splits, target, console)
+    reports = _encode(source, encoder, draft, console, gpu=gpu, splits=splits)
     draft.add(FileDigest(**report["digest"]) for report in reports)
     return draft.publish(
         {
             "parents": {"set": f"{source.manifest['name']}/{source.version}"},
-            "encoder_fingerprint": fingerprint,
+            "encoder_fingerprint": loaded.fingerprint,
+            "distance": loaded.spec.distance,
             "counts": {"rows": sum(int(report["rows"]) for report in reports)},
             "rows_by_part": {report["digest"]["name"]: int(report["rows"]) for report in reports},
         }
@@ -109,18 +130,17 @@ def embed(
 
 
 def _encode(
-    source: Version, encoder: Mapping[str, bytes], prefix: str, splits: Sequence[str] | None, target: Artefact, console: Console
+    source: Version, encoder: Mapping[str, bytes], draft: Draft, console: Console, *, gpu: bool, splits: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    shards = [{"shard": number, "chips": f"chips/part-{number:05d}.parquet"} for number in range(source.manifest["shards"])]
-    gpu = has_gpu()
+    shards = [{"shard": number} for number in range(source.manifest["shards"])]
     actors = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
     parts = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Encode,  # type: ignore[arg-type]  # Ray takes a class whose instances are called, too
         fn_constructor_kwargs={
             "files": ray.put(dict(encoder)),
             "source": source,
-            "store": target.store,
-            "prefix": prefix,
+            "store": draft.artefact.store,
+            "prefix": draft.prefix,
             "splits": splits,
         },
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(shards))),
@@ -133,7 +153,7 @@ def _encode(
     if splits is not None:
         total = sum(source.manifest["counts"]["by_split"].get(split, 0) for split in splits)
     reports: list[dict[str, Any]] = []
-    with console.stage(f"embed/{target.name}", total, "tiles") as stage:
+    with console.stage(f"embed/{draft.artefact.name}", total, "tiles") as stage:
         for report in parts.iter_rows():
             reports.append(report)
             stage.advance(int(report["rows"]))
@@ -154,6 +174,7 @@ def read_embeddings(version: Version) -> Embeddings:
         table=table.drop_columns(["embedding"]),
         vectors=vectors.flatten().to_numpy().reshape(-1, dim),
         fingerprint=version.manifest["encoder_fingerprint"],
+        distance=version.manifest["distance"],
     )
 
 

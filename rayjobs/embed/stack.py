@@ -17,19 +17,19 @@ Array = np.ndarray[Any, Any]
 
 
 def stack(chips: Sequence[Chip], size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return chips of one size as they are, and chips of several sizes resized to `size`.
+    """Return chips as tensors, those of another size resized, each by itself: what a chip becomes does not depend on its batch.
 
     Args:
         chips: at least one; equal numbers of bands.
-        size: side in pixels that chips are brought to (bilinear, antialiased) where they differ.
+        size: side in pixels that chips are brought to (bilinear, antialiased).
 
     Returns:
         pixels (batch, bands, height, width) in the chips' dtype, valid (batch, height, width) bool, True means valid.
     """
-    if len({chip.valid.shape for chip in chips}) == 1:
+    if all(chip.valid.shape == (size, size) for chip in chips):
         pixels = torch.from_numpy(_for_torch(np.stack([chip.pixels for chip in chips])))
         return pixels, torch.from_numpy(np.stack([chip.valid for chip in chips]))
-    resized = [_resize(chip, size) for chip in chips]
+    resized = [_resized(chip, size) for chip in chips]
     return torch.stack([pixels for pixels, _ in resized]), torch.stack([valid for _, valid in resized])
 
 
@@ -43,8 +43,10 @@ def stack_arrays(images: Sequence[tuple[Array, Array]], size: int) -> tuple[torc
     return stack([Chip(tile_id="", pixels=pixels, valid=valid) for pixels, valid in images], size)
 
 
-def _resize(chip: Chip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _resized(chip: Chip, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.from_numpy(_for_torch(chip.pixels))
+    if chip.valid.shape == (size, size):
+        return source, torch.from_numpy(np.array(chip.valid))
     values = functional.interpolate(source[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
     valid = functional.interpolate(torch.from_numpy(chip.valid)[None, None].float(), (size, size), mode="nearest")[0, 0] > 0
     return (values if source.is_floating_point() else values.round()).to(source.dtype), valid

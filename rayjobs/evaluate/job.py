@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayjobs.cluster.session import joined
-from rayjobs.embed.job import Embeddings, embed, read_embeddings, trained_files
+from rayjobs.cluster.session import joined, wants_gpu
+from rayjobs.embed.job import Embeddings, embed, encoder_files, read_embeddings
 from rayjobs.errors import CheckpointError, ConfigError, TrainingError
 from rayjobs.evaluate.relevance import Question, ask
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.encoder import build
 from rayjobs.models.spec import ModelSpec, standardised, statistics_spec
-from rayjobs.retrieval.intervals import bootstrap_interval, paired_difference
+from rayjobs.retrieval.intervals import Interval, bootstrap_interval, paired_difference
 from rayjobs.retrieval.metrics import Scores, score
 from rayjobs.tracking import tracked
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rayjobs.storage import Version
 
 _TRAINED = "trained"
+_FEW_UNITS = 10
+_CAUTION = "only {units} independent units: the intervals are unsure themselves; take smaller blocks or more ground"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +51,18 @@ class Result:
 
 def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what evaluation will take."""
-    workspace = experiment.open_workspace()
-    source = workspace.set.require("run `rayjobs sample` first")
-    tiles = source.manifest["counts"]["by_split"].get(experiment.evaluate.split, 0)
+    source, checkpoint = _parents(experiment)
+    _check(experiment, source)
+    by_split = source.manifest["counts"]["by_split"]
+    tiles, dim = by_split.get(experiment.evaluate.split, 0), from_files(**encoder_files(checkpoint)).spec.dim
     encoders = 4 if _frozen_weights(experiment) else 3
-    return {"queries": tiles, "gallery": tiles, "encoders": encoders, "tiles_to_embed": tiles * encoders}
+    return {
+        "queries": tiles,
+        "gallery": tiles,
+        "encoders": encoders,
+        "tiles_to_embed": tiles * encoders + by_split.get("train", 0),
+        "memory_bytes": tiles * encoders * dim * 4,
+    }
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -61,21 +70,37 @@ def run(experiment: Experiment, console: Console) -> Result:
     settings = experiment.evaluate
     workspace = experiment.open_workspace()
     workspace.store.check()
-    source = workspace.set.require("run `rayjobs sample` first")
-    trained = trained_files(experiment)
+    source, checkpoint = _parents(experiment)
+    _check(experiment, source)
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
-        tables = _embed_all(experiment, source, trained, console)
-    question = ask(tables[_TRAINED].table, settings)
-    _check_objective(experiment)
+        tables = _embed_all(experiment, source, encoder_files(checkpoint), console)
+    question = ask(tables[_TRAINED].table, settings, by_block=experiment.tiles.splits.by == "block")
     scores = {name: _score(found, question, experiment) for name, found in tables.items()}
     units = question.units[scores[_TRAINED].queries]
     rows = [{"name": name, "metrics": _intervals(found, units, experiment)} for name, found in scores.items()]
     differences = _differences(scores, units, experiment)
     protocol = _protocol(experiment, source, question, scores[_TRAINED], len(np.unique(units)))
-    report = _publish(experiment, source, {"rows": rows, "objective": settings.objective, "differences": differences, "protocol": protocol})
+    table = {"rows": rows, "objective": settings.objective, "differences": differences, "protocol": protocol}
+    report = _publish(experiment, source, checkpoint, table)
     _log(experiment, rows, differences)
     _show(console, rows, differences, settings.objective)
     return Result(rows=rows, objective=settings.objective, differences=differences, protocol=protocol, report=report)
+
+
+def _parents(experiment: Experiment) -> tuple[Version, Version]:
+    """Return the set and the checkpoint that are measured, taken once: training may go on meanwhile."""
+    workspace = experiment.open_workspace()
+    return workspace.set.require("run `rayjobs sample` first"), workspace.checkpoints.require("run `rayjobs train` first")
+
+
+def _check(experiment: Experiment, source: Version) -> None:
+    """Refuse what cannot be answered before anything is embedded."""
+    settings = experiment.evaluate
+    known = [*(f"{name}@{k}" for name in ("recall", "hit_rate", "precision") for k in settings.ks), "MAP@R"]
+    if settings.objective not in known:
+        raise ConfigError(f"evaluate.objective {settings.objective!r} is not measured; choose one of {', '.join(known)}")
+    if settings.relevance == "label" and not source.manifest["classes"]:
+        raise ConfigError("evaluate.relevance is label, and no tile has one; set rasters.label_map, or relevance: neighbourhood")
 
 
 def _frozen_weights(experiment: Experiment) -> str | None:
@@ -86,10 +111,10 @@ def _frozen_weights(experiment: Experiment) -> str | None:
 def _embed_all(experiment: Experiment, source: Version, trained: Mapping[str, bytes], console: Console) -> dict[str, Embeddings]:
     """Return the embeddings of the split by every row's encoder."""
     workspace, split = experiment.open_workspace(), (experiment.evaluate.split,)
-    spec = from_files(**trained).spec
+    spec, gpu = from_files(**trained).spec, wants_gpu(experiment.ray)
 
     def embedded(name: str, encoder: Mapping[str, bytes], splits: tuple[str, ...] = split) -> Embeddings:
-        return read_embeddings(embed(source, encoder, workspace.embeddings(name), console, splits=splits))
+        return read_embeddings(embed(source, encoder, workspace.embeddings(name), console, gpu=gpu, splits=splits))
 
     plain = statistics_spec(
         bands=spec.bands, mean=spec.mean, std=spec.std, tile_size=spec.tile_size, resolution_m=spec.resolution_m, dtype=spec.dtype
@@ -125,12 +150,6 @@ def _frozen(experiment: Experiment, spec: ModelSpec, weights: str, console: Cons
         return None
 
 
-def _check_objective(experiment: Experiment) -> None:
-    known = [*(f"{name}@{k}" for name in ("recall", "hit_rate", "precision") for k in experiment.evaluate.ks), "MAP@R"]
-    if experiment.evaluate.objective not in known:
-        raise ConfigError(f"evaluate.objective {experiment.evaluate.objective!r} is not measured; choose one of {', '.join(known)}")
-
-
 def _score(found: Embeddings, question: Question, experiment: Experiment) -> Scores:
     if found.table["tile_id"].to_pylist() != question.tile_ids:
         raise AssertionError("rows hold different tiles")  # a fault of ours: they could not be compared
@@ -140,7 +159,7 @@ def _score(found: Embeddings, question: Question, experiment: Experiment) -> Sco
         relevance=question.relevance,
         excluded=question.excluded,
         ks=experiment.evaluate.ks,
-        distance="cosine" if np.allclose(np.linalg.norm(found.vectors[:256], axis=1), 1, atol=1e-3) else "euclidean",
+        distance=found.distance,
         seed=experiment.evaluate.seed,
     )
     if not len(scores.queries):
@@ -152,10 +171,14 @@ def _score(found: Embeddings, question: Question, experiment: Experiment) -> Sco
 
 def _intervals(scores: Scores, units: np.ndarray[Any, Any], experiment: Experiment) -> dict[str, dict[str, float]]:
     settings = experiment.evaluate
-    found = {
-        name: bootstrap_interval(values, units, resamples=settings.resamples, seed=settings.seed) for name, values in scores.values.items()
+    return {
+        name: _entry(bootstrap_interval(values, units, resamples=settings.resamples, seed=settings.seed))
+        for name, values in scores.values.items()
     }
-    return {name: {"value": interval.value, "low": interval.low, "high": interval.high} for name, interval in found.items()}
+
+
+def _entry(interval: Interval) -> dict[str, float]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _differences(scores: Mapping[str, Scores], units: np.ndarray[Any, Any], experiment: Experiment) -> dict[str, dict[str, float]]:
@@ -165,8 +188,7 @@ def _differences(scores: Mapping[str, Scores], units: np.ndarray[Any, Any], expe
     for name, other in scores.items():
         if name != _TRAINED:
             theirs = other.values[settings.objective]
-            interval = paired_difference(ours, theirs, units, resamples=settings.resamples, seed=settings.seed)
-            differences[name] = {"value": interval.value, "low": interval.low, "high": interval.high}
+            differences[name] = _entry(paired_difference(ours, theirs, units, resamples=settings.resamples, seed=settings.seed))
     return differences
 
 
@@ -182,15 +204,24 @@ def _protocol(experiment: Experiment, source: Version, question: Question, score
         "excluded": "the query itself, and tiles whose ground overlaps its own",
         "interval": f"95 %, {settings.resamples} bootstrap resamples of {question.unit_means}",
         "units": units,
+        "caution": _CAUTION.format(units=units) if units < _FEW_UNITS else None,
+        "earlier_reports_on_this_split": _earlier_reports(experiment),
         "seeds": {"train": experiment.train.seed, "random-init and bootstrap": settings.seed},
     }
 
 
-def _publish(experiment: Experiment, source: Version, table: dict[str, Any]) -> str:
+def _earlier_reports(experiment: Experiment) -> int:
+    """Count this run's reports on the split: choices made after the first one on `test` are no longer blind."""
+    report = experiment.open_workspace().report
+    mark = f"{experiment.evaluate.split}-"
+    return len({key.removeprefix(report.prefix).partition("/")[0] for key in report.store.list(report.prefix + mark)})
+
+
+def _publish(experiment: Experiment, source: Version, checkpoint: Version, table: dict[str, Any]) -> str:
     workspace = experiment.open_workspace()
-    checkpoint = workspace.checkpoints.require("run `rayjobs train` first")
     data = json.dumps(table, indent=1).encode()
-    draft = workspace.report.draft(hashlib.sha256(data + checkpoint.version.encode()).hexdigest()[:16])
+    digest = hashlib.sha256(data + checkpoint.version.encode()).hexdigest()[:16]
+    draft = workspace.report.draft(f"{experiment.evaluate.split}-{digest}")
     draft.write("report.json", data)
     draft.write("experiment.yaml", experiment.to_yaml().encode())
     parents = {"set": source.version, "checkpoint": checkpoint.version}

@@ -32,12 +32,13 @@ class Question:
     unit_means: str
 
 
-def ask(tiles: pa.Table, settings: EvaluateSection) -> Question:
+def ask(tiles: pa.Table, settings: EvaluateSection, *, by_block: bool) -> Question:
     """Make the question of a split.
 
     Args:
         tiles: its rows of the tile table, sorted by tile id.
         settings: the experiment's evaluate section.
+        by_block: whether `block_id` names blocks of ground, as opposed to scenes.
 
     Raises:
         ConfigError: relevance by label, and no labels.
@@ -47,14 +48,13 @@ def ask(tiles: pa.Table, settings: EvaluateSection) -> Question:
     itself = np.repeat(np.arange(count)[:, None], 2, axis=1)
     excluded = PairList(np.concatenate([itself, _both_ways(overlapping)]), count)
     relevance, means = _by_label(tiles) if settings.relevance == "label" else _by_neighbourhood(tiles, settings.radius)
-    blocks = tiles["block_id"].to_pylist()
     return Question(
         tile_ids=tiles["tile_id"].to_pylist(),
         relevance=relevance,
         excluded=excluded,
-        units=np.array(blocks),
+        units=np.array(tiles["block_id"].to_pylist()),
         relevant_means=means,
-        unit_means="spatial blocks" if any(tiles["geometry"].is_valid().to_pylist()) else "images",
+        unit_means="spatial blocks" if by_block and tiles["geometry"].null_count < count else "scenes",
     )
 
 

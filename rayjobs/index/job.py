@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.data
 
-from rayjobs.cluster.session import joined
+from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed import job as embed_job
 from rayjobs.embed.job import embed, trained_files
 from rayjobs.errors import NoTilesError
@@ -55,7 +55,8 @@ def run(experiment: Experiment, console: Console) -> Result:
     source = workspace.set.require("run `rayjobs sample` first")
     encoder = trained_files(experiment)
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
-        embeddings = embed(source, encoder, workspace.embeddings(), console, splits=experiment.index.splits)
+        gpu = wants_gpu(experiment.ray)
+        embeddings = embed(source, encoder, workspace.embeddings(), console, gpu=gpu, splits=experiment.index.splits)
         digest = hashlib.sha256(f"{_FORMAT} {embeddings.version} {experiment.index.rows_per_segment}".encode()).hexdigest()[:16]
         current = workspace.index.current()
         if current and current.version == digest:

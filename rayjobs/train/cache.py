@@ -5,8 +5,11 @@ Filled once per node, from the workspace's shards through Ray Data; batches then
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tempfile
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ import ray.data
 
 from rayjobs.embed.stack import stack
 from rayjobs.tiles import chips
+from rayjobs.tiles.chips import shard_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 _DECODERS = 4
 """Shards decoded at a time."""
+_KEPT_S = 3 * 24 * 3600
+"""How long chips stay on a node after their last use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +56,7 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
     """
     index = {tile_id: number for number, tile_id in enumerate(tiles["tile_id"].to_pylist())}
     shards = pc.unique(tiles["shard"]).to_pylist()
-    names = [{"name": f"chips/part-{shard:05d}.parquet"} for shard in sorted(shards)]
+    names = [{"name": shard_name(shard)} for shard in sorted(shards)]
     reference = ray.put(index)
 
     def decode(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -69,9 +75,19 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
     return shards.flat_map(decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=_DECODERS))
 
 
-def cache_folder(key: str) -> Path:
-    """Return where this node keeps the chips of a set's training split."""
+def cache_folder(source: Version, size: int) -> Path:
+    """Return where this node keeps the chips of a set's training split, named by what they are made of."""
+    made_of = sorted(entry.sha256 for entry in source.files if entry.name == "tiles.parquet" or entry.name.startswith("chips/"))
+    key = hashlib.sha256(" ".join([*made_of, str(size)]).encode()).hexdigest()[:24]
     return Path(tempfile.gettempdir(), "rayjobs-chips", key)
+
+
+def drop_old(folder: Path) -> None:
+    """Remove the chips of other sets, and what killed workers left, that nobody has opened for days."""
+    limit = time.time() - _KEPT_S
+    for other in folder.parent.iterdir() if folder.parent.exists() else ():
+        if other != folder and other.stat().st_mtime < limit:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def fill(folder: Path, batches: Iterable[Mapping[str, Any]], count: int) -> None:
@@ -103,4 +119,5 @@ def _write(folder: Path, batches: Iterable[Mapping[str, Any]], count: int) -> No
 
 def opened(folder: Path) -> ChipCache:
     """Map the chips of a filled folder into memory."""
+    os.utime(folder)  # says that it is in use
     return ChipCache(pixels=np.load(folder / "pixels.npy", mmap_mode="r"), valid=np.load(folder / "valid.npy", mmap_mode="r"))

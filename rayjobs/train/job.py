@@ -15,10 +15,11 @@ import ray.train
 import ray.train.torch
 import yaml
 
+from rayjobs.cluster.failures import own_error
 from rayjobs.cluster.mailbox import listening
-from rayjobs.cluster.session import even_cpus, has_gpu, joined
+from rayjobs.cluster.session import even_cpus, joined, wants_gpu
 from rayjobs.config import changed_keys, to_dict
-from rayjobs.errors import ConfigError, RayjobsError, TrainingError
+from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
 from rayjobs.models.spec import ModelSpec
@@ -180,10 +181,11 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
     workspace = experiment.open_workspace()
     tiles = training_tiles(source)
     spec = _spec(experiment, source)
-    gpu = has_gpu()
+    gpu = wants_gpu(experiment.ray)
     cpus = settings.cpus_per_worker or even_cpus(settings.num_workers)
     filesystem, path = _arrow_filesystem(workspace.store.uri)
-    with console.stage("train", None, "steps") as stage, listening(_Listener(console, stage, tracker).hear) as mailbox:
+    listener = _Listener(console, tracker)
+    with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
         trainer = ray.train.torch.TorchTrainer(
             loop,
             train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox)},
@@ -202,26 +204,24 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise _cause(error, settings.max_failures) from error
+            raise own_error(error) or _last_words(error, settings.max_failures) from error
+    if listener.failure:
+        raise listener.failure
 
 
 def _arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return what Ray Train writes its own bookkeeping with."""
     if not uri.startswith("s3://"):
         return pyarrow.fs.LocalFileSystem(), uri.removeprefix("file:")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     parts = urllib.parse.urlsplit(endpoint or "")
     options = {"endpoint_override": parts.netloc, "scheme": parts.scheme} if endpoint else {}
     return pyarrow.fs.S3FileSystem(**options), uri.removeprefix("s3://")
 
 
-def _cause(error: BaseException, max_failures: int) -> RayjobsError:
-    """Find our own error in what Ray wraps round it."""
+def _last_words(error: BaseException, max_failures: int) -> TrainingError:
+    """Sum up a failure that is none of ours."""
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, RayjobsError):
-            return cause
     lines = [line for line in str(failures[0]).strip().splitlines() if line.strip()]
     return TrainingError(
         f"training failed {max_failures + 1} times, the last time with: {lines[-1] if lines else error!r}; the log file has the whole trace"
@@ -231,16 +231,29 @@ def _cause(error: BaseException, max_failures: int) -> RayjobsError:
 class _Listener:
     """Shows and logs what rank 0 tells."""
 
-    def __init__(self, console: Console, stage: Stage, tracker: Tracker) -> None:
-        self._console, self._stage, self._tracker = console, stage, tracker
-        self._hear = {"begun": self._begun, "resumed": self._resumed, "mined": self._mined, "step": self._step, "epoch": self._epoch}
+    stage: Stage
+
+    def __init__(self, console: Console, tracker: Tracker) -> None:
+        self._console, self._tracker = console, tracker
+        self.failure: TrainingError | None = None
+        self._hear = {
+            "begun": self._begun,
+            "resumed": self._resumed,
+            "mined": self._mined,
+            "step": self._step,
+            "epoch": self._epoch,
+            "failed": self._failed,
+        }
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take one message."""
         self._hear[message["kind"]](message)
 
     def _begun(self, message: dict[str, Any]) -> None:
-        self._stage.begin(message["steps"], message["done"])
+        self.stage.begin(message["steps"], message["done"])
+
+    def _failed(self, message: dict[str, Any]) -> None:
+        self.failure = message["error"]
 
     def _resumed(self, message: dict[str, Any]) -> None:
         self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs are done")
@@ -256,11 +269,11 @@ class _Listener:
         self._tracker.metrics({**counts, **times, "mine/negatives": message["found"]}, step=message["epoch"])
 
     def _step(self, message: dict[str, Any]) -> None:
-        self._stage.reach(message["done"], epoch=message["epoch"], loss=message["loss"])
+        self.stage.reach(message["done"], epoch=message["epoch"], loss=message["loss"])
 
     def _epoch(self, message: dict[str, Any]) -> None:
         metrics = message["metrics"]
-        self._stage.done = message["done"]
+        self.stage.done = message["done"]
         self._console.say(
             f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s"
         )

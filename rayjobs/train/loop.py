@@ -9,6 +9,7 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
+from rayjobs.errors import TrainingError
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
 from rayjobs.train.distributed import barrier
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
 
 
 def loop(config: Mapping[str, Any]) -> None:
-    """Train from the newest checkpoint, or from the start, to the last epoch."""
+    """Train from the newest checkpoint, or from the start, to the last epoch.
+
+    What no restart mends, and all ranks meet together, is told to the driver instead of raised: Ray Train would only try it again.
+    """
     plan: TrainPlan = config["plan"]
+    try:
+        _train(plan)
+    except TrainingError as error:
+        plan.tell("failed", error=error)
+
+
+def _train(plan: TrainPlan) -> None:
     settings = plan.experiment.train
     tiles = training_tiles(plan.source)
     ground = ground_of(tiles)
@@ -55,8 +66,9 @@ def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:
 
 def _local_chips(plan: TrainPlan, tiles: pa.Table) -> chip_cache.ChipCache:
     """Map the node's chips, filled by the first worker of each node while the others wait."""
-    folder = chip_cache.cache_folder(f"{plan.source.version}-{plan.spec.tile_size}")
+    folder = chip_cache.cache_folder(plan.source, plan.spec.tile_size)
     if ray.train.get_context().get_local_rank() == 0:
+        chip_cache.drop_old(folder)
         shard = ray.train.get_dataset_shard("chips")
         chip_cache.fill(folder, shard.iter_batches(batch_size=256, batch_format="numpy"), tiles.num_rows)
     barrier()
