@@ -48,11 +48,6 @@ class ReadPlan:
     label_map: LabelMap | None
 
 
-def shard_name(number: int) -> str:
-    """Return the name of a chip shard within its version."""
-    return f"chips/part-{number:05d}.parquet"
-
-
 def read_shard(entry: Mapping[str, Any], *, plan: ReadPlan) -> dict[str, Any]:
     """Make sure that a shard lies in the workspace, and report on it.
 
@@ -63,7 +58,7 @@ def read_shard(entry: Mapping[str, Any], *, plan: ReadPlan) -> dict[str, Any]:
     Returns:
         `shard`, `digest` (of the file, as a dict), `outcome` (Arrow IPC bytes) and `sums`.
     """
-    name = shard_name(entry["shard"])
+    name = chips.shard_name(entry["shard"])
     left = plan.store.read_tagged(plan.prefix + name)
     data = left.data if left else _read(from_ipc(entry["tiles"]), plan)
     if left is None:

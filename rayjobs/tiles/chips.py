@@ -47,6 +47,11 @@ class Chip:
     """(height, width), True where the pixel is valid in all bands."""
 
 
+def shard_name(number: int) -> str:
+    """Return the name of a shard of chips within its set."""
+    return f"chips/part-{number:05d}.parquet"
+
+
 def row(chip: Chip, *, label_fractions: Sequence[float] | None = None, label_coverage: float | None = None) -> dict[str, Any]:
     """Return the shard row of a tile that was read."""
     everywhere = bool(chip.valid.all())
