@@ -79,7 +79,7 @@ def _images(source: Version, wanted: set[str]) -> dict[str, np.ndarray[Any, Any]
     shards = {tile: shard for tile, shard in zip(tiles["tile_id"].to_pylist(), tiles["shard"].to_pylist(), strict=True) if tile in wanted}
     images = {}
     for shard in sorted(set(shards.values())):
-        for chip in chips.read_chips(source.read(f"chips/part-{shard:05d}.parquet"), wanted):
+        for chip in chips.read_chips(source.read(chips.shard_name(shard)), wanted):
             images[chip.tile_id] = picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"])
     return images
 
