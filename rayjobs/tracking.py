@@ -1,11 +1,10 @@
 """Runs in MLflow: parameters, metrics and files of one experiment. Knows nothing of what is measured.
 
-Tracking never stops work: where the server fails, one warning is logged and the work goes on without it.
+Tracking never stops work: where the server fails, the person is told once and the work goes on without it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
@@ -16,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rayjobs.config import flatten, section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlflow import MlflowClient
-
-logger = logging.getLogger(__name__)
 
 _PARAMETER_LIMIT = 6000
 
@@ -49,9 +46,9 @@ def tracking_uri(settings: TrackingSection, workspace: str) -> str:
 class Tracker:
     """One MLflow run, or none where tracking is off or its server fails."""
 
-    def __init__(self, client: MlflowClient | None, run_id: str | None) -> None:
-        """Take an open run; both None for a tracker that logs nothing."""
-        self._client, self.run_id = client, run_id
+    def __init__(self, client: MlflowClient | None, run_id: str | None, say: Callable[[str], None]) -> None:
+        """Take an open run, both None for a tracker that logs nothing, and what tells the person that the server failed."""
+        self._client, self.run_id, self._say = client, run_id, say
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of one step."""
@@ -85,13 +82,19 @@ class Tracker:
         try:
             getattr(self._client, action)(*arguments, **named)
         except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
-            logger.warning("MLflow failed (%s: %s); this run is tracked no further", action, error)
+            self._say(f"tracking         MLflow failed ({action}: {_first_line(error)}); this run is tracked no further")
             self._client = None
 
 
 @contextmanager
 def tracked(
-    settings: TrackingSection, *, workspace: str, run: str, parameters: Mapping[str, Any], resume: str | None = None
+    settings: TrackingSection,
+    *,
+    workspace: str,
+    run: str,
+    parameters: Mapping[str, Any],
+    say: Callable[[str], None],
+    resume: str | None = None,
 ) -> Iterator[Tracker]:
     """Log the block as one MLflow run: FINISHED when it ends, FAILED when it raises.
 
@@ -100,9 +103,10 @@ def tracked(
         workspace: the workspace's URI; files are kept below it.
         run: name of the run.
         parameters: nested; logged under dotted keys.
+        say: tells the person that the server failed.
         resume: id of an earlier MLflow run to go on with.
     """
-    tracker = _open(settings, workspace, run, parameters, resume) if settings.enabled else Tracker(None, None)
+    tracker = _open(settings, workspace, run, parameters, say, resume) if settings.enabled else Tracker(None, None, say)
     try:
         yield tracker
     except BaseException:
@@ -111,7 +115,9 @@ def tracked(
     tracker.end("FINISHED")
 
 
-def _open(settings: TrackingSection, workspace: str, run: str, parameters: Mapping[str, Any], resume: str | None) -> Tracker:
+def _open(
+    settings: TrackingSection, workspace: str, run: str, parameters: Mapping[str, Any], say: Callable[[str], None], resume: str | None
+) -> Tracker:
     from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
     from mlflow.entities import Param  # noqa: PLC0415
 
@@ -121,13 +127,17 @@ def _open(settings: TrackingSection, workspace: str, run: str, parameters: Mappi
         client = MlflowClient(tracking_uri(settings, workspace))
         if resume:
             client.update_run(resume, status="RUNNING")
-            return Tracker(client, resume)
+            return Tracker(client, resume, say)
         found = client.get_experiment_by_name(settings.experiment)
         experiment = found.experiment_id if found else client.create_experiment(settings.experiment, f"{workspace}/mlflow")
         opened = client.create_run(experiment, run_name=run)
         flat = {name: str(value)[:_PARAMETER_LIMIT] for name, value in flatten(parameters).items()}
         client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in flat.items()])
     except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
-        logger.warning("MLflow cannot be reached (%s); this run is not tracked", error)
-        return Tracker(None, None)
-    return Tracker(client, opened.info.run_id)
+        say(f"tracking         MLflow cannot be reached ({_first_line(error)}); this run is not tracked")
+        return Tracker(None, None, say)
+    return Tracker(client, opened.info.run_id, say)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

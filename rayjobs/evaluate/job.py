@@ -82,7 +82,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     protocol = _protocol(experiment, source, question, scores[_TRAINED], len(np.unique(units)))
     table = {"rows": rows, "objective": settings.objective, "differences": differences, "protocol": protocol}
     report = _publish(experiment, source, checkpoint, table)
-    _log(experiment, rows, differences)
+    _log(experiment, rows, differences, console)
     _show(console, rows, differences, settings.objective)
     return Result(rows=rows, objective=settings.objective, differences=differences, protocol=protocol, report=report)
 
@@ -229,10 +229,11 @@ def _publish(experiment: Experiment, source: Version, checkpoint: Version, table
     return workspace.store.address(f"{draft.prefix}report.json")
 
 
-def _log(experiment: Experiment, rows: list[dict[str, Any]], differences: dict[str, dict[str, float]]) -> None:
+def _log(experiment: Experiment, rows: list[dict[str, Any]], differences: dict[str, dict[str, float]], console: Console) -> None:
     workspace = experiment.open_workspace()
     name = f"{workspace.run}-evaluate-{experiment.evaluate.split}"
-    with tracked(experiment.tracking, workspace=workspace.store.uri, run=name, parameters=experiment.to_dict()) as tracker:
+    parameters = experiment.to_dict()
+    with tracked(experiment.tracking, workspace=workspace.store.uri, run=name, parameters=parameters, say=console.say) as tracker:
         for row in rows:
             values = {f"{row['name']}/{_plain(metric)}": entry["value"] for metric, entry in row["metrics"].items()}
             tracker.metrics(values, step=0)

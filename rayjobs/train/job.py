@@ -93,7 +93,14 @@ def run(experiment: Experiment, console: Console) -> Result:
         resume = _mlflow_run(workspace)
         with (
             joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared),
-            tracked(experiment.tracking, workspace=workspace.store.uri, run=workspace.run, parameters=parameters, resume=resume) as tracker,
+            tracked(
+                experiment.tracking,
+                workspace=workspace.store.uri,
+                run=workspace.run,
+                parameters=parameters,
+                say=console.say,
+                resume=resume,
+            ) as tracker,
         ):
             _remember_mlflow_run(workspace, tracker)
             _fit(experiment, source, tracker, console)
