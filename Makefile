@@ -12,8 +12,8 @@ SHELL       := bash
 
 help:
 	@echo "make demo           the whole road on two real Landsat scenes (SERVE=1 keeps the service up)"
-	@echo "make test           lint, types and the tests of all rooms"
-	@echo "make test-jobs      the verbs on a real Ray cluster of three nodes and a real S3 server"
+	@echo "make test           lint, types and all tests"
+	@echo "make test-jobs      those tests alone that run the verbs on a Ray cluster of three nodes and a real S3 server"
 	@echo "make test-unit      the tests that need neither Ray nor a server"
 	@echo "make check          lint and types"
 	@echo "make format         rewrite the code as the linter wants it"
@@ -34,9 +34,8 @@ demo: install
 	$(BIN)/rayjobs demo --folder demo $(if $(filter 1,$(SERVE)),--serve)
 
 test: check
-	$(BIN)/python -m pytest --ignore tests/jobs
+	$(BIN)/python -m pytest
 
-# On a cluster of three nodes; about twenty minutes on two quiet cores. Not part of `test` until all of it was seen to pass on a loaded machine.
 test-jobs: install
 	$(BIN)/python -m pytest tests/jobs
 
