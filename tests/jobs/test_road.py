@@ -33,7 +33,8 @@ def zion(data, s3_server, cluster):
     return [
         "--config", "configs/zion-landcover.yaml", "--json", "--workspace.uri", f"{bucket}/workspace",
         "--rasters.sources", json.dumps(sources), "--rasters.label_map.uri", f"{bucket}/imagery/nlcd2011.tif",
-        "--tiles.sampler", "{kind: grid, stride: 36}", "--tiles.splits.block_m", "2500", "--evaluate.resamples", "200", "--evaluate.ks", "[1, 5, 10]",
+        "--tiles.sampler", "{kind: grid, stride: 36}", "--tiles.splits.block_m", "2500",
+        "--evaluate.resamples", "200", "--evaluate.ks", "[1, 5, 10]",
     ]  # fmt: skip
 
 
