@@ -69,6 +69,14 @@ def gdal_path(uri: str) -> str:
     return str(local_path(uri))
 
 
+def uri_of(path: str) -> str:
+    """Return the address of a name by which GDAL opens a file: what `gdal_path` undoes; other virtual files keep GDAL's name."""
+    for scheme, prefix in _REMOTE.items():
+        if path.startswith(prefix):
+            return f"{scheme}://{path.removeprefix(prefix)}"
+    return path
+
+
 @contextlib.contextmanager
 def environment(*, s3: bool = False) -> Iterator[None]:
     """Set GDAL up in this thread for as long as the block lasts; enter it in every thread.

@@ -13,13 +13,15 @@ import rasterio.enums
 from rayjobs.errors import ImageryError
 from rayjobs.geo import Grid, footprint
 from rayjobs.rasters import dates
-from rayjobs.rasters.gdal import environment, is_remote, open_raster
+from rayjobs.rasters.gdal import environment, gdal_path, is_remote, open_raster, uri_of
 from rayjobs.rasters.handles import FAULTS, grid_of
 
 if TYPE_CHECKING:
     import datetime
 
 _THREADS = 16
+_WITHOUT_PIXELS = (".aux.xml", ".ovr")
+"""Side files that decide no pixel that is read: statistics, which programs write when they show a file, and overviews."""
 _NAME = re.compile(r"[A-Za-z][\w.-]{0,31}")
 _COLOURS = {
     rasterio.enums.ColorInterp.red: "red",
@@ -34,6 +36,8 @@ class Header:
     """What a raster file says of itself."""
 
     uri: str
+    files: tuple[str, ...]
+    """Addresses of all files that its pixels lie in, its own first: a mask beside it, or what a VRT is made of."""
     grid: Grid
     footprint: Any
     """shapely geometry, WGS 84; None without CRS."""
@@ -86,6 +90,7 @@ def read_header(uri: str, dataset: Any) -> Header:
     kinds = dataset.colorinterp
     return Header(
         uri=uri,
+        files=(uri, *_further_files(uri, dataset)),
         grid=grid,
         footprint=footprint(grid),
         block=tuple(dataset.block_shapes[0]),
@@ -98,6 +103,19 @@ def read_header(uri: str, dataset: Any) -> Header:
         paletted=kinds[0] is rasterio.enums.ColorInterp.palette,
         datetime=dates.from_tags({**dataset.tags(ns="IMAGERY"), **dataset.tags()}),
     )
+
+
+def _further_files(uri: str, dataset: Any) -> list[str]:
+    """Return the addresses of a dataset's files but its own; GDAL names the parts of a VRT, yet not what VRTs among them are made of."""
+    found: dict[str, None] = {}
+    for name in dataset.files:
+        if name == gdal_path(uri) or name.endswith(_WITHOUT_PIXELS):
+            continue
+        found[uri_of(name)] = None
+        if name.endswith(".vrt"):
+            with open_raster(uri_of(name)) as part:
+                found |= dict.fromkeys(_further_files(uri_of(name), part))
+    return list(found)
 
 
 def _names(dataset: Any) -> tuple[str, ...]:

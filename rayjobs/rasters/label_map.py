@@ -91,6 +91,17 @@ class LabelMap:
                     self._count(handle, header, rows, cols, positions, answers)
         return [answer for answer in answers if answer is not None]
 
+    def files(self) -> tuple[str, ...]:
+        """Return the addresses of the files that the raster lies in, its own first.
+
+        Raises:
+            LabelMapError: it cannot be opened.
+        """
+        with environment():
+            handle, header = self._opened()
+            handle.dataset.close()
+        return header.files
+
     def check_overlap(self, scenes: Sequence[Scene]) -> None:
         """Make sure that the raster can be read and lies on the ground of at least one scene.
 

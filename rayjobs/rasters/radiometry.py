@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,8 +13,6 @@ from rayjobs.errors import RadiometryError, UnreadableTileError
 from rayjobs.geo import IntArray
 from rayjobs.rasters.reader import RasterReader, Reader
 from rayjobs.rasters.scenes import Asset, Scene
-
-_log = logging.getLogger(__name__)
 
 _SENTINEL2 = re.compile(r"(?i)sentinel-?2|(?:^|[^a-z0-9])S2[ABCD]_|_MSIL(?:1C|2A)_")
 _ADDED = 1000.0
@@ -55,13 +52,17 @@ def is_sentinel2(scene: Scene) -> bool:
     return any(_SENTINEL2.search(text) for text in texts)
 
 
-def check_sentinel2_scenes(scenes: Sequence[Scene], action: Literal["error", "warn", "off"]) -> None:
+def check_sentinel2_scenes(scenes: Sequence[Scene], action: Literal["error", "warn", "off"]) -> list[str]:
     """Check every Sentinel-2 scene among `scenes`; others are passed over.
+
+    Returns:
+        Where `action` is "warn", what is wrong with each scene that contradicts its declared offset.
 
     Raises:
         RadiometryError: a scene contradicts its declared offset, and `action` is "error".
     """
     wanted = [scene for scene in scenes if is_sentinel2(scene)] if action != "off" else []
+    warnings = []
     with RasterReader() as reader:
         for scene in wanted:
             try:
@@ -69,7 +70,8 @@ def check_sentinel2_scenes(scenes: Sequence[Scene], action: Literal["error", "wa
             except RadiometryError as error:
                 if action == "error":
                     raise
-                _log.warning("%s", error)
+                warnings.append(str(error))
+    return warnings
 
 
 def check_sentinel2(scene: Scene, reader: Reader) -> None:

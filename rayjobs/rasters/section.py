@@ -189,7 +189,8 @@ class RastersSection:
     bands: tuple[str, ...] | None = None
     """Names of the bands to read, in this order (null: all bands of the first scene)."""
     aoi: tuple[float, float, float, float] | str | None = None
-    """Area of interest: [west, south, east, north] in degrees (west > east crosses the antimeridian), or a GeoJSON file."""
+    """Area that scenes and tiles must meet: [west, south, east, north] in degrees (west > east crosses the antimeridian), or a GeoJSON
+    file."""
     datetime: DateText | None = None
     """STAC interval of dates: `2020-01-01/2020-12-31`, `2020-01-01/..`, or one day."""
     radiometry: Literal["raw", "physical"] = "raw"
@@ -199,7 +200,7 @@ class RastersSection:
     label_map: LabelMapSection | None = None
     """Raster of classes for labels."""
     max_bad_fraction: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
-    """Share of unreadable tiles above which a job stops."""
+    """Share above which a job stops: of scenes that cannot be opened, and of tiles that cannot be read."""
 
     @pydantic.field_validator("sources")
     @classmethod

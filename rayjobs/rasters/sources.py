@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,14 @@ class Discovery:
     """Sorted by scene id; at least one."""
     unreadable: list[tuple[str, str]]
     """Address and reason of each file whose header cannot be read; scenes that need one are left out."""
+    left_out: int
+    """How many scenes that is."""
+    listed: int
+    """How many scenes the sources list, those left out and those elsewhere or of other dates included."""
+    files: Mapping[str, tuple[str, ...]]
+    """By the address of each file that can be read, all files that its pixels lie in, as `Header.files`."""
+    area: Any | None
+    """The area of interest as a shapely geometry, as `area` gives it; None: all."""
 
 
 def discover(section: RastersSection) -> Discovery:
@@ -60,7 +68,14 @@ def discover(section: RastersSection) -> Discovery:
     fitting = [scene for scene in scenes if _in_area(scene, place) and _in_span(scene, span)]
     if not fitting:
         raise EmptySearchError(_none_fits(section, scenes, place, span))
-    return Discovery(scenes=fitting, unreadable=unreadable)
+    return Discovery(
+        scenes=fitting,
+        unreadable=unreadable,
+        left_out=len(candidates) - len(readable),
+        listed=len(candidates),
+        files={uri: header.files for uri, header in headers.items()},
+        area=place,
+    )
 
 
 def _scenes(candidates: Sequence[Candidate], wanted: Sequence[str] | None, headers: dict[str, Header]) -> list[Scene]:
