@@ -91,7 +91,7 @@ def sample_cluster(grid: Grid, rng: np.random.Generator, *, size: int, clusters:
     A window that two clusters would share belongs to the first. Groups are smaller where the grid has no room.
     """
     rows, cols = places(grid, size)
-    if rows * cols == 0:
+    if rows * cols * clusters == 0:
         return Sampled(windows=np.empty((0, 4), np.int64), cluster=np.empty(0, np.int64))
     chosen: list[IntArray] = []
     for first in range(0, clusters, _CLUSTERS_AT_ONCE):

@@ -23,7 +23,7 @@ class RandomSampler:
     kind: Literal["random"] = "random"
     """Windows anywhere, each place equally likely."""
     count: Annotated[int, pydantic.Field(ge=1)] = 1000
-    """Candidates over all scenes, shared out by the scenes' number of pixels."""
+    """Candidates over all scenes, shared out by the scenes' number of pixels; those outside of `rasters.aoi` are then dropped."""
 
 
 @section
@@ -97,6 +97,8 @@ class TilesSection:
     """Tiles with a smaller share of valid pixels are left out."""
     min_label_purity: Fraction = 0.0
     """Tiles whose dominant class covers a smaller share of the labelled pixels get no label."""
+    min_label_coverage: Fraction = 0.5
+    """Tiles that have a listed class on a smaller share of their pixels get no label."""
     min_pos_dist: Distance = 0.0
     """Least distance between the centres of two tiles that count as alike, in tile sizes."""
     max_pos_dist: Distance = 1.5

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,13 +57,17 @@ SCHEMA = pa.schema(
         pa.field("cluster_id", pa.string()),
         pa.field("label", pa.string()),
         pa.field("label_purity", pa.float32()),
+        pa.field("label_coverage", pa.float32()),
         pa.field("label_fractions", pa.list_(pa.float32())),
     ]
 )
 """Columns of `tiles.parquet`. Windows are pixels of the scene's own grid; `place_id` is equal for tiles that look at the same ground, on
 any date; `split` is null for tiles that touch the ground of several; `geometry` is the footprint as WKB in WGS 84; `valid_fraction` and
-the label columns are null until pixels are read; `label_fractions` has one share for each class of the set's label map, in its order."""
+the label columns are null until pixels are read, and stay so without a label map, but for the `label` of an image folder's scene.
+`label_coverage` is the share of the tile's pixels that have a class; `label_fractions` are the shares of the classes among those, in the
+order of the set's label map, and `label_purity` is the greatest of them."""
 
+_UNKNOWN = ("valid_fraction", "label_purity", "label_coverage", "label_fractions")
 _ROWS_PER_GROUP = 2**16
 _ID_DIGITS = 20
 """80 bits: among a billion tiles two share an id with a probability of 4 in 10 million."""
@@ -100,27 +104,39 @@ class _Placed:
     """(n, 2) degrees; NaN for plain images."""
 
 
-def plan_tiles(scenes: Sequence[Scene], section: TilesSection) -> pa.Table:
+def plan_tiles(scenes: Sequence[Scene], section: TilesSection, area: Any | None = None) -> pa.Table:
     """Choose the tiles of a set from what is known of its scenes; reads no pixel.
 
     The same scenes and section give the same table, whatever their order and whoever asks. Windows that do not lie wholly on the ground
-    (the rim of a full-disk image) are left out.
+    (the rim of a full-disk image) are left out, and so are those that do not meet the area of interest, if there is one; it does not change
+    the others.
+
+    Args:
+        scenes: their ids differ.
+        section: how tiles are chosen.
+        area: shapely geometry, WGS 84, cut at the antimeridian; None: all is of interest.
 
     Returns:
         A table of `SCHEMA` sorted by `tile_id`, with `valid_fraction` and the label columns null, except for the label of an image folder's
         scene.
 
     Raises:
-        NoTilesError: no window fits any scene, or a split that has a share has no tile.
+        NoTilesError: no window fits any scene or meets the area, or a split that has a share has no tile.
         ImageryError: two scenes have one id, or a CRS cannot be used.
     """
     scenes = sorted(scenes, key=lambda scene: scene.scene_id)
     _refuse_doubles(scenes)
     wanted = _wanted(scenes, section)
     placed = [_place(scene, _sample(scene, section, count)) for scene, count in zip(scenes, wanted, strict=True)]
-    placed = [entry for entry in placed if len(entry.windows)]
-    if not placed:
+    candidates = sum(len(entry.windows) for entry in placed)
+    if not candidates:
         raise NoTilesError(_none_fits(scenes, section))
+    placed = [entry for entry in (_meeting(entry, area) for entry in placed) if len(entry.windows)]
+    if not placed:
+        raise NoTilesError(
+            f"none of {candidates} windows on {len(scenes)} scenes meets the area rasters.aoi; "
+            "widen the area, place more windows, or set tiles.sampler: {kind: grid}"
+        )
     table = _table(placed, section)
     check_splits(table, section.splits)
     return table.take(pc.sort_indices(table, [("tile_id", "ascending")]))
@@ -175,6 +191,18 @@ def _place(scene: Scene, sampled: Sampled) -> _Placed:
     return _Placed(scene=scene, windows=windows, cluster=cluster, geometry=geometry, centres=centres)
 
 
+def _meeting(entry: _Placed, area: Any | None) -> _Placed:
+    """Leave out the windows whose ground does not meet the area; plain images have none."""
+    if area is None:
+        return entry
+    shapely.prepare(area)
+    meets = shapely.intersects(entry.geometry, area)
+    cluster = None if entry.cluster is None else entry.cluster[meets]
+    return _Placed(
+        scene=entry.scene, windows=entry.windows[meets], cluster=cluster, geometry=entry.geometry[meets], centres=entry.centres[meets]
+    )
+
+
 def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
     counts = [len(entry.windows) for entry in placed]
     scene = np.repeat(np.arange(len(placed)), counts)
@@ -198,7 +226,7 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
         "cluster_id": pa.concat_arrays([_cluster_ids(entry) for entry in placed]),
         "label": pa.array([entry.scene.label for entry in placed], pa.string()).take(pa.array(scene)),
     }
-    unknown = {name: pa.nulls(len(scene), SCHEMA.field(name).type) for name in ("valid_fraction", "label_purity", "label_fractions")}
+    unknown = {name: pa.nulls(len(scene), SCHEMA.field(name).type) for name in _UNKNOWN}
     return pa.table(columns | unknown, SCHEMA)
 
 

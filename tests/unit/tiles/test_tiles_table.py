@@ -85,7 +85,7 @@ def test_the_table_says_what_was_planned(sampler):
         assert (row["cluster_id"] is not None) == (sampler.kind == "cluster")
         ((block_row, block_col),) = geo.cells(geo.lonlat(grid, geo.window_array([window])), 10_000)
         assert row["block_id"] == geo.cell_name(block_row, block_col)
-        assert {row[name] for name in ("valid_fraction", "label", "label_purity")} == {None}
+        assert {row[name] for name in ("valid_fraction", "label", "label_purity", "label_coverage")} == {None}
         assert row["label_fractions"] is None
 
 
@@ -144,6 +144,36 @@ def test_the_rim_of_a_full_disk_is_left_out():
     table = plan([full_disk], sampler=GridSampler(), splits=ALL_TRAIN)
     assert 0 < table.num_rows < 15 * 15
     assert not shapely.is_missing(geometries(table)).any()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.kind)
+def test_an_area_leaves_the_tiles_that_meet_it_as_they_are(sampler):
+    everywhere = plan([*SCENES, picture("p")], sampler=sampler, splits=ALL_TRAIN)
+    middle = shapely.centroid(geo.footprint(SCENES[0].grid))
+    area = middle.buffer(0.05)
+    table = plan_tiles([*SCENES, picture("p")], TilesSection(sampler=sampler, splits=ALL_TRAIN), area)
+    meeting = [polygon is not None and polygon.intersects(area) for polygon in geometries(everywhere)]
+    assert 0 < table.num_rows < everywhere.num_rows
+    assert table.to_pylist() == everywhere.filter(pa.array(meeting)).to_pylist()
+
+
+def test_an_area_across_the_antimeridian():
+    table = plan_tiles(
+        SCENES[2:], TilesSection(sampler=GridSampler(), splits=ALL_TRAIN), shapely.MultiPolygon([shapely.box(179.9, -90, 180, 90)])
+    )
+    west, _, east, _ = shapely.total_bounds(geometries(table))
+    assert (west, east) == (-180, 180), "tiles that reach over it are kept whole"
+    assert all(polygon.intersects(shapely.box(179.9, -90, 180, 90)) for polygon in geometries(table))
+
+
+def test_an_area_without_tiles_is_said_with_the_remedy():
+    with pytest.raises(NoTilesError, match=r"none of \d+ windows on 1 scenes meets the area rasters\.aoi; widen the area"):
+        plan_tiles(SCENES[:1], TilesSection(sampler=GridSampler()), shapely.box(0, 0, 1, 1))
+
+
+def test_a_scene_too_small_for_a_cluster_of_its_own_has_none():
+    table = plan([SCENES[0], picture("p")], sampler=ClusterSampler(clusters=20), splits=ALL_TRAIN)
+    assert set(table["scene_id"].to_pylist()) == {"b"}
 
 
 def test_scenes_of_one_name_are_refused():
