@@ -1,4 +1,7 @@
-"""The `loss`, `miner` and `mining` sections of the experiment file. Distances are Euclidean between embeddings of length 1: from 0 to 2."""
+"""The `loss`, `miner`, `memory`, `clustering` and `mining` sections of the experiment file.
+
+Losses and miners compare embeddings of length 1; smaller distances are nearer. Loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,47 @@ from typing import Annotated, Literal
 import pydantic
 
 from rayjobs.config import section
+from rayjobs.errors import ConfigError
 
 _Positive = Annotated[float, pydantic.Field(gt=0)]
+
+Distance = Literal["euclidean", "squared", "cosine"]
+"""Between embeddings of length 1: ||u - v|| (0 to 2), its square (0 to 4), or 1 - cos(u, v) (0 to 2)."""
 
 
 @section
 class TripletLossSection:
-    """A positive must be nearer than a negative by a margin (Schroff et al., 2015)."""
+    """A positive must be nearer than a negative (Schroff et al., FaceNet, 2015; as a ratio: Hoffer & Ailon, Triplet network, 2015)."""
 
     kind: Literal["triplet"] = "triplet"
     """Which loss."""
+    form: Literal["margin", "ratio"] = "margin"
+    """`margin`: nearer by a margin; `ratio`: the softmax of the two distances is pushed to (0, 1)."""
     margin: _Positive = 0.2
-    """How much nearer, as a Euclidean distance."""
+    """How much nearer, in the unit of `distance`; the form `ratio` has none."""
+    distance: Distance = "euclidean"
+    """Between embeddings of length 1: `euclidean` (0 to 2), `squared` (0 to 4) or `cosine` (1 - cosine, 0 to 2)."""
+
+
+@section
+class QuadrupletLossSection:
+    """A positive must be nearer than a negative, and than two others that are unlike (Chen et al., Beyond triplet loss, 2017)."""
+
+    kind: Literal["quadruplet"]
+    """Which loss."""
+    form: Literal["margin", "ratio"] = "margin"
+    """`margin`: nearer by the margins; `ratio`: on the softmax of the three distances."""
+    margin: _Positive = 0.2
+    """How much nearer than the negative, in the unit of `distance`; the form `ratio` has none."""
+    second_margin: _Positive | None = None
+    """How much nearer than the two others are to each other; for `ratio`, the target of their weight; default half of `margin`."""
+    distance: Distance = "euclidean"
+    """Between embeddings of length 1: `euclidean` (0 to 2), `squared` (0 to 4) or `cosine` (1 - cosine, 0 to 2)."""
 
 
 @section
 class NTXentLossSection:
-    """Softmax over one positive and all negatives of an anchor (Chen et al., 2020)."""
+    """Softmax over one positive and all negatives of an anchor (Chen et al., SimCLR, 2020)."""
 
     kind: Literal["ntxent"]
     """Which loss."""
@@ -32,20 +59,32 @@ class NTXentLossSection:
 
 
 @section
+class SupConLossSection:
+    """Softmax over all positives and negatives of an anchor, averaged over its positives (Khosla et al., Supervised contrastive, 2020)."""
+
+    kind: Literal["supcon"]
+    """Which loss."""
+    temperature: _Positive = 0.1
+    """Divides cosine similarities; smaller looks more at the nearest items."""
+
+
+@section
 class ContrastiveLossSection:
-    """Positives within a distance, negatives beyond another (Hadsell et al., 2006)."""
+    """Positives within a distance, negatives beyond another (Hadsell et al., Invariant mapping, 2006)."""
 
     kind: Literal["contrastive"]
     """Which loss."""
     pos_margin: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    """Positives farther than this are pulled."""
+    """Positives farther than this are pulled, in the unit of `distance`."""
     neg_margin: _Positive = 1.0
-    """Negatives nearer than this are pushed."""
+    """Negatives nearer than this are pushed, likewise."""
+    distance: Distance = "euclidean"
+    """Between embeddings of length 1: `euclidean` (0 to 2), `squared` (0 to 4) or `cosine` (1 - cosine, 0 to 2)."""
 
 
 @section
 class MultiSimilarityLossSection:
-    """Pairs weighted by their own and their neighbours' similarity (Wang et al., 2019)."""
+    """Pairs weighted by their own and their neighbours' similarity (Wang et al., Multi-similarity loss, 2019)."""
 
     kind: Literal["multi_similarity"]
     """Which loss."""
@@ -57,9 +96,95 @@ class MultiSimilarityLossSection:
     """Cosine similarity about which pairs are weighed."""
 
 
+@section
+class CircleLossSection:
+    """Similarities weighted by how far each is from its optimum (Sun et al., Circle loss, 2020)."""
+
+    kind: Literal["circle"]
+    """Which loss."""
+    margin: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.4
+    """Relaxation m: positives are wanted above cosine 1 - m, negatives below m."""
+    gamma: _Positive = 80.0
+    """Scale of the similarities."""
+
+
+@section
+class ProxyAnchorLossSection:
+    """A learned proxy per class attracts its class and repels the others (Kim et al., Proxy anchor loss, 2020)."""
+
+    kind: Literal["proxy_anchor"]
+    """Which loss."""
+    margin: _Positive = 0.1
+    """Wanted beyond cosine 0, as a cosine similarity."""
+    alpha: _Positive = 32.0
+    """Sharpness."""
+
+
+@section
+class SoftmaxLossSection:
+    """Classification by the cosine to a learned weight per class (Zhai & Wu, Classification is a strong baseline, 2019)."""
+
+    kind: Literal["softmax"]
+    """Which loss."""
+    temperature: _Positive = 0.05
+    """Divides cosine similarities."""
+
+
+@section
+class MagnetLossSection:
+    """Clusters of a class against the nearest clusters of others (Rippel et al., Adaptive density discrimination, 2015)."""
+
+    kind: Literal["magnet"]
+    """Which loss."""
+    form: Literal["published", "spatial"] = "published"
+    """`published`: clusters of each class, see `clustering`; `spatial`: near tiles are a class, and each batch is clustered."""
+    alpha: _Positive = 0.5
+    """Margin: by how many variances an item is wanted nearer to its own cluster."""
+    batch_clusters: Annotated[int, pydantic.Field(ge=1)] = 12
+    """Clusters of a batch's embeddings; for the form `spatial` alone."""
+
+
 LossSection = Annotated[
-    TripletLossSection | NTXentLossSection | ContrastiveLossSection | MultiSimilarityLossSection, pydantic.Field(discriminator="kind")
+    TripletLossSection
+    | QuadrupletLossSection
+    | NTXentLossSection
+    | SupConLossSection
+    | ContrastiveLossSection
+    | MultiSimilarityLossSection
+    | CircleLossSection
+    | ProxyAnchorLossSection
+    | SoftmaxLossSection
+    | MagnetLossSection,
+    pydantic.Field(discriminator="kind"),
 ]
+
+_COMPARES_WITH = {
+    "proxy_anchor": "learned proxies of the classes",
+    "softmax": "learned weights of the classes",
+    "magnet": "clusters",
+}
+"""Of the losses that take no tuples: what they compare embeddings with."""
+
+
+def why_no_tuples(loss: LossSection) -> str | None:
+    """Return why a loss has no use for pairs and triplets, and so for a miner or a memory; None where it lives on them."""
+    against = _COMPARES_WITH.get(loss.kind)
+    return against and f"loss.kind {loss.kind} compares embeddings with {against}, and takes no pairs, no triplets and no reference set"
+
+
+def require_tuples(loss: LossSection, wanted_by: str) -> None:
+    """Check that a loss has a use for pairs and triplets.
+
+    Args:
+        loss: the section.
+        wanted_by: the key that would choose or add them, such as `memory.size`.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    reason = why_no_tuples(loss)
+    if reason:
+        raise ConfigError(f"{reason}, so {wanted_by} has nothing to give it; leave {wanted_by} at its default or choose another loss")
 
 
 @section
@@ -71,21 +196,41 @@ class NoMiner:
 
 
 @section
-class SemiHardMiner:
-    """Triplets whose negative is farther than the positive, but by no more than a margin (Schroff et al., 2015)."""
+class HardNegativeMiner:
+    """Each anchor's nearest negative, with each of its positives (Hermans et al., In defense of the triplet loss, 2017)."""
 
-    kind: Literal["semi_hard"] = "semi_hard"
+    kind: Literal["hard_negative"]
     """Which miner."""
-    margin: _Positive = 0.2
-    """As a Euclidean distance; that of the loss, as a rule."""
+
+
+@section
+class HardPositiveMiner:
+    """Each anchor's farthest positive, with each of its negatives (Hermans et al., In defense of the triplet loss, 2017)."""
+
+    kind: Literal["hard_positive"]
+    """Which miner."""
 
 
 @section
 class HardMiner:
-    """Each anchor's farthest positive and nearest negative (Hermans et al., 2017)."""
+    """Each anchor's farthest positive and nearest negative (Hermans et al., In defense of the triplet loss, 2017)."""
 
     kind: Literal["hard"]
     """Which miner."""
+
+
+@section
+class SemiHardMiner:
+    """Triplets whose negative is farther than the positive, but by no more than a margin (Schroff et al., FaceNet, 2015)."""
+
+    kind: Literal["semi_hard"] = "semi_hard"
+    """Which miner."""
+    margin: _Positive = 0.2
+    """In the unit of `distance`; that of the loss, as a rule."""
+    distance: Distance = "euclidean"
+    """Between embeddings of length 1: `euclidean` (0 to 2), `squared` (0 to 4) or `cosine` (1 - cosine, 0 to 2)."""
+    negatives: Literal["all", "nearest"] = "all"
+    """Of each positive pair: `all` that are semi-hard, or the `nearest` of them, which is what a large memory leaves room for."""
 
 
 @section
@@ -98,7 +243,51 @@ class MultiSimilarityMiner:
     """Width of the band, as a cosine similarity."""
 
 
-MinerSection = Annotated[NoMiner | SemiHardMiner | HardMiner | MultiSimilarityMiner, pydantic.Field(discriminator="kind")]
+@section
+class DistanceWeightedMiner:
+    """One negative per positive pair, drawn so that all distances come equally often (Wu et al., Sampling matters, 2017)."""
+
+    kind: Literal["distance_weighted"]
+    """Which miner."""
+    cutoff: Annotated[float, pydantic.Field(gt=0, lt=2)] = 0.5
+    """Euclidean distance below which a negative gets no more weight for being nearer: such are rare, and noisy."""
+    farthest: Annotated[float, pydantic.Field(gt=0, le=2)] = 1.4
+    """Negatives at this Euclidean distance or beyond are not drawn: they no longer teach."""
+
+    def __post_init__(self) -> None:
+        """Check that some distances are left."""
+        if self.farthest <= self.cutoff:
+            raise ValueError(f"farthest {self.farthest} must lie above cutoff {self.cutoff}; raise it")
+
+
+MinerSection = Annotated[
+    NoMiner | HardNegativeMiner | HardPositiveMiner | HardMiner | SemiHardMiner | MultiSimilarityMiner | DistanceWeightedMiner,
+    pydantic.Field(discriminator="kind"),
+]
+
+
+@section
+class MemorySection:
+    """Embeddings of past batches as further positives and negatives (Wang et al., Cross-batch memory, 2020)."""
+
+    size: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Embeddings kept; 0 for no memory."""
+    warm_up: Annotated[int, pydantic.Field(ge=0)] = 1000
+    """Steps before they are used: embeddings of an encoder that still changes fast are out of date at once."""
+    weight: _Positive = 1.0
+    """Of the loss against the memory, beside that within the batch."""
+
+
+@section
+class ClusteringSection:
+    """Clusters of the whole training set for `loss.kind: magnet`, found again from time to time (Rippel et al., 2015)."""
+
+    per_class: Annotated[int, pydantic.Field(ge=1)] = 4
+    """Clusters of each class; fewer where it has fewer tiles."""
+    per_batch: Annotated[int, pydantic.Field(ge=2)] = 12
+    """Clusters in a batch: a seed and its nearest impostors, with batch_size / per_batch tiles each."""
+    every: Annotated[int, pydantic.Field(ge=1)] = 1
+    """Epochs between refreshes."""
 
 
 @section

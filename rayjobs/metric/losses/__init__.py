@@ -1,25 +1,74 @@
-"""Losses by name. Each maps embeddings and index tuples to one number that can be differentiated."""
+"""Losses by name. Each maps embeddings to one number that can be differentiated; most by index tuples, see `Loss.takes_tuples`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from rayjobs.errors import ConfigError
+from rayjobs.metric.losses.circle import CircleLoss
 from rayjobs.metric.losses.contrastive import ContrastiveLoss
+from rayjobs.metric.losses.magnet import MagnetLoss
 from rayjobs.metric.losses.multi_similarity import MultiSimilarityLoss
 from rayjobs.metric.losses.ntxent import NTXentLoss
-from rayjobs.metric.losses.protocol import Loss
+from rayjobs.metric.losses.protocol import ClassLoss, Loss, TupleLoss
+from rayjobs.metric.losses.proxy_anchor import ProxyAnchorLoss
+from rayjobs.metric.losses.quadruplet import QuadrupletLoss
+from rayjobs.metric.losses.softmax import SoftmaxLoss
+from rayjobs.metric.losses.supcon import SupConLoss
 from rayjobs.metric.losses.triplet import TripletLoss
 from rayjobs.metric.section import LossSection
 
-__all__ = ["LOSSES", "ContrastiveLoss", "Loss", "MultiSimilarityLoss", "NTXentLoss", "TripletLoss", "build_loss"]
+__all__ = [
+    "LOSSES",
+    "CircleLoss",
+    "ClassLoss",
+    "ContrastiveLoss",
+    "Loss",
+    "MagnetLoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
+    "ProxyAnchorLoss",
+    "QuadrupletLoss",
+    "SoftmaxLoss",
+    "SupConLoss",
+    "TripletLoss",
+    "TupleLoss",
+    "build_loss",
+]
 
 LOSSES: dict[str, type[Loss]] = {
     "triplet": TripletLoss,
+    "quadruplet": QuadrupletLoss,
     "ntxent": NTXentLoss,
+    "supcon": SupConLoss,
     "contrastive": ContrastiveLoss,
     "multi_similarity": MultiSimilarityLoss,
+    "circle": CircleLoss,
+    "proxy_anchor": ProxyAnchorLoss,
+    "softmax": SoftmaxLoss,
+    "magnet": MagnetLoss,
 }
 
 
-def build_loss(section: LossSection) -> Loss:
-    """Make the loss that a section describes."""
+def build_loss(section: LossSection, *, dim: int | None = None, classes: int | None = None, seed: int = 0) -> Loss:
+    """Make the loss that a section describes.
+
+    Args:
+        section: which loss, and its parameters.
+        dim: of the embeddings; for losses with learned class weights alone, like what follows.
+        classes: how many there are; groups of a batch are then numbers below it.
+        seed: of the first weights, which are so the same on all ranks.
+
+    Raises:
+        ConfigError: the loss has class weights, and there are no classes.
+    """
+    make: Callable[..., Loss] = LOSSES[section.kind]
     parameters = {name: value for name, value in vars(section).items() if name != "kind"}
-    return LOSSES[section.kind](**parameters)
+    if not issubclass(LOSSES[section.kind], ClassLoss):
+        return make(**parameters)
+    if dim is None or not classes:
+        raise ConfigError(
+            f"loss.kind {section.kind} learns weights of classes, and the training tiles have none; set train.supervision: labels, or "
+            "choose another loss"
+        )
+    return make(**parameters, dim=dim, classes=classes, seed=seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytorch_metric_learning import losses
 
-from rayjobs.metric.losses.protocol import EveryPair, Loss
+from rayjobs.metric.losses.protocol import EveryPair, TupleLoss
 from rayjobs.metric.relations import as_pairs
 
 
@@ -12,7 +12,7 @@ class _MultiSimilarity(EveryPair, losses.MultiSimilarityLoss):  # type: ignore[m
     pass
 
 
-class MultiSimilarityLoss(Loss):
+class MultiSimilarityLoss(TupleLoss):
     """Mean over anchors of log(1 + sum exp(-alpha (s+ - base))) / alpha + log(1 + sum exp(beta (s- - base))) / beta."""
 
     def __init__(self, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5) -> None:

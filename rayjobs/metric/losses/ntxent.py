@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from pytorch_metric_learning import losses
+import torch
+from pytorch_metric_learning.distances import CosineSimilarity
+from torch import nn
 
-from rayjobs.metric.losses.protocol import EveryPair, Loss
-from rayjobs.metric.relations import as_pairs
-
-
-class _NTXent(EveryPair, losses.NTXentLoss):  # type: ignore[misc]  # the library has no types
-    pass
+from rayjobs.metric.losses.protocol import TupleLoss
+from rayjobs.metric.relations import Tuples, as_pairs
 
 
-class NTXentLoss(Loss):
-    """Mean over positive pairs of -log(exp(s+ / T) / (exp(s+ / T) + sum exp(s- / T))), summed over its negatives; s is the cosine."""
+class NTXentLoss(TupleLoss):
+    """Mean over positive pairs of -log(exp(s+ / T) / (exp(s+ / T) + sum exp(s- / T))), summed over its negatives; s is the cosine.
+
+    Memory grows with the pairs of batch and reference set; the library's grows with positive pairs x negative pairs, which leaves no room
+    for a memory.
+    """
 
     def __init__(self, *, temperature: float = 0.1) -> None:
         """Take the temperature T."""
-        super().__init__(_NTXent(temperature=temperature), as_pairs)
+        super().__init__(_NTXent(temperature), as_pairs)
+
+
+class _NTXent(nn.Module):
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.similarity = CosineSimilarity()
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        groups: torch.Tensor,  # noqa: ARG002  called as the library's losses
+        tuples: Tuples,
+        reference: torch.Tensor | None = None,
+        reference_groups: torch.Tensor | None = None,  # noqa: ARG002  likewise
+    ) -> torch.Tensor:
+        anchor, positive, other, negative = tuples
+        scores: torch.Tensor = self.similarity(embeddings, reference) / self.temperature
+        unlike = torch.zeros_like(scores, dtype=torch.bool)
+        unlike[other, negative] = True
+        # Not -inf: an anchor without negatives then costs 0 and has gradients that are numbers.
+        crowd = scores.masked_fill(~unlike, torch.finfo(scores.dtype).min).logsumexp(1)
+        wanted = scores[anchor, positive]
+        return (torch.logaddexp(wanted, crowd[anchor]) - wanted).sum() / max(1, len(anchor))

@@ -1,44 +1,73 @@
-"""What every loss is: a module from embeddings and index tuples to one number. The formulas are pytorch-metric-learning's."""
+"""What every loss is: a module from embeddings to one number, by pairs and triplets or by what it has learned of the classes.
+
+The formulas are pytorch-metric-learning's where it has them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from rayjobs.metric.relations import Tuples
+from rayjobs.errors import ConfigError, TrainingError
+from rayjobs.metric.relations import Reference, Tuples
 
 
 class Loss(nn.Module):
-    """A formula of pytorch-metric-learning with its two gaps closed.
+    """A number to be made small. Its parameters, if it has any, are to be optimised and kept with the encoder's."""
+
+    takes_tuples: ClassVar[bool]
+    """Whether it lives on pairs and triplets, so that a miner chooses them and a reference set may be their other side."""
+
+    def forward(
+        self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples | None = None, *, reference: Reference | None = None
+    ) -> torch.Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            embeddings: (n, dim) of any length.
+            groups: (n,) int64; what the tuples were made of.
+            tuples: triplets or pairs; see `rayjobs.metric.relations`. Losses that take none do not look at them.
+            reference: what positives and negatives in the tuples are indices of; None for the batch.
+
+        Returns:
+            A number of the embeddings' dtype, without dimensions.
+        """
+        raise NotImplementedError
+
+
+class TupleLoss(Loss):
+    """A formula of pairs or triplets, of embeddings brought to length 1, with two gaps of the library closed.
 
     The library takes a batch of a single pair for an empty one, and weighs a pair by the triplets that it is in; here a single pair counts,
     and each pair counts once. A batch without a valid tuple costs 0, with the graph kept, so that every rank still has gradients to share.
     """
 
+    takes_tuples = True
+
     def __init__(self, formula: nn.Module, form: Callable[[Tuples], Tuples]) -> None:
-        """Take the library's loss, and what brings tuples into the form it is defined on."""
+        """Take a loss of the library, or one called likewise, and what brings tuples into the form it is defined on."""
         super().__init__()
         self.formula = formula
         self._form = form
 
-    def forward(self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples) -> torch.Tensor:
-        """Return the loss of a batch.
+    def forward(
+        self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples | None = None, *, reference: Reference | None = None
+    ) -> torch.Tensor:
+        """See `Loss`.
 
-        Args:
-            embeddings: (n, dim) of any length; they are brought to length 1.
-            groups: (n,) int64; what the tuples were made of.
-            tuples: triplets or pairs; see `rayjobs.metric.relations`.
-
-        Returns:
-            A number of the embeddings' dtype, without dimensions.
+        Raises:
+            TrainingError: there are no tuples.
         """
+        if tuples is None:
+            raise TrainingError("a loss on pairs or triplets was called without them; give it what a miner chose")
         formed = self._form(tuples)
         if not any(len(part) for part in formed):
             return embeddings.sum() * 0.0
-        loss: torch.Tensor = self.formula(embeddings, groups, formed)
+        others = (None, None) if reference is None else (reference.embeddings, reference.groups)
+        loss: torch.Tensor = self.formula(embeddings, groups, formed, *others)
         return loss
 
 
@@ -58,3 +87,54 @@ class EveryPair:
     ) -> Any:
         """Return the library's record of a batch's losses."""
         return self.loss_method(self.distance(embeddings, ref_emb), indices_tuple)
+
+
+class ClassLoss(Loss):
+    """A formula of the library with a learned vector for each class. It takes no tuples and no reference set; groups are class numbers."""
+
+    takes_tuples = False
+
+    def __init__(self, formula: nn.Module, *, classes: int) -> None:
+        """Take the library's loss and the number of classes, which are numbered from 0."""
+        super().__init__()
+        self.formula = formula
+        self.classes = classes
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        groups: torch.Tensor,
+        tuples: Tuples | None = None,  # noqa: ARG002  called like the others
+        *,
+        reference: Reference | None = None,
+    ) -> torch.Tensor:
+        """See `Loss`.
+
+        Raises:
+            ConfigError: there is a reference set.
+            TrainingError: a group is no class.
+        """
+        refuse_reference(reference)
+        if groups.min() < 0 or groups.max() >= self.classes:
+            raise TrainingError(
+                f"groups {int(groups.min())} to {int(groups.max())} are no numbers of {self.classes} classes; a loss with learned class "
+                "weights needs train.supervision: labels"
+            )
+        loss: torch.Tensor = self.formula(embeddings, groups)
+        return loss
+
+
+def refuse_reference(reference: Reference | None) -> None:
+    """Check that there is no reference set.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if reference is not None:
+        raise ConfigError("a loss with class weights or clusters takes no reference set; switch the memory off, or choose another loss")
+
+
+def mean_of_positive(losses: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the losses above 0, and 0, with the graph kept, where there are none."""
+    positive = losses > 0
+    return (losses * positive).sum() / positive.sum().clamp_min(1)

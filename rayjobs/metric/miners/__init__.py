@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from rayjobs.metric.miners.distance_weighted import DistanceWeightedMiner
 from rayjobs.metric.miners.every import EveryTuple
-from rayjobs.metric.miners.hard import HardMiner
+from rayjobs.metric.miners.hard import HardMiner, HardNegativeMiner, HardPositiveMiner
 from rayjobs.metric.miners.multi_similarity import MultiSimilarityMiner
 from rayjobs.metric.miners.protocol import Miner
 from rayjobs.metric.miners.semi_hard import SemiHardMiner
 from rayjobs.metric.section import MinerSection
 
-__all__ = ["MINERS", "EveryTuple", "HardMiner", "Miner", "MultiSimilarityMiner", "SemiHardMiner", "build_miner"]
+__all__ = [
+    "MINERS",
+    "DistanceWeightedMiner",
+    "EveryTuple",
+    "HardMiner",
+    "HardNegativeMiner",
+    "HardPositiveMiner",
+    "Miner",
+    "MultiSimilarityMiner",
+    "SemiHardMiner",
+    "build_miner",
+]
 
 MINERS: dict[str, type[Miner]] = {
     "none": EveryTuple,
-    "semi_hard": SemiHardMiner,
+    "hard_negative": HardNegativeMiner,
+    "hard_positive": HardPositiveMiner,
     "hard": HardMiner,
+    "semi_hard": SemiHardMiner,
     "multi_similarity": MultiSimilarityMiner,
+    "distance_weighted": DistanceWeightedMiner,
 }
 
 

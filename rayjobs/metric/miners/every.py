@@ -1,15 +1,16 @@
-"""No mining: every tuple of the batch."""
+"""No mining: every tuple."""
 
 from __future__ import annotations
 
 import torch
 
-from rayjobs.metric.relations import Tuples, pairs
+from rayjobs.metric.miners.protocol import Compared, Miner
+from rayjobs.metric.relations import Tuples
 
 
-class EveryTuple:
+class EveryTuple(Miner):
     """Returns all positive and negative pairs."""
 
-    def __call__(self, embeddings: torch.Tensor, groups: torch.Tensor, forbidden: torch.Tensor | None = None) -> Tuples:  # noqa: ARG002  as every miner
+    def choose(self, compared: Compared) -> Tuples:
         """Return pairs; see `Miner`."""
-        return pairs(groups, forbidden)
+        return (*torch.where(compared.positive), *torch.where(compared.negative))

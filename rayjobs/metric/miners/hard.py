@@ -1,19 +1,35 @@
-"""Hardest triplets (Hermans et al., 2017)."""
+"""Hard mining within a batch (Hermans et al., In defense of the triplet loss, 2017)."""
 
 from __future__ import annotations
 
 import torch
-from pytorch_metric_learning import miners
-from pytorch_metric_learning.distances import LpDistance
 
-from rayjobs.metric.miners.protocol import blind_to
-from rayjobs.metric.relations import Tuples, allowed, relations
+from rayjobs.metric.miners.protocol import Compared, Miner, farthest_positives, nearest_negatives
+from rayjobs.metric.relations import Tuples
 
 
-class HardMiner:
-    """One triplet per anchor that has a positive and a negative: the farthest positive, the nearest negative that is not forbidden."""
+class HardMiner(Miner):
+    """One triplet per anchor that has a positive and a negative: the farthest positive, the nearest negative."""
 
-    def __call__(self, embeddings: torch.Tensor, groups: torch.Tensor, forbidden: torch.Tensor | None = None) -> Tuples:
+    def choose(self, compared: Compared) -> Tuples:
         """Return triplets; see `Miner`."""
-        found: Tuples = miners.BatchHardMiner(distance=blind_to(forbidden, groups, LpDistance))(embeddings, groups)
-        return allowed(found, ~relations(groups, forbidden)[1])
+        (anchor,) = torch.where(compared.positive.any(1) & compared.negative.any(1))
+        return anchor, farthest_positives(compared)[anchor], nearest_negatives(compared)[anchor]
+
+
+class HardNegativeMiner(Miner):
+    """One triplet per positive pair: its anchor's nearest negative."""
+
+    def choose(self, compared: Compared) -> Tuples:
+        """Return triplets; see `Miner`."""
+        anchor, positive = torch.where(compared.positive & compared.negative.any(1, keepdim=True))
+        return anchor, positive, nearest_negatives(compared)[anchor]
+
+
+class HardPositiveMiner(Miner):
+    """One triplet per negative pair: its anchor's own farthest positive, never that of another anchor."""
+
+    def choose(self, compared: Compared) -> Tuples:
+        """Return triplets; see `Miner`."""
+        anchor, negative = torch.where(compared.negative & compared.positive.any(1, keepdim=True))
+        return anchor, farthest_positives(compared)[anchor], negative

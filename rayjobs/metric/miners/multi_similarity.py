@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import torch
-from pytorch_metric_learning import miners
-from pytorch_metric_learning.distances import CosineSimilarity
 
-from rayjobs.metric.miners.protocol import blind_to
-from rayjobs.metric.relations import Tuples, allowed, relations
+from rayjobs.metric.miners.protocol import Compared, Miner
+from rayjobs.metric.relations import Tuples
 
 
-class MultiSimilarityMiner:
+class MultiSimilarityMiner(Miner):
     """Negatives with s > (least positive s) - epsilon, positives with s < (greatest negative s) + epsilon; s a cosine similarity."""
+
+    distance = "cosine"
 
     def __init__(self, *, epsilon: float = 0.1) -> None:
         """Take the width of the band."""
         self.epsilon = epsilon
 
-    def __call__(self, embeddings: torch.Tensor, groups: torch.Tensor, forbidden: torch.Tensor | None = None) -> Tuples:
-        """Return pairs; see `Miner`."""
-        distance = blind_to(forbidden, groups, CosineSimilarity)
-        found: Tuples = miners.MultiSimilarityMiner(self.epsilon, distance=distance)(embeddings, groups)
-        return allowed(found, ~relations(groups, forbidden)[1])
+    def choose(self, compared: Compared) -> Tuples:
+        """Return pairs of anchors that have a positive and a negative; see `Miner`."""
+        distances = compared.distances
+        # Without a positive, no negative is near enough; without a negative, no positive is far enough.
+        reach = distances.masked_fill(~compared.positive, -torch.inf).amax(1, keepdim=True) + self.epsilon
+        start = distances.masked_fill(~compared.negative, torch.inf).amin(1, keepdim=True) - self.epsilon
+        return (*torch.where(compared.positive & (distances > start)), *torch.where(compared.negative & (distances < reach)))

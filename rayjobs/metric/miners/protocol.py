@@ -1,56 +1,74 @@
-"""What every miner is: from a batch's embeddings to index tuples, with no negative that geography forbids."""
+"""What every miner is: from embeddings to index tuples, with no negative that geography forbids and no item compared with itself."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
-from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
 
-from rayjobs.metric.relations import Tuples
+from rayjobs.metric.distances import DISTANCES
+from rayjobs.metric.relations import Reference, Tuples, relations
+from rayjobs.metric.section import Distance
 
 
-class Miner(Protocol):
-    """Chooses tuples of a batch. Stateless: the same batch gives the same tuples."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A batch of n items beside the m that they are compared with: what a miner chooses from."""
 
-    def __call__(self, embeddings: torch.Tensor, groups: torch.Tensor, forbidden: torch.Tensor | None = None) -> Tuples:
+    distances: torch.Tensor
+    """(n, m); smaller is nearer."""
+    positive: torch.Tensor
+    """(n, m) bool, True where a row's item may take the other for a positive."""
+    negative: torch.Tensor
+    """(n, m) bool, True where it may take it for a negative."""
+    dim: int
+    """Of the embeddings."""
+    seed: int
+    """Of what is drawn by chance."""
+
+
+class Miner(ABC):
+    """Chooses tuples. Stateless: the same batch and seed give the same tuples, on every rank."""
+
+    distance: Distance = "euclidean"
+    """Which distances it looks at."""
+
+    @abstractmethod
+    def choose(self, compared: Compared) -> Tuples:
+        """Return triplets or pairs of what may be taken."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        embeddings: torch.Tensor,
+        groups: torch.Tensor,
+        forbidden: torch.Tensor | None = None,
+        *,
+        reference: Reference | None = None,
+        seed: int = 0,
+    ) -> Tuples:
         """Return triplets or pairs; see `rayjobs.metric.relations`.
 
         Args:
-            embeddings: (n, dim); no gradient is kept.
+            embeddings: (n, dim) of any length; no gradient is kept.
             groups: (n,) int64; items of one group are alike.
-            forbidden: (n, n) bool, True where two items must not be called unlike; such a pair neither is mined nor hides another. None for
+            forbidden: (n, m) bool, True where two items must not be called unlike; such a pair neither is mined nor hides another. None for
                 nowhere.
+            reference: the m items among which positives and negatives are sought; None for the batch itself.
+            seed: of what is drawn by chance; give each step its own.
         """
-        ...
+        positive, negative = relations(groups, forbidden, reference)
+        others = embeddings if reference is None else reference.embeddings
+        distances = DISTANCES[self.distance]()(embeddings, others)
+        return self.choose(Compared(distances=distances, positive=positive, negative=negative, dim=embeddings.shape[1], seed=seed))
 
 
-def blind_to(forbidden: torch.Tensor | None, groups: torch.Tensor, distance: type[BaseDistance]) -> BaseDistance:
-    """Return one of the library's distances under which forbidden negatives lie farther off than anything else."""
-    if forbidden is None:
-        return distance()
-    hidden = forbidden & (groups[:, None] != groups[None, :])
-    return _BLIND[distance](hidden)
+def farthest_positives(compared: Compared) -> torch.Tensor:
+    """Return (n,) each row's farthest positive; any item where it has none."""
+    return compared.distances.masked_fill(~compared.positive, -torch.inf).argmax(1)
 
 
-class _BlindEuclidean(LpDistance):  # type: ignore[misc]  # the library has no types
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def compute_mat(self, query_emb: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = super().compute_mat(query_emb, ref_emb)
-        return found.masked_fill(self._hidden, torch.inf)
-
-
-class _BlindCosine(CosineSimilarity):  # type: ignore[misc]  # the library has no types
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def compute_mat(self, query_emb: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = super().compute_mat(query_emb, ref_emb)
-        return found.masked_fill(self._hidden, -torch.inf)
-
-
-_BLIND = {LpDistance: _BlindEuclidean, CosineSimilarity: _BlindCosine}
+def nearest_negatives(compared: Compared) -> torch.Tensor:
+    """Return (n,) each row's nearest negative; any item where it has none."""
+    return compared.distances.masked_fill(~compared.negative, torch.inf).argmin(1)
