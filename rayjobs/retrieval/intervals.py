@@ -1,4 +1,4 @@
-"""Intervals by bootstrap over independent units: blocks of ground, places, observations; never single tiles, since neighbours are alike."""
+"""Intervals over independent units: blocks of ground, places, observations; never single tiles, since neighbours are alike."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -15,13 +16,13 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean and its 95 % interval (percentiles of the bootstrap)."""
+    """A mean and its 95 % interval: percentiles of a bootstrap, or Student's over resampled splits."""
 
     value: float
     low: float
     high: float
     units: int
-    """Independent units that were resampled; few make the interval itself unsure."""
+    """Independent units that were resampled, or splits; few make the interval itself unsure."""
 
 
 def bootstrap_interval(values: FloatArray, units: np.ndarray[Any, Any], *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -50,3 +51,24 @@ def paired_difference(
 ) -> Interval:
     """Return the mean difference of two methods on the same queries, with its interval; see `bootstrap_interval`."""
     return bootstrap_interval(ours - theirs, units, resamples=resamples, seed=seed)
+
+
+def resampled_interval(values: FloatArray, test_ratio: float) -> Interval:
+    """Return the mean over resampled splits with the corrected interval of Nadeau and Bengio (2003).
+
+    Splits of one pool share most of their tiles, so their values lie closer together than those of fresh pools would: the variance of the
+    mean is s^2 (1 / splits + test tiles / training tiles), not s^2 / splits. Student's t with splits - 1 degrees of freedom.
+
+    Args:
+        values: (splits,) a metric, once per split.
+        test_ratio: tested over trained tiles.
+
+    Returns:
+        The interval; its ends are NaN for a single split, which has no spread.
+    """
+    count = len(values)
+    if count == 1:
+        return Interval(value=float(values[0]), low=float("nan"), high=float("nan"), units=1)
+    reach = float(scipy.stats.t.ppf(0.975, count - 1) * values.std(ddof=1) * np.sqrt(1 / count + test_ratio))
+    mean = float(values.mean())
+    return Interval(value=mean, low=mean - reach, high=mean + reach, units=count)

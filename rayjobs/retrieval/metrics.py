@@ -1,28 +1,22 @@
-"""Ranking metrics, query by query.
+"""Ranking metrics, query by query, and `score`, which ranks a gallery for them.
 
 The pure functions take hits, (queries, depth) bool: whether the item at each rank, best first, is relevant; and relevant, (queries,)
-int: how many items of the gallery are. `score` ranks a gallery in blocks, so that memory stays bounded by `block` x gallery.
+int, at least 1: how many items of the gallery are. `score` ranks in blocks of queries, so that memory stays within `ranking.BLOCK_BYTES`,
+and only down to the deepest rank that a metric looks at.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from rayjobs.errors import RetrievalError
+from rayjobs.retrieval.ranking import CELL_BYTES, BoolArray, Distance, FloatArray, IntArray, Ranker, Vectors, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
-
-_BLOCK = 256
-"""Queries ranked together: the similarities of a block are what memory holds."""
 
 
 def recall_at_k(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
@@ -54,17 +48,17 @@ def map_at_r(hits: BoolArray, relevant: IntArray) -> FloatArray:
     return _precision_sum(hits[:, :depth] & (np.arange(depth) < relevant[:, None])) / relevant
 
 
-def average_precision_at_k(hits: BoolArray, relevant: IntArray, k: int, *, over: Literal["relevant", "retrieved"]) -> FloatArray:
-    """Mean of the precision at each relevant rank up to k.
+def average_precision_at_k(hits: BoolArray, relevant: IntArray, k: int, *, over: Literal["min", "found"]) -> FloatArray:
+    """Sum of the precision at each relevant rank up to k, over one of two numbers that are both called mAP@k.
 
     Args:
         hits: as above.
         relevant: as above.
         k: cut-off.
-        over: `relevant` divides by min(R, k); `retrieved` by the relevant items found, which makes one hit at rank 1 perfect.
+        over: `min` divides by min(R, k), all that could be found; `found` by the relevant items among the first k, which makes
+            one hit at rank 1 perfect.
     """
-    found = hits[:, :k].sum(1)
-    divisor = np.minimum(relevant, k) if over == "relevant" else np.maximum(found, 1)
+    divisor = np.minimum(relevant, k) if over == "min" else np.maximum(hits[:, :k].sum(1), 1)
     return _precision_sum(hits[:, :k]) / divisor
 
 
@@ -74,18 +68,63 @@ def reciprocal_rank_at_k(hits: BoolArray, relevant: IntArray, k: int) -> FloatAr
     return np.where(hits[:, :k].any(1), 1.0 / (first + 1), 0.0)
 
 
+def ndcg_at_k(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+    """Discounted cumulative gain of the first k, over that of the best ranking; a relevant item gains 1 (Järvelin and Kekäläinen 2002)."""
+    best = _discounts(k).cumsum()[np.minimum(relevant, k) - 1]
+    gained: FloatArray = hits[:, :k] @ _discounts(min(k, hits.shape[1])) / best
+    return gained
+
+
+def graded_ndcg_at_k(gains: FloatArray, best: FloatArray, k: int) -> FloatArray:
+    """Discounted cumulative gain of the first k, over that of the best ranking; gains are numbers, discounted by log2(1 + rank).
+
+    Args:
+        gains: (queries, depth) gain of the item at each rank, best first, at least 0.
+        best: (queries, depth) highest gains of the gallery in falling order, the first above 0.
+        k: cut-off.
+    """
+    gained: FloatArray = _dcg(gains[:, :k]) / _dcg(best[:, :k])
+    return gained
+
+
 def _precision_sum(hits: BoolArray) -> FloatArray:
     precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
     summed: FloatArray = (precision * hits).sum(1)
     return summed
 
 
+def _dcg(gains: FloatArray) -> FloatArray:
+    summed: FloatArray = gains @ _discounts(gains.shape[1])
+    return summed
+
+
+def _discounts(count: int) -> FloatArray:
+    discounts: FloatArray = 1 / np.log2(np.arange(count) + 2)
+    return discounts
+
+
 AT_K: Mapping[str, Callable[[BoolArray, IntArray, int], FloatArray]] = {
-    "recall": recall_at_k,
-    "hit_rate": hit_rate_at_k,
-    "precision": precision_at_k,
+    "recall@{k}": recall_at_k,
+    "hit_rate@{k}": hit_rate_at_k,
+    "precision@{k}": precision_at_k,
+    "mAP@{k}/min": partial(average_precision_at_k, over="min"),
+    "mAP@{k}/found": partial(average_precision_at_k, over="found"),
+    "MRR@{k}": reciprocal_rank_at_k,
+    "nDCG@{k}": ndcg_at_k,
 }
-"""Metrics with a cut-off, by the name before `@k`."""
+"""Metrics of hits with a cut-off, by name."""
+
+GRADED_AT_K: Mapping[str, Callable[[FloatArray, FloatArray, int], FloatArray]] = {"nDCG@{k}/graded": graded_ndcg_at_k}
+"""Metrics of gains with a cut-off, by name."""
+
+AT_R: Mapping[str, Callable[[BoolArray, IntArray], FloatArray]] = {"MAP@R": map_at_r}
+"""Metrics of hits whose cut-off is each query's number of relevant items, by name."""
+
+
+def metric_names(ks: Sequence[int], *, graded: bool = False) -> list[str]:
+    """Return the names of what `score` measures: `recall@10`, ..., `MAP@R`; with `graded`, also what needs gains."""
+    names = [*AT_K, *(GRADED_AT_K if graded else ())]
+    return [*(name.format(k=k) for name in names for k in ks), *AT_R]
 
 
 class Pairs(Protocol):
@@ -93,6 +132,13 @@ class Pairs(Protocol):
 
     def rows(self, queries: IntArray) -> BoolArray:
         """Return (queries, gallery) bool for some queries."""
+
+
+class Gains(Protocol):
+    """How much finding each gallery item is worth to each query."""
+
+    def rows(self, queries: IntArray) -> FloatArray:
+        """Return (queries, gallery) float64 for some queries, at least 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +183,9 @@ class Scores:
     queries: IntArray
     """Indices of those queries; the others are `lone`."""
     values: dict[str, FloatArray]
-    """(len(queries),) by metric: `recall@10`, `MAP@R`, ..."""
+    """(len(queries),) by metric, as `metric_names` lists them."""
     lone: int
-    """Queries with no relevant item, left out."""
+    """Queries with no relevant item (or, of gains, with nothing to gain), left out."""
 
 
 def score(
@@ -149,8 +195,9 @@ def score(
     relevance: Pairs,
     excluded: Pairs,
     ks: Sequence[int],
-    distance: Literal["cosine", "euclidean"],
+    distance: Distance,
     seed: int = 0,
+    gains: Gains | None = None,
 ) -> Scores:
     """Rank the gallery for every query and measure the rankings.
 
@@ -161,53 +208,50 @@ def score(
         gallery: (gallery, dim) float32.
         relevance: which items should be found.
         excluded: which items are no candidates: the query itself and what shares its ground.
-        ks: cut-offs.
+        ks: cut-offs, each at least 1.
         distance: `cosine` of vectors of length 1, or `euclidean`.
         seed: of the order of ties.
+        gains: what finding an item is worth, for the graded metrics beside the others.
 
     Raises:
         RetrievalError: a vector is not finite.
     """
-    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
-        raise RetrievalError(
-            "an embedding is not finite, so nothing can be ranked; train the encoder again with a lower train.learning_rate"
-        )
-    order = np.random.default_rng(seed).permutation(len(gallery))
-    shuffled = np.ascontiguousarray(gallery[order])
-    blocks: list[dict[str, FloatArray]] = []
+    ranker = Ranker(queries, gallery, distance=distance, seed=seed)
     kept: list[IntArray] = []
-    for start in range(0, len(queries), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(queries)))
-        out = excluded.rows(rows)[:, order]
-        relevant = relevance.rows(rows)[:, order] & ~out
-        something = relevant.any(1)
-        rows, out, relevant = rows[something], out[something], relevant[something]
-        if len(rows):
-            hits = _ranked(similarity(queries[rows], shuffled, distance), relevant, out)
-            blocks.append(_measure(hits, relevant.sum(1), ks))
-            kept.append(rows)
-    names = [*(f"{name}@{k}" for name in AT_K for k in ks), "MAP@R"]
-    values = {name: np.concatenate([block[name] for block in blocks]) if blocks else np.empty(0) for name in names}
+    parts: list[dict[str, FloatArray]] = []
+    for rows in blocks(len(queries), len(gallery) * CELL_BYTES):
+        out = excluded.rows(rows)
+        relevant = relevance.rows(rows) & ~out
+        worth = None if gains is None else np.where(out, 0, gains.rows(rows))
+        something = relevant.any(1) if worth is None else relevant.any(1) & worth.any(1)
+        if something.any():
+            kept.append(rows[something])
+            worth = None if worth is None else worth[something]
+            parts.append(_measured(ranker, rows[something], out[something], relevant[something], worth, ks))
+    names = metric_names(ks, graded=gains is not None)
+    values = {name: np.concatenate([part[name] for part in parts]) if parts else np.empty(0) for name in names}
     found = np.concatenate(kept) if kept else np.empty(0, np.int64)
     return Scores(queries=found, values=values, lone=len(queries) - len(found))
 
 
-def similarity(queries: Vectors, gallery: Vectors, distance: Literal["cosine", "euclidean"]) -> Vectors:
-    """Return (queries, gallery) float32, higher is nearer: the inner product, or minus the squared distance up to a constant per query."""
-    product: Vectors = queries @ gallery.T
-    if distance == "cosine":
-        return product
-    squares: Vectors = np.einsum("nd,nd->n", gallery, gallery)
-    return 2 * product - squares[None, :]
+def _measured(
+    ranker: Ranker, rows: IntArray, out: BoolArray, relevant: BoolArray, worth: FloatArray | None, ks: Sequence[int]
+) -> dict[str, FloatArray]:
+    """Rank for some queries as deep as needed, and return every metric."""
+    counts = relevant.sum(1)
+    items = ranker.ranked(rows, out, max(*ks, int(counts.max())))
+    hits = np.take_along_axis(relevant, items, axis=1)
+    values = {name.format(k=k): metric(hits, counts, k) for name, metric in AT_K.items() for k in ks}
+    values |= {name: metric(hits, counts) for name, metric in AT_R.items()}
+    if worth is not None:
+        gained, best = np.take_along_axis(worth, items[:, : max(ks)], axis=1), _highest(worth, max(ks))
+        values |= {name.format(k=k): metric(gained, best, k) for name, metric in GRADED_AT_K.items() for k in ks}
+    return values
 
 
-def _ranked(similarities: Vectors, relevant: BoolArray, out: BoolArray) -> BoolArray:
-    """Return relevance in the order of rank; what is excluded comes last and is not relevant."""
-    similarities[out] = -np.inf
-    order = np.argsort(-similarities, axis=1, kind="stable")
-    return np.take_along_axis(relevant, order, axis=1)
-
-
-def _measure(hits: BoolArray, relevant: IntArray, ks: Sequence[int]) -> dict[str, FloatArray]:
-    values = {f"{name}@{k}": metric(hits, relevant, k) for name, metric in AT_K.items() for k in ks}
-    return {**values, "MAP@R": map_at_r(hits, relevant)}
+def _highest(numbers: FloatArray, count: int) -> FloatArray:
+    """Return the `count` highest of each row, highest first."""
+    lowest = -numbers
+    if count < lowest.shape[1]:
+        lowest.partition(count - 1, axis=1)
+    return -np.sort(lowest[:, :count], axis=1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from rayjobs.retrieval.metrics import Vectors, similarity
+from rayjobs.retrieval.ranking import Distance, Vectors, similarity
 
 
-def nearest(
-    queries: Vectors, gallery: Vectors, count: int, distance: Literal["cosine", "euclidean"]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+def nearest(queries: Vectors, gallery: Vectors, count: int, distance: Distance) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return (queries, count) indices of the nearest gallery items, nearest first, ties by index.
 
     Args:

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayjobs.errors import RetrievalError
-from rayjobs.retrieval import metrics
-from rayjobs.retrieval.intervals import bootstrap_interval, paired_difference
-from rayjobs.retrieval.metrics import PairList, SameLabel, score
+from rayjobs.retrieval import ranking
+from rayjobs.retrieval.intervals import bootstrap_interval, paired_difference, resampled_interval
+from rayjobs.retrieval.metrics import PairList, SameLabel, metric_names, score
 from rayjobs.retrieval.neighbours import nearest
+from rayjobs.retrieval.proportions import Proportions
 
 
 def unit(rng, count, dim=6):
@@ -41,7 +42,10 @@ def naive_scores(queries, gallery, relevant, excluded, k, distance):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    seed=st.integers(0, 9999), distance=st.sampled_from(["cosine", "euclidean"]), block=st.sampled_from([1, 3, 256]), k=st.integers(1, 5)
+    seed=st.integers(0, 9999),
+    distance=st.sampled_from(["cosine", "euclidean"]),
+    block=st.sampled_from([1, 4000, 2**20]),
+    k=st.integers(1, 5),
 )
 def test_scores_equal_a_naive_loop_whatever_the_block(seed, distance, block, k):
     rng = np.random.default_rng(seed)
@@ -49,7 +53,7 @@ def test_scores_equal_a_naive_loop_whatever_the_block(seed, distance, block, k):
     relevant = np.argwhere(rng.random((11, 17)) < 0.2)
     excluded = np.argwhere(rng.random((11, 17)) < 0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_BLOCK", block)
+        patch.setattr(ranking, "BLOCK_BYTES", block)
         found = score(queries, gallery, relevance=PairList(relevant, 17), excluded=PairList(excluded, 17), ks=[k], distance=distance)
     wanted = naive_scores(queries, gallery, set(map(tuple, relevant.tolist())), set(map(tuple, excluded.tolist())), k, distance)
     assert found.queries.tolist() == sorted(wanted)
@@ -58,6 +62,63 @@ def test_scores_equal_a_naive_loop_whatever_the_block(seed, distance, block, k):
     np.testing.assert_allclose(
         np.column_stack([found.values[name] for name in names]), np.array(list(wanted.values())).reshape(-1, 4), atol=1e-12
     )
+
+
+def test_graded_scores_equal_those_of_scikit_learn():
+    from sklearn.metrics import ndcg_score
+
+    rng = np.random.default_rng(3)
+    vectors, held, labels = unit(rng, 30), rng.dirichlet([0.3] * 4, 30), rng.integers(0, 3, 30)
+    gains = Proportions(queries=held, gallery=held)
+    found = score(
+        vectors, vectors, relevance=SameLabel(labels, labels), excluded=itself(30), ks=[1, 7], distance="cosine", gains=gains
+    ).values
+    assert list(found) == metric_names([1, 7], graded=True)
+    others = ~np.eye(30, dtype=bool)
+    worth = np.minimum(held[:, None], held[None]).sum(2)[others].reshape(30, 29)
+    near = (vectors.astype(float) @ vectors.T.astype(float))[others].reshape(30, 29)
+    same = (labels[:, None] == labels)[others].reshape(30, 29)
+    for k in (1, 7):
+        rows = [ndcg_score(worth[[row]], near[[row]], k=k) for row in range(30)]
+        np.testing.assert_allclose(found[f"nDCG@{k}/graded"], rows, rtol=1e-6)
+        rows = [ndcg_score(same[[row]].astype(float), near[[row]], k=k) for row in range(30)]
+        np.testing.assert_allclose(found[f"nDCG@{k}"], rows, rtol=1e-6)
+
+
+def test_gains_that_are_excluded_are_neither_found_nor_best():
+    """The only tile that is worth everything shares the query's ground; the better of the others comes second."""
+    vectors = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
+    held = np.array([[1.0, 0], [1.0, 0], [0.25, 0.75], [0.5, 0.5]])
+    excluded = PairList(np.array([[0, 0], [0, 1]]), 4)
+    labels = np.zeros(4, np.int64)
+    found = score(
+        vectors[:1],
+        vectors,
+        relevance=SameLabel(labels[:1], labels),
+        excluded=excluded,
+        ks=[1, 9],
+        distance="euclidean",
+        gains=Proportions(queries=held[:1], gallery=held),
+    ).values
+    log = np.log2(3)
+    assert found["nDCG@1/graded"] == pytest.approx(0.5)
+    assert found["nDCG@9/graded"] == pytest.approx((0.25 + 0.5 / log) / (0.5 + 0.25 / log))
+
+
+def test_a_query_with_nothing_to_gain_is_lone():
+    vectors, held = unit(np.random.default_rng(0), 3), np.array([[1.0, 0], [0, 0.1 + 0.2], [0, 1.0]])
+    labels = np.zeros(3, np.int64)
+    found = score(
+        vectors,
+        vectors,
+        relevance=SameLabel(labels, labels),
+        excluded=itself(3),
+        ks=[1],
+        distance="cosine",
+        gains=Proportions(queries=held, gallery=held),
+    )
+    assert found.queries.tolist() == [1, 2]
+    assert found.lone == 1
 
 
 def test_labels_are_relevant_where_equal_and_known():
@@ -94,6 +155,24 @@ def test_a_seed_gives_the_same_scores():
     assert all(np.array_equal(first.values[name], second.values[name]) for name in first.values)
 
 
+def test_memory_stays_within_the_stated_size_and_below_all_pairs(monkeypatch):
+    """Half of the gallery is relevant, so that rankings must reach deep."""
+    import tracemalloc
+
+    count, bound = 3000, 4 * 2**20
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", bound)
+    rng = np.random.default_rng(0)
+    vectors, labels, held = unit(rng, count), rng.integers(0, 2, count), rng.dirichlet([0.3] * 5, count)
+    gains = Proportions(queries=held, gallery=held)
+    tracemalloc.start()
+    found = score(vectors, vectors, relevance=SameLabel(labels, labels), excluded=itself(count), ks=[1], distance="cosine", gains=gains)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    results = sum(values.nbytes for values in found.values.values())
+    assert peak <= bound + 3 * vectors.nbytes + 2 * results + 8 * count * 4
+    assert peak < count * count
+
+
 def test_queries_with_nothing_to_find_are_left_out_and_counted():
     vectors = unit(np.random.default_rng(0), 4)
     found = score(vectors, vectors, relevance=itself(4), excluded=itself(4), ks=[1], distance="cosine")
@@ -102,9 +181,10 @@ def test_queries_with_nothing_to_find_are_left_out_and_counted():
     assert found.values["MAP@R"].shape == (0,)
 
 
-def test_embeddings_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30])
+def test_embeddings_that_are_not_finite_or_whose_length_is_not_are_refused(value):
     vectors = unit(np.random.default_rng(0), 4)
-    vectors[2, 0] = np.nan
+    vectors[2, 0] = value
     with pytest.raises(RetrievalError, match="not finite"):
         score(vectors, vectors, relevance=itself(4), excluded=itself(4), ks=[1], distance="cosine")
 
@@ -163,3 +243,17 @@ def test_paired_differences_are_tighter_than_their_parts_and_repeatable():
     assert found.high - found.low < 0.01
     assert bootstrap_interval(base, units, seed=4) == bootstrap_interval(base, units, seed=4)
     assert bootstrap_interval(base, units, seed=4) != bootstrap_interval(base, units, seed=5)
+
+
+def test_an_interval_of_resampled_splits_is_students_corrected_for_shared_tiles():
+    values = np.array([0.7, 0.8, 0.75, 0.65, 0.85])
+    found = resampled_interval(values, 0.25)
+    reach = 2.776445 * np.std(values, ddof=1) * np.sqrt(1 / 5 + 0.25)
+    assert (found.value, found.low, found.high) == pytest.approx((0.75, 0.75 - reach, 0.75 + reach), abs=1e-6)
+    assert found.units == 5
+
+
+def test_a_single_split_has_no_interval():
+    found = resampled_interval(np.array([0.7]), 0.25)
+    assert found.value == 0.7
+    assert np.isnan([found.low, found.high]).all()
