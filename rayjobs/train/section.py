@@ -20,7 +20,7 @@ class AugmentSection:
     """Flips and right-angle rotations; oblong tiles keep their orientation."""
     rotate_degrees: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
     """Greatest angle of a free rotation, either way; corners that come from outside the tile are invalid."""
-    crop_scale: tuple[Fraction, Fraction] | None = None
+    crop_scale: Annotated[tuple[Fraction, ...], pydantic.Field(min_length=2, max_length=2)] | None = None
     """Least and greatest share of a tile's area that a random crop keeps before it is brought back to the tile's size; null: no crop."""
     brightness: NotNegative = 0.0
     """Greatest shift of all bands of a tile together, in deviations of each band."""

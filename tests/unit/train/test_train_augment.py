@@ -197,6 +197,19 @@ def test_the_same_seed_gives_the_same_changes_in_any_dtype(dtype):
     assert torch.equal(once[0], reference[0])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_a_seed_gives_the_same_changes_on_every_device(dtype):
+    pixels, valid = images(dtype=dtype)
+    here, mask = changed(pixels, valid, 5, symmetries=True, **EVERYTHING)
+    there, its_mask = changed(pixels.cuda(), valid.cuda(), 5, symmetries=True, **EVERYTHING)
+    assert there.is_cuda
+    assert torch.equal(its_mask.cpu(), mask)
+    kept = mask[:, None].expand_as(here)
+    torch.testing.assert_close(there.cpu()[kept], here[kept], atol=0.01, rtol=1e-4)
+
+
 def test_recolouring_is_the_formula():
     pixels, _ = images(2)
     generator = torch.Generator().manual_seed(2)
@@ -282,6 +295,8 @@ def test_rotations_and_crops_fill_their_ranges():
         {"crop_scale": [0.9, 0.5]},
         {"crop_scale": [0.5, 1.5]},
         {"crop_scale": 0.5},
+        {"crop_scale": [0.5]},
+        {"crop_scale": [0.5, 0.6, 0.7]},
         {"rotate_degrees": 200},
         {"brightness": -1},
         {"jitter": 1.5},
