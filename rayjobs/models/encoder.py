@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from rayjobs.errors import CheckpointError
+from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models import backbones
+from rayjobs.models.pretrained import load_pretrained
 from rayjobs.models.spec import ModelSpec, check_bands, standardised, statistics_spec
 
-__all__ = ["Encoder", "ImageStatistics", "ModelSpec", "build", "check_bands", "parameter_count", "standardised", "statistics_spec"]
+__all__ = [
+    "Encoder",
+    "ImageStatistics",
+    "ModelSpec",
+    "build",
+    "check_bands",
+    "parameter_count",
+    "parameter_groups",
+    "standardised",
+    "statistics_spec",
+]
 
 
 class _Standardiser(nn.Module):
@@ -69,6 +83,40 @@ class Encoder(nn.Module):
             images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
         return functional.normalize(self.projection(self.backbone(images)).float(), dim=1)
 
+    def freeze(self, stages: int | Literal["all"]) -> None:
+        """Keep leading stages of the backbone as they are: they get no gradient, and their batch-norm statistics do not move.
+
+        Args:
+            stages: how many, as `rayjobs.models.backbones.stages` counts them; 0 none, -1 or `all` the whole backbone.
+
+        Raises:
+            ConfigError: more than the backbone has, or timm does not tell its stages.
+        """
+        kept = self._leading(stages)
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name not in kept)
+        self.train(self.training)
+
+    def _leading(self, stages: int | Literal["all"]) -> set[str]:
+        if stages in {-1, "all"}:
+            return {name for name, _ in self.backbone.named_parameters()}
+        count = int(stages)
+        found = backbones.stages(self.backbone) if count else []
+        if count > len(found):
+            raise ConfigError(
+                f"model.freeze is {count}, and {self.spec.backbone} has {len(found)} stages; set it to at most that, or to all"
+            )
+        return {name for stage in found[:count] for name in stage}
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  torch's own signature
+        """Set the mode, in which frozen stages take no part: they stay in evaluation mode."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
 
 def _linear(features: int, dim: int) -> nn.Module:
     return nn.Linear(features, dim)
@@ -119,7 +167,7 @@ class ImageStatistics(nn.Module):
 _KINDS: dict[str, type[Encoder | ImageStatistics]] = {"encoder": Encoder, "statistics": ImageStatistics}
 
 
-def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none") -> nn.Module:
+def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none", rgb: Sequence[str] | None = None) -> nn.Module:
     """Make an encoder on the CPU, in evaluation mode left to the caller.
 
     Args:
@@ -127,6 +175,7 @@ def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none") -> nn.Mod
         seed: of the random initialisation. The process's own random state stays as it was.
         pretrained: as `model.pretrained`: what then overwrites the backbone. From a
             checkpoint of ours, the projection too, if it is the same.
+        rgb: as `model.rgb`: which bands are red, green and blue in the eyes of pretrained weights.
 
     Raises:
         CheckpointError: the backbone does not exist, or the weights cannot be had or do not fit.
@@ -135,7 +184,8 @@ def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none") -> nn.Mod
         torch.default_generator.manual_seed(seed)
         module = _KINDS[spec.kind](spec)
     if pretrained != "none" and isinstance(module, Encoder):
-        rest = backbones.load_pretrained(module.backbone, spec.backbone, pretrained, bands=len(spec.bands))
+        colours = None if rgb is None else (spec.bands.index(rgb[0]), spec.bands.index(rgb[1]), spec.bands.index(rgb[2]))
+        rest = load_pretrained(module.backbone, spec.backbone, pretrained, bands=len(spec.bands), rgb=colours)
         expected = {name: tensor.shape for name, tensor in module.projection.state_dict().items()}
         if expected and expected == {name: tensor.shape for name, tensor in rest.items()}:
             module.projection.load_state_dict(rest)
@@ -155,3 +205,19 @@ def skeleton(spec: ModelSpec) -> nn.Module:
 def parameter_count(spec: ModelSpec) -> int:
     """Return how many weights an encoder learns, without making them."""
     return sum(parameter.numel() for parameter in skeleton(spec).parameters())
+
+
+def parameter_groups(encoder: nn.Module, *, backbone_rate: float, head_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return what an encoder learns as groups of a torch optimiser, each parameter in one; frozen ones are left out.
+
+    Args:
+        encoder: of `build`.
+        backbone_rate: learning rate of the backbone.
+        head_rate: of the projection.
+        weight_decay: of all but norms, biases and what the backbone itself exempts.
+
+    Returns:
+        Groups with `params`, `weight_decay`, `lr`, and `initial_lr`, as torch's schedulers call the rate that they scale.
+    """
+    parts = [(part, backbone_rate if name == "backbone" else head_rate) for name, part in encoder.named_children()]
+    return [group | {"lr": rate, "initial_lr": rate} for part, rate in parts for group in backbones.decay_groups(part, weight_decay)]

