@@ -12,7 +12,15 @@ from rayjobs.cluster.section import RaySection
 from rayjobs.config import section
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.index.section import IndexSection
-from rayjobs.metric.section import LossSection, MinerSection, MiningSection, SemiHardMiner, TripletLossSection
+from rayjobs.metric.section import (
+    ClusteringSection,
+    LossSection,
+    MemorySection,
+    MinerSection,
+    MiningSection,
+    SemiHardMiner,
+    TripletLossSection,
+)
 from rayjobs.models.section import ModelSection
 from rayjobs.rasters.section import RastersSection
 from rayjobs.serve.section import ServeSection
@@ -37,6 +45,8 @@ class Experiment:
     model: ModelSection = ModelSection()
     loss: LossSection = TripletLossSection()
     miner: MinerSection = SemiHardMiner()
+    memory: MemorySection = MemorySection()
+    clustering: ClusteringSection = ClusteringSection()
     mining: MiningSection = MiningSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()

@@ -22,7 +22,7 @@ from rayjobs.retrieval.metrics import Scores, score
 from rayjobs.tracking import tracked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
@@ -133,8 +133,8 @@ def _embed_all(experiment: Experiment, source: Version, trained: Mapping[str, by
     return tables
 
 
-def _files(spec: ModelSpec, *, seed: int = 0, pretrained: str = "none") -> dict[str, bytes]:
-    files = to_files(build(spec, seed, pretrained=pretrained), spec)
+def _files(spec: ModelSpec, *, seed: int = 0, pretrained: str = "none", rgb: Sequence[str] | None = None) -> dict[str, bytes]:
+    files = to_files(build(spec, seed, pretrained=pretrained, rgb=rgb), spec)
     return {"model_json": files["model.json"], "tensors": files["model.safetensors"]}
 
 
@@ -144,7 +144,7 @@ def _frozen(experiment: Experiment, spec: ModelSpec, weights: str, console: Cons
 
     bare = dataclasses.replace(spec, projection="none", dim=feature_count(spec.backbone, len(spec.bands)))
     try:
-        return _files(bare, seed=experiment.evaluate.seed, pretrained=weights)
+        return _files(bare, seed=experiment.evaluate.seed, pretrained=weights, rgb=experiment.model.rgb)
     except (CheckpointError, ConfigError) as error:
         console.say(f"evaluate         no frozen-pretrained row: {error}")
         return None

@@ -25,7 +25,9 @@ class EpochPlan:
     members: IntArray
     """(steps, batch) index of each tile among the training tiles."""
     groups: IntArray
-    """(steps, batch) what each tile is alike with: tiles of equal numbers are positives."""
+    """(steps, batch) what each tile is alike with: tiles of equal numbers are positives, in this batch and in any other."""
+    clusters: IntArray | None = None
+    """(steps, batch) cluster of each tile, where clusters of the training set plan the batches."""
 
 
 class Supervision(Protocol):
@@ -41,8 +43,8 @@ class Supervision(Protocol):
     def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
         """Return `size` tiles that are alike, the anchor first."""
 
-    def number(self, anchor: int, position: int) -> int:
-        """Return the group's number, given its anchor and its position in the batch."""
+    def number(self, anchor: int, count: int) -> int:
+        """Return the group's number, given its anchor and how many groups the run has had before."""
 
 
 class ByGeography:
@@ -72,9 +74,9 @@ class ByGeography:
         drawn = rng.choice(near, size - 1, replace=len(near) < size - 1)
         return np.concatenate([[anchor], drawn])
 
-    def number(self, anchor: int, position: int) -> int:  # noqa: ARG002  each place is its own kind
+    def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  each place is its own kind
         """Each group is its own kind."""
-        return position
+        return count
 
 
 class ByLabel:
@@ -106,13 +108,21 @@ class ByLabel:
         others = others[others != anchor]
         return np.concatenate([[anchor], rng.choice(others, size - 1, replace=len(others) < size - 1)])
 
-    def number(self, anchor: int, position: int) -> int:  # noqa: ARG002  two groups of one class are alike too
+    def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  two groups of one class are alike too
         """The group's number is its class."""
         return int(self._labels[anchor])
 
 
 def plan_epoch(
-    supervision: Supervision, rng: np.random.Generator, *, steps: int, batch: int, group: int, mined: IntArray | None, mined_share: float
+    supervision: Supervision,
+    rng: np.random.Generator,
+    *,
+    steps: int,
+    batch: int,
+    group: int,
+    mined: IntArray | None,
+    mined_share: float,
+    before: int = 0,
 ) -> EpochPlan:
     """Plan the batches of one epoch.
 
@@ -124,6 +134,7 @@ def plan_epoch(
         group: tiles per group of tiles that are alike.
         mined: (tiles, negatives) hard negatives of each training tile, -1 where there are fewer; None before the first mining.
         mined_share: of the anchors, how many are joined in the batch by one of their mined negatives.
+        before: steps of earlier epochs, so that groups of different batches have different numbers.
     """
     per_batch = batch // group
     joined = int(per_batch * mined_share / (1 + mined_share)) if mined is not None else 0
@@ -138,7 +149,7 @@ def plan_epoch(
             anchors = _join_mined(anchors, mined, eligible, joined, rng)
         for position, anchor in enumerate(anchors.tolist()):
             members[step, position] = supervision.group_of(rng, anchor, group)
-            groups[step, position] = supervision.number(anchor, position)
+            groups[step, position] = supervision.number(anchor, (before + step) * per_batch + position)
     return EpochPlan(members=members.reshape(steps, batch), groups=np.repeat(groups, group, axis=1))
 
 

@@ -60,6 +60,15 @@ def agree_on_buffers(module: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def agree_on_gradients(module: torch.nn.Module) -> None:
+    """Average the gradients of what every rank learns from the same batch, outside DDP: their last bits may differ on GPUs."""
+    if world_size() > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

@@ -35,7 +35,12 @@ class Ground:
     reaches: FloatArray
     """(tiles,) from the centre of each tile to its farthest corner, likewise."""
     labels: np.ndarray[Any, np.dtype[np.int64]]
-    """(tiles,) class, -1 where unknown."""
+    """(tiles,) class, numbered from 0; -1 where unknown."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return int(self.labels.max(initial=-1)) + 1
 
 
 def training_tiles(source: Version) -> pa.Table:
@@ -84,14 +89,20 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
 
 
 def forbidden_pairs(
-    experiment: Experiment, ground: Ground, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]
+    experiment: Experiment, ground: Ground, first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return (batch, batch) bool: True where two tiles are no negatives of each other, being too near (or, with max_neg_dist, too far)."""
+    """Return (n, m) bool: True where two tiles are no negatives of each other, being too near (or, with max_neg_dist, too far).
+
+    Args:
+        experiment: its distances.
+        ground: of the training tiles.
+        first: (n,) indices of tiles.
+        second: (m,) indices of tiles.
+    """
     tiles = experiment.tiles
     nearest = max(1.0, tiles.min_neg_dist) if experiment.train.supervision == "geography" else 1.0
-    distance = distances(ground.positions, ground.sizes, members[:, None], members[None, :])
-    forbidden = distance < nearest
+    distance = distances(ground.positions, ground.sizes, first[:, None], second[None, :])
+    forbidden: np.ndarray[Any, np.dtype[np.bool_]] = distance < nearest
     if tiles.max_neg_dist is not None and experiment.train.supervision == "geography":
         forbidden |= distance > tiles.max_neg_dist
-    result: np.ndarray[Any, np.dtype[np.bool_]] = forbidden & (groups[:, None] != groups[None, :])
-    return result
+    return forbidden

@@ -28,6 +28,7 @@ from rayjobs.tracking import Tracker, tracked
 from rayjobs.train import cache
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.loop import loop, steps_per_epoch
+from rayjobs.train.objective import check_objective
 from rayjobs.train.state import TrainPlan
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from rayjobs.storage import Version
     from rayjobs.workspace import Workspace
 
-_DECIDE = ("rasters", "tiles", "model", "loss", "miner", "mining", "train")
+_DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
 """Sections that decide what a run learns."""
 _MAY_CHANGE = ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every")
 """Keys of `train` that may differ when a run is taken up again."""
@@ -61,7 +62,9 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace = experiment.open_workspace()
     source = workspace.set.require("run `rayjobs sample` first")
     tiles = training_tiles(source)
-    supervision = supervise(experiment, ground_of(tiles))
+    ground = ground_of(tiles)
+    check_objective(experiment, ground)
+    supervision = supervise(experiment, ground)
     settings = experiment.train
     steps = steps_per_epoch(experiment, supervision)
     spec = _spec(experiment, source)
@@ -187,6 +190,7 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
     settings = experiment.train
     workspace = experiment.open_workspace()
     tiles = training_tiles(source)
+    check_objective(experiment, ground_of(tiles))
     spec = _spec(experiment, source)
     gpu = wants_gpu(experiment.ray)
     cpus = settings.cpus_per_worker or even_cpus(settings.num_workers)

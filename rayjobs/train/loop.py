@@ -10,13 +10,15 @@ import ray.train
 import ray.train.torch
 
 from rayjobs.errors import TrainingError
+from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
 from rayjobs.train.distributed import barrier
 from rayjobs.train.ground import ground_of, guards_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mine_all
+from rayjobs.train.objective import Objective, needs_clusters
 from rayjobs.train.state import State, TrainPlan, initial, publish_mined, restore, save
-from rayjobs.train.step import Bench, bench, train_epoch
+from rayjobs.train.step import Bench, train_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,18 +44,20 @@ def _train(plan: TrainPlan) -> None:
     settings = plan.experiment.train
     tiles = training_tiles(plan.source)
     ground = ground_of(tiles)
-    on = bench(plan, ground, _local_chips(plan, tiles), ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
+    on = Bench(plan=plan, ground=ground, chips=_local_chips(plan, tiles), device=device, objective=objective)
     supervision = supervise(plan.experiment, ground)
-    state = restore(plan, initial(plan, on.device), ground.tile_ids)
+    state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch)
     while state.epoch < settings.epochs:
         if is_time_to_mine(plan.experiment, state.epoch):
             _mine(on, state)
-        metrics = train_epoch(on, state, _batches(plan.experiment, supervision, state, steps))
+        metrics = train_epoch(on, state, _batches(on, state, supervision, steps))
         state.epoch += 1
         if state.epoch % settings.checkpoint_every == 0 or state.epoch == settings.epochs:
-            save(plan, state)
+            save(plan, state, objective)
         ray.train.report(metrics)
         plan.tell("epoch", epoch=state.epoch, done=steps * state.epoch, metrics=metrics)
 
@@ -96,14 +100,31 @@ def _mine(on: Bench, state: State) -> None:
     publish_mined(on.plan, state, mined, on.ground.tile_ids)
 
 
-def _batches(experiment: Experiment, supervision: Supervision, state: State, steps: int) -> EpochPlan:
+def _batches(on: Bench, state: State, supervision: Supervision, steps: int) -> EpochPlan:
+    """Plan the batches of the next epoch, the same on every rank."""
+    experiment = on.plan.experiment
     settings = experiment.train
+    rng = np.random.default_rng([settings.seed, state.epoch])
+    if needs_clusters(experiment):
+        return _batches_of_clusters(on, state, rng, steps)
     return plan_epoch(
         supervision,
-        np.random.default_rng([settings.seed, state.epoch]),
+        rng,
         steps=steps,
         batch=settings.batch_size,
         group=settings.tiles_per_group,
         mined=state.mined,
         mined_share=experiment.mining.share,
+        before=state.epoch * steps,
     )
+
+
+def _batches_of_clusters(on: Bench, state: State, rng: np.random.Generator, steps: int) -> EpochPlan:
+    """Plan batches of neighbouring clusters, found anew with the current weights when it is time."""
+    settings, train = on.plan.experiment.clustering, on.plan.experiment.train
+    if state.clusters is None or state.epoch % settings.every == 0:
+        vectors = embed_all(state.module, on.chips, on.device).numpy()
+        state.clusters = cluster(vectors, on.ground.labels, per_class=settings.per_class, seed=train.seed + state.epoch)
+    samples = train.batch_size // settings.per_batch
+    planned = plan_batches(state.clusters, on.objective.recent, rng, steps=steps, per_batch=settings.per_batch, samples=samples)
+    return EpochPlan(members=planned.members, groups=planned.classes, clusters=planned.clusters)

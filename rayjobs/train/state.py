@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import ray.train.torch
 import torch
 
+from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
-from rayjobs.models.encoder import build
+from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.train.distributed import barrier, rank, world_size
 from rayjobs.train.mine import Mined, from_table
 
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rayjobs.experiment import Experiment
+    from rayjobs.metric.clusters import Clusters
+    from rayjobs.models.encoder import Encoder
     from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
+    from rayjobs.train.objective import Objective
+    from rayjobs.train.section import TrainSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +61,38 @@ class State:
     """Mined negatives in use."""
     generation: int | None = None
     """Mining generation in use."""
+    average: WeightAverage | None = None
+    """Running average of the encoder's weights, where one is kept: then it is what checkpoints hold."""
+    clusters: Clusters | None = None
+    """Clusters of the training tiles, where the loss lives on them; found again after a restart."""
+
+    @property
+    def learned(self) -> torch.nn.Module:
+        """The encoder as it would be used: the average, where one is kept."""
+        return self.module if self.average is None else self.average.module
 
 
-def initial(plan: TrainPlan, device: torch.device) -> State:
+def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> State:
     """Return the state of a run that begins."""
-    settings = plan.experiment.train
-    module = build(plan.spec, seed=settings.seed, pretrained=plan.experiment.model.pretrained).to(device)
+    settings, model = plan.experiment.train, plan.experiment.model
+    module = cast("Encoder", build(plan.spec, settings.seed, pretrained=model.pretrained, rgb=model.rgb)).to(device)
+    module.freeze(model.freeze)
     parallel = ray.train.torch.prepare_model(module) if world_size() > 1 else module
-    fused = device.type == "cuda"
-    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
-    return State(module=module, parallel=parallel, optimizer=optimizer)
+    average = WeightAverage(module, decay=settings.ema) if settings.ema else None
+    return State(module=module, parallel=parallel, optimizer=_optimizer(settings, module, objective, device), average=average)
 
 
-def restore(plan: TrainPlan, state: State, tile_ids: Sequence[str]) -> State:
+def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objective, device: torch.device) -> torch.optim.Optimizer:
+    """Return AdamW over the encoder and what the loss learns."""
+    rate = settings.learning_rate
+    groups = parameter_groups(module, backbone_rate=rate * settings.backbone_rate, head_rate=rate, weight_decay=settings.weight_decay)
+    of_loss = list(objective.loss.parameters())
+    if of_loss:
+        groups.append({"params": of_loss, "weight_decay": 0.0, "lr": rate, "initial_lr": rate})
+    return torch.optim.AdamW(groups, fused=device.type == "cuda")
+
+
+def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
     """Take up the newest checkpoint, if the run has one."""
     workspace = plan.experiment.open_workspace()
     newest = workspace.checkpoints.current()
@@ -76,7 +100,12 @@ def restore(plan: TrainPlan, state: State, tile_ids: Sequence[str]) -> State:
         return state
     saved = read_training_state(newest.read("state.pt"))
     loaded = from_files(model_json=newest.read("model.json"), tensors=newest.read("model.safetensors"))
-    state.module.load_state_dict(loaded.module.state_dict())
+    if state.average is None:
+        state.module.load_state_dict(loaded.module.state_dict())
+    else:
+        state.module.load_state_dict(saved["module"])
+        state.average.load_state_dict(saved["average"])
+    objective.load_state_dict(saved["objective"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.epoch, state.generation = int(saved["epoch"]), saved["generation"]
     if state.generation is not None:
@@ -86,25 +115,32 @@ def restore(plan: TrainPlan, state: State, tile_ids: Sequence[str]) -> State:
     return state
 
 
-def save(plan: TrainPlan, state: State) -> None:
+def save(plan: TrainPlan, state: State, objective: Objective) -> None:
     """Publish a checkpoint from rank 0; the others wait, so that no rank runs ahead of what is safe."""
     if rank() == 0:
-        _publish(plan, state)
+        _publish(plan, state, objective)
         _drop_old(plan)
     barrier()
 
 
-def _publish(plan: TrainPlan, state: State) -> None:
+def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
     draft = plan.experiment.open_workspace().checkpoints.draft(f"epoch-{state.epoch:04d}")
-    for name, data in to_files(state.module, plan.spec).items():
+    for name, data in to_files(state.learned, plan.spec).items():
         draft.write(name, data)
-    saved = {"optimizer": state.optimizer.state_dict(), "epoch": state.epoch, "generation": state.generation}
+    saved = {
+        "optimizer": state.optimizer.state_dict(),
+        "objective": objective.state_dict(),
+        "epoch": state.epoch,
+        "generation": state.generation,
+    }
+    if state.average is not None:
+        saved |= {"module": state.module.state_dict(), "average": state.average.state_dict()}
     draft.write("state.pt", training_state_bytes(saved))
     mining = None if state.generation is None else generation_name(state.generation)
     draft.publish(
         {
             "parents": {"set": plan.source.version, "mining": mining},
-            "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
+            "encoder_fingerprint": fingerprint(plan.spec, state.learned.state_dict()),
             "epoch": state.epoch,
             "counts": {},
         }

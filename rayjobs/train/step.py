@@ -11,17 +11,15 @@ import numpy as np
 import torch
 
 from rayjobs.errors import TrainingError
-from rayjobs.metric.losses import build_loss
-from rayjobs.metric.miners import build_miner
 from rayjobs.train.augment import augment
-from rayjobs.train.distributed import gather, rank, world_size
-from rayjobs.train.ground import forbidden_pairs
+from rayjobs.train.distributed import agree_on_gradients, gather, rank, world_size
+from rayjobs.train.objective import Batch
 
 if TYPE_CHECKING:
-    from rayjobs.experiment import Experiment
     from rayjobs.train.batches import EpochPlan
     from rayjobs.train.cache import ChipCache
     from rayjobs.train.ground import Ground
+    from rayjobs.train.objective import Objective
     from rayjobs.train.state import State, TrainPlan
 
 _TELL_EVERY_S = 0.5
@@ -36,15 +34,7 @@ class Bench:
     ground: Ground
     chips: ChipCache
     device: torch.device
-    loss: torch.nn.Module
-    miner: Any
-
-
-def bench(plan: TrainPlan, ground: Ground, chips: ChipCache, device: torch.device) -> Bench:
-    """Make the experiment's loss and miner and lay them beside the rest."""
-    experiment = plan.experiment
-    loss, miner = build_loss(experiment.loss).to(device), build_miner(experiment.miner)
-    return Bench(plan=plan, ground=ground, chips=chips, device=device, loss=loss, miner=miner)
+    objective: Objective
 
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]:
@@ -60,8 +50,9 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]
         pixels, valid = _local_batch(on, batches.members[step])
         pixels, valid = augment(pixels, valid, settings.augment, on.plan.spec.mean, on.plan.spec.std, generator)
         waited += time.monotonic() - waiting
-        _set_rate(state.optimizer, settings.learning_rate, epoch * steps + step, warmup=steps, total=settings.epochs * steps)
-        losses.append(_step(on, state, pixels, valid, batches.members[step], batches.groups[step]))
+        done = epoch * steps + step
+        _set_rates(state.optimizer, done, warmup=settings.warmup_epochs * steps, total=settings.epochs * steps)
+        losses.append(_step(on, state, pixels, valid, _batch(on, batches, step, done)))
         if time.monotonic() - told > _TELL_EVERY_S:
             told = time.monotonic()
             on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=losses[-1])
@@ -81,39 +72,35 @@ def _local_batch(on: Bench, members: np.ndarray[Any, Any]) -> tuple[torch.Tensor
     return pixels.to(on.device, non_blocking=True), valid.to(on.device, non_blocking=True)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, *, warmup: int, total: int) -> None:
-    """Linear warm-up over the first epoch, cosine decay to nothing at the last step."""
-    rise = min(1.0, (step + 1) / max(1, warmup))
-    fall = 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, total - warmup)))
+def _batch(on: Bench, batches: EpochPlan, step: int, done: int) -> Batch:
+    clusters = None if batches.clusters is None else torch.from_numpy(batches.clusters[step]).to(on.device)
+    groups = torch.from_numpy(batches.groups[step]).to(on.device)
+    return Batch(items=batches.members[step], groups=groups, clusters=clusters, seed=on.plan.experiment.train.seed + done)
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, step: int, *, warmup: float, total: int) -> None:
+    """Scale each group's own rate: linear over the warm-up, then a cosine to nothing at the last step."""
+    rise = min(1.0, (step + 1) / max(1.0, warmup))
+    fall = 0.5 * (1 + math.cos(math.pi * max(0.0, step - warmup) / max(1.0, total - warmup)))
     for group in optimizer.param_groups:
-        group["lr"] = peak * rise * fall
+        group["lr"] = group["initial_lr"] * rise * fall
 
 
-def _step(
-    on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]
-) -> float:
+def _step(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, batch: Batch) -> float:
     """Embed, compare, learn; return the loss of the whole batch."""
-    experiment = on.plan.experiment
-    reduced = precision(experiment.train.precision, on.device) == "bf16"
+    reduced = precision(on.plan.experiment.train.precision, on.device) == "bf16"
     with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
         local = state.parallel(pixels, valid)
-    loss = loss_of(on, experiment, gather(local.float()), members, groups)
+    loss = on.objective(gather(local.float()), batch)
     if not torch.isfinite(loss):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    agree_on_gradients(on.objective.loss)
     state.optimizer.step()
+    if state.average is not None:
+        state.average.update(state.module)
     return float(loss.detach())
-
-
-def loss_of(
-    on: Bench, experiment: Experiment, embeddings: torch.Tensor, members: np.ndarray[Any, Any], groups: np.ndarray[Any, Any]
-) -> torch.Tensor:
-    """Return the loss of a whole batch of embeddings, its tuples chosen by the miner among the admissible pairs."""
-    labels = torch.from_numpy(groups).to(on.device)
-    forbidden = torch.from_numpy(forbidden_pairs(experiment, on.ground, members, groups)).to(on.device)
-    loss: torch.Tensor = on.loss(embeddings, labels, on.miner(embeddings.detach(), labels, forbidden))
-    return loss
 
 
 def precision(chosen: str, device: torch.device) -> str:

@@ -68,7 +68,11 @@ def wait_for_checkpoint(store, run, epoch, process):
     raise AssertionError("no checkpoint came")
 
 
-LONG = ["--train.epochs", "8", "--train.steps_per_epoch", "6", "--mining.every", "4"]
+LONG = [
+    "--train.epochs", "8", "--train.steps_per_epoch", "6", "--mining.every", "4",
+    "--train.ema", "0.9", "--memory.size", "64", "--memory.warm_up", "2", "--train.backbone_rate", "0.5",
+]  # fmt: skip
+"""With everything that a checkpoint has to bring back."""
 
 
 def test_a_killed_driver_is_taken_up_from_its_last_checkpoint(cluster, config, sampled, store_of):
