@@ -3,7 +3,7 @@
 Knows nothing of imagery, models or Ray. Every other room reads and writes through these names.
 """
 
-from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, digest_of, verified
+from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, deposit, digest_of, keep_first, verified
 from rayjobs.storage.lease import Lease
 from rayjobs.storage.opening import expand, open_store, read_uri
 from rayjobs.storage.s3 import S3Store
@@ -19,8 +19,10 @@ __all__ = [
     "Store",
     "Tagged",
     "Version",
+    "deposit",
     "digest_of",
     "expand",
+    "keep_first",
     "open_store",
     "read_uri",
     "verified",

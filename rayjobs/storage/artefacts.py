@@ -2,6 +2,9 @@
 
 A version is written aside under a name of its own, checked, and made current by one conditional write. Readers follow
 `CURRENT`, so they see the old version or the new one, never a half; two writers cannot both win.
+
+Versions named after what they are made of may be written by two commands at once. So no file is ever overwritten: the first
+bytes under a name stay there, other bytes for it go under their digest, and of two manifests the first stands.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rayjobs.errors import NotFoundError, StorageError
+from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
+from rayjobs.storage.stores import Tagged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,11 +36,57 @@ class FileDigest:
     """Hexadecimal."""
     size: int
     """Bytes."""
+    path: str = ""
+    """Where it lies, relative to the version's folder, if not under its name: see `deposit`."""
+
+    @property
+    def location(self) -> str:
+        """Where it lies, relative to the version's folder."""
+        return self.path or self.name
 
 
 def digest_of(name: str, data: bytes) -> FileDigest:
     """Return the digest of a file's bytes."""
     return FileDigest(name, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def keep_first(store: Store, key: str, data: bytes) -> Tagged:
+    """Write an object only where there is none, and return what lies there then: `data`, or what another writer put there first.
+
+    For parts that any worker may make, and that are equally good whoever made them: take the answer, not what was offered.
+
+    Raises:
+        PublishConflictError: the object of the other writer was removed at once.
+    """
+    try:
+        return Tagged(data, store.swap(key, data, expected=None))
+    except PublishConflictError:
+        # a refusal may also be the second answer to a write that arrived, whose first answer was lost
+        found = store.read_tagged(key)
+        if found is None:
+            raise
+        return found
+
+
+def deposit(store: Store, prefix: str, name: str, data: bytes) -> FileDigest:
+    """Write one file of a version and overwrite nothing: where other bytes have the name, these go under their digest.
+
+    Args:
+        store: the workspace.
+        prefix: the version's folder, ending in `/`.
+        name: relative to that folder.
+        data: exactly these bytes, whatever another writer or a broken-off attempt left there.
+    """
+    entry = digest_of(name, data)
+    if keep_first(store, prefix + name, data).data == data:
+        return entry
+    aside = dataclasses.replace(entry, path=_by_digest(entry))
+    store.write(prefix + aside.path, data)
+    return aside
+
+
+def _by_digest(entry: FileDigest) -> str:
+    return f"by-digest/{entry.sha256}/{entry.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +110,17 @@ class Version:
         """The files of this version, in the order of the manifest."""
         return tuple(FileDigest(**entry) for entry in self.manifest["files"])
 
+    def entry(self, name: str) -> FileDigest:
+        """Return what the manifest says of a file; it lies at `prefix` + the entry's `location`.
+
+        Raises:
+            NotFoundError: the manifest names no such file.
+        """
+        entry = next((entry for entry in self.files if entry.name == name), None)
+        if entry is None:
+            raise NotFoundError(f"{self.store.address(self.prefix)} has no file {name!r}")
+        return entry
+
     def read(self, name: str) -> bytes:
         """Return a file's bytes after comparing them with the manifest.
 
@@ -67,10 +128,14 @@ class Version:
             NotFoundError: the manifest names no such file.
             StorageError: the bytes differ from the manifest's digest.
         """
-        entry = next((entry for entry in self.files if entry.name == name), None)
-        if entry is None:
-            raise NotFoundError(f"{self.store.address(self.prefix)} has no file {name!r}")
-        return verified(self.store.read(self.prefix + name), entry, self.store.address(self.prefix + name))
+        entry = self.entry(name)
+        key = self.prefix + entry.location
+        return verified(self.store.read(key), entry, self.store.address(key))
+
+    def holds(self, entry: FileDigest) -> bool:
+        """Whether the file of an entry is there, and is what the entry says."""
+        found = self.store.read_tagged(self.prefix + entry.location)
+        return found is not None and hashlib.sha256(found.data).hexdigest() == entry.sha256
 
 
 def verified(data: bytes, entry: FileDigest, address: str) -> bytes:
@@ -100,37 +165,36 @@ class Draft:
         return f"{self.artefact.prefix}{self.version}/"
 
     def write(self, name: str, data: bytes) -> FileDigest:
-        """Write one file of the version."""
-        self.artefact.store.write(self.prefix + name, data)
-        entry = digest_of(name, data)
+        """Write one file of the version; `deposit` says where."""
+        entry = deposit(self.artefact.store, self.prefix, name, data)
         self._files[name] = entry
         return entry
 
     def upload(self, name: str, path: Path) -> FileDigest:
-        """Write one file of the version from a local file."""
-        self.artefact.store.upload(self.prefix + name, path)
+        """Write one file of the version from a local file, always under its digest, since large files are not written conditionally."""
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         entry = FileDigest(name, sha256, path.stat().st_size)
+        entry = dataclasses.replace(entry, path=_by_digest(entry))
+        self.artefact.store.upload(self.prefix + entry.path, path)
         self._files[name] = entry
         return entry
 
     def add(self, entries: Iterable[FileDigest]) -> None:
-        """Count in files that other processes wrote into this version."""
+        """Count in files that other processes wrote into this version by `keep_first` or `deposit`."""
         self._files |= {entry.name: entry for entry in entries}
 
     def publish(self, fields: Mapping[str, Any]) -> Version:
         """Check that all files are there, write the manifest, and make this version current.
 
+        A published version never changes. Where another writer published this one first, that stands and is returned, whatever
+        `fields` and files were offered here; only if its own files are damaged is it replaced.
+
         Raises:
             StorageError: a file is missing or of another size.
-            PublishConflictError: another writer published since this draft was begun.
+            PublishConflictError: another version was made current since this draft was begun.
         """
-        store = self.artefact.store
-        for entry in self._files.values():
-            found = store.size(self.prefix + entry.name)
-            if found != entry.size:
-                raise StorageError(f"{store.address(self.prefix + entry.name)} has {found} bytes instead of {entry.size}; not published")
+        self._check_sizes()
         manifest = {
             "kind": self.artefact.kind,
             "name": self.artefact.name,
@@ -139,9 +203,42 @@ class Draft:
             **fields,
             "files": [dataclasses.asdict(self._files[name]) for name in sorted(self._files)],
         }
-        store.write(f"{self.prefix}manifest.json", json.dumps(manifest, indent=1).encode())
-        store.swap(self.artefact.pointer, json.dumps({"version": self.version}).encode(), expected=self.base)
-        return Version(store, self.prefix, manifest)
+        version = self._settle(json.dumps(manifest, indent=1).encode())
+        self._make_current()
+        return version
+
+    def _check_sizes(self) -> None:
+        store = self.artefact.store
+        for entry in self._files.values():
+            found = store.size(self.prefix + entry.location)
+            if found != entry.size:
+                raise StorageError(
+                    f"{store.address(self.prefix + entry.location)} has {found} bytes instead of {entry.size}; not published"
+                )
+
+    def _settle(self, manifest: bytes) -> Version:
+        """Return the version that stands under this name: with our manifest, or with one that was there and can be read."""
+        store, key = self.artefact.store, f"{self.prefix}manifest.json"
+        found = keep_first(store, key, manifest)
+        standing = Version(store, self.prefix, json.loads(found.data))
+        # what we wrote or met ourselves need not be read again
+        if found.data == manifest or all(entry == self._files.get(entry.name) or standing.holds(entry) for entry in standing.files):
+            return standing
+        store.swap(key, manifest, expected=found.tag)
+        return Version(store, self.prefix, json.loads(manifest))
+
+    def _make_current(self) -> None:
+        store, key = self.artefact.store, self.artefact.pointer
+        try:
+            store.swap(key, json.dumps({"version": self.version}).encode(), expected=self.base)
+        except PublishConflictError as error:
+            found = store.read_tagged(key)
+            leads_to = json.loads(found.data)["version"] if found else None
+            if leads_to != self.version:
+                raise PublishConflictError(
+                    f"{store.address(key)} was changed to {leads_to} while {self.version} was written, which is whole and stays; "
+                    "run the command again to make it current"
+                ) from error
 
 
 @dataclass(frozen=True, slots=True)

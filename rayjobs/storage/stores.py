@@ -121,45 +121,48 @@ class LocalStore:
 
     def write(self, key: str, data: bytes) -> None:
         """Write aside, flush to disk, rename."""
-        with self._replacing(key) as aside:
+        with self._aside(key) as aside:
             aside.write_bytes(data)
+            _install(aside, self._path(key))
 
     def upload(self, key: str, path: Path) -> None:
         """Copy a file in, whole or not at all."""
-        with self._replacing(key) as aside:
+        with self._aside(key) as aside:
             shutil.copyfile(path, aside)
+            _install(aside, self._path(key))
+
+    def swap(self, key: str, data: bytes, *, expected: str | None) -> str:
+        """Write aside, then compare and rename under a lock that the kernel drops when its holder dies."""
+        target = self._path(key)
+        with self._aside(key) as aside:
+            aside.write_bytes(data)
+            _flush(aside)
+            with _locked(target.parent):
+                if self._is_changed(key, expected):
+                    raise PublishConflictError(f"{target} was changed by another writer; run the command again")
+                _install(aside, target)
+        return hashlib.sha256(data).hexdigest()
+
+    def _is_changed(self, key: str, expected: str | None) -> bool:
+        if expected is None:
+            return self._path(key).exists()
+        found = self.read_tagged(key)
+        return found is None or found.tag != expected
 
     @contextmanager
-    def _replacing(self, key: str) -> Iterator[Path]:
+    def _aside(self, key: str) -> Iterator[Path]:
+        """Yield a fresh file beside the key's, and remove it if it was not renamed."""
         target = self._path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=target.parent)
+            os.close(handle)
+            try:
+                yield Path(name)
+            finally:
+                Path(name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write {target}: {error.strerror}") from error
-        os.close(handle)
-        aside = Path(name)
-        try:
-            yield aside
-            _flush(aside)
-            aside.replace(target)
-            _flush(target.parent)
-        except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror}") from error
-        finally:
-            aside.unlink(missing_ok=True)
-
-    def swap(self, key: str, data: bytes, *, expected: str | None) -> str:
-        """Compare and rename under a lock that the kernel drops when its holder dies."""
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            found = self.read_tagged(key)
-            if (found.tag if found else None) != expected:
-                raise PublishConflictError(f"{target} was changed by another writer; run the command again")
-            self.write(key, data)
-        return hashlib.sha256(data).hexdigest()
 
     def fetch(self, key: str, directory: Path) -> Path:  # noqa: ARG002  the file is local already
         """Return the file itself."""
@@ -183,6 +186,20 @@ class LocalStore:
     def delete(self, key: str) -> None:
         """Remove a file."""
         self._path(key).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other conditional writers out of a folder: one lock for all its files, or each chip shard would leave one behind."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _install(aside: Path, target: Path) -> None:
+    _flush(aside)
+    aside.replace(target)
+    _flush(target.parent)
 
 
 def _flush(path: Path) -> None:

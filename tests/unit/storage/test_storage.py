@@ -13,14 +13,6 @@ from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
 from rayjobs.storage import Artefact, Lease, expand, open_store
 
 
-@pytest.fixture(params=["file", "s3"])
-def store(request, tmp_path):
-    if request.param == "file":
-        return open_store(f"file:{tmp_path}/root")
-    server = request.getfixturevalue("s3")
-    return open_store(server.bucket(f"test-{os.urandom(6).hex()}") + "/root")
-
-
 def test_an_object_is_read_back_as_written(store):
     store.write("a/b.bin", b"123")
     assert store.read("a/b.bin") == b"123"
@@ -135,9 +127,7 @@ def _publish(uri, environment, writer, rounds, barrier, wins):
         barrier.wait()
 
 
-def test_of_two_publishers_one_wins_and_readers_see_whole_versions(store, request):
-    server = request.getfixturevalue("s3_server") if store.uri.startswith("s3") else None
-    environment = server.environment if server else {}
+def test_of_two_publishers_one_wins_and_readers_see_whole_versions(store, environment):
     context = multiprocessing.get_context("spawn")
     barrier, wins = context.Barrier(2), context.Queue()
     writers = [context.Process(target=_publish, args=(store.uri, environment, name, 40, barrier, wins)) for name in "AB"]
@@ -163,11 +153,10 @@ def _hold(uri, environment, ready):
         time.sleep(60)
 
 
-def test_a_lease_keeps_others_out_and_outlives_no_killed_holder(store, request):
-    server = request.getfixturevalue("s3_server") if store.uri.startswith("s3") else None
+def test_a_lease_keeps_others_out_and_outlives_no_killed_holder(store, environment):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    holder = context.Process(target=_hold, args=(store.uri, server.environment if server else {}, ready))
+    holder = context.Process(target=_hold, args=(store.uri, environment, ready))
     holder.start()
     assert ready.wait(30)
     with pytest.raises(PublishConflictError, match=f"held by process {holder.pid}"), Lease(store, "runs/r/lease"):
