@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
-from rayjobs.errors import PublishConflictError
+from rayjobs.errors import PublishConflictError, StorageError
 
 if TYPE_CHECKING:
     from rayjobs.storage.stores import Store
@@ -20,17 +21,27 @@ class Lease:
     """Hold `key` for as long as the `with` block lasts.
 
     A holder that was killed is recognised at once on its own host (its process is gone) and elsewhere after `seconds`
-    without a renewal, so an interrupted command can be run again.
+    without a renewal, so an interrupted command can be run again. Storage may fail for that long before the lease is lost.
     """
 
-    def __init__(self, store: Store, key: str, *, seconds: float = 30.0) -> None:
-        """Name the lease; nothing is written before `__enter__`."""
+    def __init__(self, store: Store, key: str, *, seconds: float = 120.0) -> None:
+        """Name the lease; nothing is written before `__enter__`.
+
+        Args:
+            store: the workspace.
+            key: what is held.
+            seconds: how long a renewal holds. The default outlives one request that hangs until its client gives up.
+        """
         self._store, self._key, self._seconds = store, key, seconds
-        self._identity = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "id": uuid.uuid4().hex}
+        self.token = uuid.uuid4().hex
+        """Names this holder, for `held`."""
+        self._identity = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "id": self.token}
         self._tag: str | None = None
+        self._expires = 0.0
+        """Unix time to which storage is known to show us as the holder; 0 before and after."""
         self._stop = threading.Event()
-        self._renewer: threading.Thread | None = None
-        self.lost: PublishConflictError | None = None
+        self._renewer = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+        self._lost: PublishConflictError | None = None
 
     def __enter__(self) -> Self:
         """Take the lease.
@@ -38,28 +49,45 @@ class Lease:
         Raises:
             PublishConflictError: a live process holds it.
         """
-        self._tag = self._take()
-        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._take()
         self._renewer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop renewing and give the lease back."""
+        """Stop renewing and give the lease back; never raises, since a lease that is not given back expires by itself."""
         self._stop.set()
-        if self._renewer:
-            self._renewer.join()
-        if not self.lost:
-            self._tag = self._store.swap(self._key, self._text(expires=0.0), expected=self._tag)
+        self._renewer.join(self._seconds)
+        if self.lost or self._renewer.is_alive():
+            return
+        with contextlib.suppress(StorageError):
+            self._write(expires=0.0, expected=self._tag)
+
+    @property
+    def lost(self) -> PublishConflictError | None:
+        """Why this lease is not held any more; None while it is."""
+        if self._lost is None and 0.0 < self._expires < time.time():
+            return self._lapsed()
+        return self._lost
 
     def check(self) -> None:
-        """Raise if another process took the lease over (this one did not renew it in time)."""
-        if self.lost:
-            raise self.lost
+        """Raise if another process took the lease over, or may have (this one did not renew it in time)."""
+        if lost := self.lost:
+            raise lost
 
-    def _text(self, *, expires: float) -> bytes:
-        return json.dumps({**self._identity, "expires": expires}).encode()
+    @staticmethod
+    def held(store: Store, key: str, token: str) -> bool:
+        """Whether the holder named `token` has given the lease `key` neither back nor up to another: one read, from any machine.
 
-    def _take(self) -> str:
+        Compares no clocks: a lease that expired but that nobody took keeps nobody out.
+
+        Raises:
+            StorageError: storage cannot be asked.
+        """
+        found = store.read_tagged(key)
+        holder: dict[str, Any] = json.loads(found.data) if found else {}
+        return holder.get("id") == token and holder["expires"] > 0.0
+
+    def _take(self) -> None:
         found = self._store.read_tagged(self._key)
         holder: dict[str, Any] = json.loads(found.data) if found else {"expires": 0.0}
         if holder["expires"] > time.time() and not self._is_gone(holder):
@@ -67,18 +95,54 @@ class Lease:
                 f"{self._store.address(self._key)} is held by process {holder['pid']} on {holder['host']}; "
                 f"wait for it to end, or, if it is gone, run this again in {holder['expires'] - time.time():.0f} s"
             )
-        return self._store.swap(self._key, self._text(expires=time.time() + self._seconds), expected=found.tag if found else None)
+        self._write(expires=time.time() + self._seconds, expected=found.tag if found else None)
 
     def _is_gone(self, holder: dict[str, Any]) -> bool:
         return bool(holder["host"] == self._identity["host"]) and _started(holder["pid"]) != holder["started"]
 
-    def _renew(self) -> None:
-        while not self._stop.wait(self._seconds / 3):
-            try:
-                self._tag = self._store.swap(self._key, self._text(expires=time.time() + self._seconds), expected=self._tag)
-            except PublishConflictError as error:
-                self.lost = error
-                return
+    def _keep_renewing(self) -> None:
+        pause = self._seconds / 3
+        while not self._lost and not self._stop.wait(pause):
+            pause = self._seconds / (3 if self._renew() else 30)
+
+    def _renew(self) -> bool:
+        """Renew once; return False where storage failed and it should be tried again soon."""
+        try:
+            self._write(expires=time.time() + self._seconds, expected=self._tag)
+        except PublishConflictError as error:
+            self._lost = error
+        except StorageError as error:
+            if time.time() > self._expires:
+                self._lost = self._lapsed()
+                self._lost.__cause__ = error
+            return False
+        return True
+
+    def _write(self, *, expires: float, expected: str | None) -> None:
+        """Write the lease as ours.
+
+        Raises:
+            PublishConflictError: another process holds it.
+            StorageError: storage failed, or an earlier write of ours arrived only now: try again.
+        """
+        text = json.dumps({**self._identity, "expires": expires}).encode()
+        try:
+            self._tag = self._store.swap(self._key, text, expected=expected)
+        except PublishConflictError:
+            # a refusal may be the second answer to a write that arrived, whose first answer was lost
+            found = self._store.read_tagged(self._key)
+            if found is None or json.loads(found.data).get("id") != self.token:
+                raise
+            self._tag = found.tag
+            if found.data != text:
+                raise StorageError(f"{self._store.address(self._key)} holds an earlier renewal that arrived late; renew it again") from None
+        self._expires = expires
+
+    def _lapsed(self) -> PublishConflictError:
+        return PublishConflictError(
+            f"{self._store.address(self._key)} could not be renewed for {self._seconds:.0f} s, so another process may hold it; "
+            "check the storage and run the command again"
+        )
 
 
 def _started(pid: int) -> int | None:
