@@ -141,7 +141,7 @@ def _dotted(location: Sequence[Any], raw: Any, *, keep_last: bool) -> str:
     value = raw
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+        if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             value = value[part]
         elif not (last and keep_last):
             continue
