@@ -41,6 +41,11 @@ class Workspace:
         return self._settings.run or self._name
 
     @property
+    def lease(self) -> str:
+        """Key of the lease on the training run."""
+        return f"runs/{self.run}/lease"
+
+    @property
     def set(self) -> Artefact:
         """The tiles and their chips."""
         return Artefact(self.store, "sets", self._settings.set or self._name)

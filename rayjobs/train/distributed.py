@@ -69,6 +69,14 @@ def agree_on_gradients(module: torch.nn.Module) -> None:
                 parameter.grad /= world_size()
 
 
+def agreed(yes: bool, device: torch.device) -> bool:  # noqa: FBT001  a question has one answer
+    """Tell whether all ranks say yes; `device` is where the group's tensors live."""
+    answer = torch.tensor(int(yes), device=device)
+    if world_size() > 1:
+        dist.all_reduce(answer, dist.ReduceOp.MIN)
+    return bool(answer)
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

@@ -86,7 +86,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    with Lease(workspace.store, f"runs/{workspace.run}/lease") as lease:
+    with Lease(workspace.store, workspace.lease) as lease:
         _pin(experiment, workspace, source)
         done = _epochs_done(workspace)
         if done >= experiment.train.epochs:
@@ -106,7 +106,7 @@ def run(experiment: Experiment, console: Console) -> Result:
             ) as tracker,
         ):
             _remember_mlflow_run(workspace, tracker)
-            _fit(experiment, source, tracker, console)
+            _fit(experiment, source, lease.token, tracker, console)
             lease.check()
             newest = workspace.checkpoints.require("")
             tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
@@ -186,7 +186,7 @@ def tile_size(source: Version, experiment: Experiment) -> int:
     return int(size)
 
 
-def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Console) -> None:
+def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console) -> None:
     settings = experiment.train
     workspace = experiment.open_workspace()
     tiles = training_tiles(source)
@@ -199,7 +199,7 @@ def _fit(experiment: Experiment, source: Version, tracker: Tracker, console: Con
     with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
         trainer = ray.train.torch.TorchTrainer(
             loop,
-            train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox)},
+            train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox, lease=lease)},
             datasets={"chips": cache.chip_dataset(source, tiles, spec.tile_size)},
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
             scaling_config=ray.train.ScalingConfig(

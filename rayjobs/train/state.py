@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import ray.train.torch
 import torch
 
+from rayjobs.errors import TrainingError
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
 from rayjobs.models.encoder import build, parameter_groups
-from rayjobs.train.distributed import barrier, rank, world_size
+from rayjobs.storage import Lease
+from rayjobs.train.distributed import agreed, barrier, rank, world_size
 from rayjobs.train.mine import Mined, from_table
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class TrainPlan:
     spec: ModelSpec
     mailbox: Any
     """Where rank 0 tells how far it is."""
+    lease: str
+    """Token of the driver's lease on the run: without it nothing is published."""
 
     def tell(self, kind: str, **message: Any) -> None:
         """Leave the driver a message, from rank 0."""
@@ -116,7 +120,14 @@ def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
 
 
 def save(plan: TrainPlan, state: State, objective: Objective) -> None:
-    """Publish a checkpoint from rank 0; the others wait, so that no rank runs ahead of what is safe."""
+    """Publish a checkpoint from rank 0; the others wait, so that no rank runs ahead of what is safe.
+
+    Raises:
+        TrainingError: on all ranks, if another command has taken the run over.
+    """
+    workspace = plan.experiment.open_workspace()
+    if not agreed(rank() > 0 or Lease.held(workspace.store, workspace.lease, plan.lease), next(state.module.parameters()).device):
+        raise TrainingError(f"run {workspace.run} was taken over by another command, which goes on with it; this one ends")
     if rank() == 0:
         _publish(plan, state, objective)
         _drop_old(plan)
