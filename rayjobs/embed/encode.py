@@ -13,7 +13,7 @@ import torch
 
 from rayjobs.embed.stack import stack
 from rayjobs.models.checkpoint import from_files
-from rayjobs.storage import Store, Version, digest_of
+from rayjobs.storage import Store, Version, digest_of, keep_first
 from rayjobs.tiles import chips
 from rayjobs.tiles.chips import shard_name
 from rayjobs.tiles.table import geoparquet_bytes, read_geoparquet
@@ -57,10 +57,9 @@ class Encode:
         """Make sure that a shard's part lies in the workspace, and return its `digest` and number of `rows`."""
         tiles = self._tiles.filter(pc.equal(self._tiles["shard"], int(row["shard"])))
         name = part_name(int(row["shard"]))
-        left = self._store.read_tagged(self._prefix + name)
-        data = left.data if left else self._part(tiles, shard_name(int(row["shard"])))
-        if left is None:
-            self._store.write(self._prefix + name, data)
+        key = self._prefix + name
+        left = self._store.read_tagged(key)
+        data = (left or keep_first(self._store, key, self._part(tiles, shard_name(int(row["shard"]))))).data
         return {"digest": dataclasses.asdict(digest_of(name, data)), "rows": tiles.num_rows}
 
     def _part(self, tiles: pa.Table, chips_name: str) -> bytes:

@@ -18,7 +18,7 @@ from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.encoder import build
 from rayjobs.models.spec import ModelSpec, standardised, statistics_spec
 from rayjobs.retrieval.intervals import Interval, bootstrap_interval, paired_difference
-from rayjobs.retrieval.metrics import Scores, score
+from rayjobs.retrieval.metrics import Scores, metric_names, score
 from rayjobs.tracking import tracked
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _parents(experiment: Experiment) -> tuple[Version, Version]:
 def _check(experiment: Experiment, source: Version) -> None:
     """Refuse what cannot be answered before anything is embedded."""
     settings = experiment.evaluate
-    known = [*(f"{name}@{k}" for name in ("recall", "hit_rate", "precision") for k in settings.ks), "MAP@R"]
+    known = metric_names(settings.ks)
     if settings.objective not in known:
         raise ConfigError(f"evaluate.objective {settings.objective!r} is not measured; choose one of {', '.join(known)}")
     if settings.relevance == "label" and not source.manifest["classes"]:
@@ -225,8 +225,8 @@ def _publish(experiment: Experiment, source: Version, checkpoint: Version, table
     draft.write("report.json", data)
     draft.write("experiment.yaml", experiment.to_yaml().encode())
     parents = {"set": source.version, "checkpoint": checkpoint.version}
-    draft.publish({"parents": parents, "encoder_fingerprint": checkpoint.manifest["encoder_fingerprint"], "counts": {}})
-    return workspace.store.address(f"{draft.prefix}report.json")
+    version = draft.publish({"parents": parents, "encoder_fingerprint": checkpoint.manifest["encoder_fingerprint"], "counts": {}})
+    return workspace.store.address(version.prefix + version.entry("report.json").location)
 
 
 def _log(experiment: Experiment, rows: list[dict[str, Any]], differences: dict[str, dict[str, float]], console: Console) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayjobs.retrieval.segments import build_segment
-from rayjobs.storage import Store, Version, digest_of
+from rayjobs.storage import Store, Version, deposit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +43,5 @@ def write_segment(entry: Mapping[str, Any], *, plan: BuildPlan) -> dict[str, Any
     column = table["embedding"].combine_chunks()
     vectors = np.ascontiguousarray(column.flatten().to_numpy().reshape(-1, column.type.list_size))
     segment, files = build_segment(entry["name"], vectors, table.drop_columns(["embedding"]))
-    digests = []
-    for name, data in files.items():
-        plan.store.write(plan.prefix + name, data)
-        digests.append(dataclasses.asdict(digest_of(name, data)))
-    return {"entry": dataclasses.asdict(segment), "digests": digests}
+    digests = [deposit(plan.store, plan.prefix, name, data) for name, data in files.items()]
+    return {"entry": dataclasses.asdict(segment), "digests": [dataclasses.asdict(entry) for entry in digests]}

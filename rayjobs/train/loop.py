@@ -93,10 +93,9 @@ def _mine(on: Bench, state: State) -> None:
     embedded = time.monotonic()
     guards = guards_of(on.plan.experiment, on.ground)
     mined = mine_all(vectors, guards, negatives=settings.negatives, max_candidates=settings.max_candidates, device=on.device)
-    state.mined, state.generation = mined.candidates, state.epoch
     seconds = {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
     found = int((mined.candidates >= 0).sum())
-    on.plan.tell("mined", epoch=state.generation, refused=mined.refused, found=found, **seconds)
+    on.plan.tell("mined", epoch=state.epoch, refused=mined.refused, found=found, **seconds)
     publish_mined(on.plan, state, mined, on.ground.tile_ids)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import ray.train.torch
 import torch
 
-from rayjobs.errors import TrainingError
+from rayjobs.errors import PublishConflictError, TrainingError
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
 from rayjobs.models.encoder import build, parameter_groups
@@ -111,10 +111,9 @@ def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
         state.average.load_state_dict(saved["average"])
     objective.load_state_dict(saved["objective"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.epoch, state.generation = int(saved["epoch"]), saved["generation"]
-    if state.generation is not None:
-        table = workspace.mining.at(generation_name(state.generation))
-        state.mined = from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)
+    state.epoch = int(saved["epoch"])
+    if saved["generation"] is not None:
+        _use_mined(plan, state, int(saved["generation"]), tile_ids)
     plan.tell("resumed", epoch=state.epoch, checkpoint=newest.version)
     return state
 
@@ -148,14 +147,11 @@ def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
         saved |= {"module": state.module.state_dict(), "average": state.average.state_dict()}
     draft.write("state.pt", training_state_bytes(saved))
     mining = None if state.generation is None else generation_name(state.generation)
-    draft.publish(
-        {
-            "parents": {"set": plan.source.version, "mining": mining},
-            "encoder_fingerprint": fingerprint(plan.spec, state.learned.state_dict()),
-            "epoch": state.epoch,
-            "counts": {},
-        }
-    )
+    ours = fingerprint(plan.spec, state.learned.state_dict())
+    parents = {"set": plan.source.version, "mining": mining}
+    version = draft.publish({"parents": parents, "encoder_fingerprint": ours, "epoch": state.epoch, "counts": {}})
+    if version.manifest["encoder_fingerprint"] != ours:  # one that a killed command had all but published: a restart goes on from it
+        raise PublishConflictError(f"checkpoint {version.version} exists already with other weights; training starts again from it")
 
 
 def _drop_old(plan: TrainPlan) -> None:
@@ -174,19 +170,26 @@ def generation_name(generation: int) -> str:
 
 
 def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequence[str]) -> None:
-    """Publish the mining table of the generation in use, from rank 0; the others wait."""
-    if rank() == 0 and state.generation is not None:
+    """Publish the mining table of the generation in use, from rank 0, and have every rank use what then stands there."""
+    if rank() == 0:
         buffer = io.BytesIO()
         pq.write_table(mined.table(tile_ids), buffer)
-        draft = plan.experiment.open_workspace().mining.draft(generation_name(state.generation))
+        draft = plan.experiment.open_workspace().mining.draft(generation_name(state.epoch))
         draft.write("mined.parquet", buffer.getvalue())
         counts = {"anchors": len(tile_ids), "negatives": int((mined.candidates >= 0).sum()), "refused": mined.refused}
         draft.publish(
             {
                 "parents": {"set": plan.source.version},
-                "generation": state.generation,
+                "generation": state.epoch,
                 "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
                 "counts": counts,
             }
         )
     barrier()
+    _use_mined(plan, state, state.epoch, tile_ids)
+
+
+def _use_mined(plan: TrainPlan, state: State, generation: int, tile_ids: Sequence[str]) -> None:
+    table = plan.experiment.open_workspace().mining.at(generation_name(generation))
+    state.mined = from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)
+    state.generation = generation
