@@ -19,9 +19,11 @@
     │  ├─ FingerprintError         index, embeddings and encoder do not belong together
     │  ├─ UnknownTileError         a tile id that the index does not hold
     │  └─ IndexCorruptError        a segment does not match its manifest
-    └─ QueryError                  a request that cannot be answered as put
-       ├─ UploadError              an upload that is not an image the encoder can take
-       └─ UploadTooLargeError      bytes or pixels above the limit
+    ├─ QueryError                  a request that cannot be answered as put
+    │  ├─ UploadError              an upload that is not an image the encoder can take
+    │  └─ UploadTooLargeError      bytes or pixels above the limit
+    ├─ ServiceError                a service that cannot be started or reached, or that failed
+    └─ DemoError                   a step of the demo
 
 A message says what happened, to which item, and what to do about it.
 """
@@ -115,6 +117,14 @@ class UploadError(QueryError):
 
 class UploadTooLargeError(QueryError):
     """The upload has more bytes or pixels than the limit."""
+
+
+class ServiceError(RayjobsError):
+    """The service cannot be started or reached, or failed."""
+
+
+class DemoError(RayjobsError):
+    """A step of the demo failed; what it said stands above."""
 
 
 SKIPPABLE: tuple[type[RayjobsError], ...] = (UnreadableTileError,)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from rayjobs import command
-from rayjobs.errors import ConfigError, QueryError, RayjobsError
+from rayjobs.errors import ConfigError, QueryError, ServiceError
 from rayjobs.experiment import load
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
 
 _TIMEOUT_S = 60.0
-
-
-class ServiceError(RayjobsError):
-    """The service cannot be reached, or failed."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,11 +15,13 @@ STATUS: dict[type[errors.RayjobsError], HTTPStatus] = {
     errors.FingerprintError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.IndexCorruptError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RetrievalError: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.CheckpointError: HTTPStatus.BAD_REQUEST,  # an image whose bands the encoder does not have
+    errors.CheckpointError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StorageError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ConfigError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ImageryError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.TrainingError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ServiceError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DemoError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 """An error has the status of its nearest ancestor here."""
 

@@ -5,6 +5,7 @@ from http import HTTPStatus
 import pytest
 
 from rayjobs import errors
+from rayjobs.query import job as query
 from rayjobs.serve.errors import STATUS, problem, status_of
 
 
@@ -39,3 +40,8 @@ def test_faults_of_ours_are_500():
 def test_a_problem_says_what_rfc_9457_asks_for():
     body = problem(HTTPStatus.NOT_FOUND, "no tile x", tile="x")
     assert body == {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "no tile x", "tile": "x"}
+
+
+def test_a_client_without_a_service_gets_an_error_of_the_tree():
+    with pytest.raises(errors.ServiceError, match=r"no service answers at http://127\.0\.0\.1:9 .* start one with `rayjobs serve`"):
+        query.ask("http://127.0.0.1:9", {}, None)
