@@ -5,14 +5,15 @@ import json
 
 import pytest
 
-from rayjobs.serve.limits import Gate
+from rayjobs.errors import ConfigError
+from rayjobs.serve.limits import Gate, _BodyTooLargeError, token_of
 
 
-def ask(path="/v1/search", *, token=None, headers=(), parts=(b"",), limit=10, kind="http"):
+def ask(path="/v1/search", *, token=None, headers=(), parts=(b"",), limit=10, kind="http", behind=None):
     """Send one request through the gate; return its status, its body, and the bytes that the application took (None: never asked)."""
     sent, taken = [], []
 
-    async def application(scope, receive, send):
+    async def reading(scope, receive, send):
         taken.append(b"")
         if scope["type"] != "http":
             return
@@ -32,7 +33,7 @@ def ask(path="/v1/search", *, token=None, headers=(), parts=(b"",), limit=10, ki
     async def send(message):
         sent.append(message)
 
-    gate = Gate(application, max_body_bytes=limit, token=token)
+    gate = Gate(behind or reading, max_body_bytes=limit, token=token)
     asyncio.run(gate({"type": kind, "path": path, "headers": list(headers)}, receive, send))
     status = sent[0]["status"] if sent else None
     return status, sent[-1]["body"] if sent else b"", taken[0] if taken else None
@@ -83,3 +84,60 @@ def test_health_needs_no_token_but_its_neighbours_do():
 
 def test_start_and_end_of_the_server_pass():
     assert ask(kind="lifespan", token="s3cret") == (None, b"", b"")
+
+
+async def receive_all(receive):
+    while (await receive())["more_body"]:
+        pass
+
+
+async def answers_itself(scope, receive, send):
+    """As FastAPI does: an error of its own in place of the one that ended the reading."""
+    try:
+        await receive_all(receive)
+    except _BodyTooLargeError:
+        await send({"type": "http.response.start", "status": 400, "headers": []})
+        await send({"type": "http.response.body", "body": b"no body"})
+
+
+async def fails_itself(scope, receive, send):
+    try:
+        await receive_all(receive)
+    except _BodyTooLargeError:
+        raise ZeroDivisionError from None
+
+
+@pytest.mark.parametrize("behind", [answers_itself, fails_itself])
+def test_whatever_the_application_makes_of_it_a_large_body_is_413(behind):
+    status, body, _ = ask(parts=[b"12345"] * 3, behind=behind)
+    assert (status, json.loads(body)["status"]) == (413, 413)
+
+
+def test_faults_that_are_no_large_bodies_pass():
+    async def fails(scope, receive, send):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ask(parts=[b"12345"], behind=fails)
+
+
+def test_an_answer_that_has_begun_is_not_begun_again():
+    async def hasty(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive_all(receive)
+
+    with pytest.raises(_BodyTooLargeError):
+        ask(parts=[b"12345"] * 3, behind=hasty)
+
+
+def test_a_required_token_must_be_there():
+    assert token_of({"RAYJOBS_TOKEN": "s3cret"}, required=True) == "s3cret"
+    assert token_of({}, required=False) is None
+    with pytest.raises(ConfigError, match="not set where it runs"):
+        token_of({}, required=True)
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_an_empty_token_lets_nobody_in_by_accident(required):
+    with pytest.raises(ConfigError, match="RAYJOBS_TOKEN is empty"):
+        token_of({"RAYJOBS_TOKEN": ""}, required=required)
