@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,68 +16,110 @@ import rasterio
 import rasterio.errors
 import rasterio.io
 
-from rayjobs.errors import UploadError, UploadTooLargeError
+from rayjobs.errors import QueryError, UploadError, UploadTooLargeError
 from rayjobs.rasters.reader import Pixels
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _MODES = {"L": "L", "1": "L", "RGB": "RGB", "RGBA": "RGBA", "P": "RGBA", "LA": "RGBA"}
 """What each of Pillow's modes is read as."""
-_MOST_BANDS = 512
+_BANDS = {"L": 1, "RGB": 3, "RGBA": 3}
+"""Bands of what a picture is read as; alpha is none."""
 
 
-def read_upload(data: bytes, *, max_pixels: int) -> Pixels:
-    """Decode a PNG, a JPEG or a GeoTIFF.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadLimits:
+    """What an image's header must say, so that the image is decoded."""
+
+    bands: tuple[str, ...]
+    """The encoder's, in order; the image must have as many."""
+    max_pixels: int
+    """Width times height."""
+    max_bytes: int
+    """Of the decoded pixels, alpha included."""
+
+    def check_area(self, width: int, height: int) -> None:
+        """Refuse too many pixels. Raises `UploadTooLargeError`."""
+        if width * height > self.max_pixels:
+            raise UploadTooLargeError(
+                f"the image has {width} x {height} pixels, more than the {self.max_pixels:,} that the service takes; send a smaller cut-out"
+            )
+
+    def check_bands(self, count: int) -> None:
+        """Refuse another number of bands than the encoder's. Raises `QueryError`."""
+        if count != len(self.bands):
+            raise QueryError(
+                f"the image has {count} bands, the encoder takes {len(self.bands)} ({', '.join(self.bands)}); "
+                "send these bands, in this order"
+            )
+
+    def check_bytes(self, size: int) -> None:
+        """Refuse an image that would take too much memory. Raises `UploadTooLargeError`."""
+        if size > self.max_bytes:
+            raise UploadTooLargeError(
+                f"the image takes {size:,} bytes once decoded, more than the {self.max_bytes:,} that the service takes; "
+                "send a smaller cut-out, or the encoder's bands alone, in blocks no larger than the image"
+            )
+
+
+def read_upload(data: bytes, limits: UploadLimits) -> Pixels:
+    """Decode a PNG, a JPEG or a GeoTIFF, once its header keeps to the limits.
 
     Args:
         data: the file's bytes.
-        max_pixels: refuse larger images before decoding them.
+        limits: checked before any pixel is decoded.
 
     Returns:
         values (bands, height, width) in the image's dtype, valid (height, width); alpha and nodata become `valid`.
 
     Raises:
-        UploadTooLargeError: more pixels than `max_pixels`.
+        UploadTooLargeError: more pixels or bytes than the limits.
         UploadError: not an image of these three forms, or a broken one.
+        QueryError: other bands than the encoder's.
     """
     if data[:4] in _TIFF:
-        return _read_tiff(data, max_pixels)
-    return _read_picture(data, max_pixels)
+        return _read_tiff(data, limits)
+    return _read_picture(data, limits)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise UploadTooLargeError(
-            f"the image has {width} x {height} pixels, more than the {max_pixels:,} that the service takes; send a smaller cut-out"
-        )
-
-
-def _read_tiff(data: bytes, max_pixels: int) -> Pixels:
+def _read_tiff(data: bytes, limits: UploadLimits) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # pixels are all that is asked for
         try:
             with rasterio.io.MemoryFile(data) as file, file.open(driver="GTiff") as source:
-                _check_size(source.width, source.height, max_pixels)
-                if source.count > _MOST_BANDS:
-                    raise UploadTooLargeError(f"the TIFF has {source.count} bands; at most {_MOST_BANDS} are taken")
+                limits.check_area(source.width, source.height)
                 bands = [band for band in source.indexes if source.colorinterp[band - 1] != rasterio.enums.ColorInterp.alpha]
+                limits.check_bands(len(bands))
+                limits.check_bytes(_decoded_bytes(source))
                 return Pixels(source.read(bands), source.dataset_mask() > 0)
         except rasterio.errors.RasterioError as error:
             raise UploadError(f"the TIFF cannot be read: {error}") from error
 
 
-def _read_picture(data: bytes, max_pixels: int) -> Pixels:
+def _decoded_bytes(source: Any) -> int:
+    """Return what a TIFF takes in memory: GDAL decodes whole blocks, which a file may declare far larger than its image."""
+    kind = source.dtypes[0]
+    if kind.startswith("complex"):
+        raise UploadError(f"the TIFF holds pixels of type {kind}; send integers or floats")
+    height = max(source.height, *(block[0] for block in source.block_shapes))
+    width = max(source.width, *(block[1] for block in source.block_shapes))
+    return int(height * width * source.count * np.dtype(kind).itemsize)
+
+
+def _read_picture(data: bytes, limits: UploadLimits) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit is checked below
             picture = PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        _check_size(picture.width, picture.height, max_pixels)
+        limits.check_area(picture.width, picture.height)
         mode = _MODES.get(picture.mode)
         if mode is None:
             raise UploadError(f"images of mode {picture.mode} are not taken; send 8-bit grey, RGB or RGBA, or a GeoTIFF")
+        limits.check_bands(_BANDS[mode])
+        limits.check_bytes(picture.width * picture.height * len(mode))
         values: np.ndarray[Any, Any] = np.asarray(picture.convert(mode))
     except PIL.Image.DecompressionBombError as error:
         raise UploadTooLargeError(
-            f"the image has far more than the {max_pixels:,} pixels that the service takes; send a smaller cut-out"
+            f"the image has far more than the {limits.max_pixels:,} pixels that the service takes; send a smaller cut-out"
         ) from error
     except PIL.UnidentifiedImageError as error:
         raise UploadError("the upload is neither a PNG, a JPEG nor a TIFF") from error

@@ -1,16 +1,18 @@
 """The HTTP interface: routes, problem JSON, and the gate in front of them. Which service answers is asked of Ray Serve at each request."""
 
+from http import HTTPStatus
 from typing import Annotated, Protocol, cast
 
 import fastapi
 import numpy as np
+import ray.serve
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from ray import serve
+from starlette.exceptions import HTTPException
 
 from rayjobs.errors import QueryError, RayjobsError
-from rayjobs.models.spec import check_bands
-from rayjobs.rasters.uploads import read_upload
+from rayjobs.rasters.uploads import UploadLimits, read_upload
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.errors import problem, status_of
 from rayjobs.serve.limits import Gate
@@ -21,8 +23,8 @@ class Service(Protocol):
     """What the routes need of the deployment that they run in."""
 
     answers: Answers
-    max_pixels: int
-    """Of an uploaded image."""
+    uploads: UploadLimits
+    """What an uploaded image must keep to."""
 
     async def embed(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Return the (dim,) float32 embedding of an image."""
@@ -30,7 +32,7 @@ class Service(Protocol):
 
 def current_service() -> Service:
     """Return the deployment that this request reached."""
-    return cast("Service", serve.get_replica_context().servable_object)
+    return cast("Service", ray.serve.get_replica_context().servable_object)
 
 
 Here = Annotated[Service, fastapi.Depends(current_service)]
@@ -67,8 +69,7 @@ async def search_image(
 ) -> SearchAnswer:
     """Find the tiles most like an uploaded PNG, JPEG or GeoTIFF, whose bands must be the encoder's."""
     filters = Filters(limit=limit, bbox=_numbers(bbox), datetime=datetime)
-    pixels = read_upload(await image.read(), max_pixels=service.max_pixels)
-    check_bands(service.answers.spec, len(pixels.values))
+    pixels = await run_in_threadpool(read_upload, await image.read(), service.uploads)  # other requests go on meanwhile
     vector = await service.embed(pixels.values, pixels.valid)
     return service.answers.search(vector, filters, without=())
 
@@ -97,17 +98,32 @@ def _numbers(text: str | None) -> list[float] | None:
     return numbers
 
 
+_PROBLEM = "application/problem+json"
+
+
 def _our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
     status = status_of(type(error))
-    return JSONResponse(problem(status, str(error)), int(status), media_type="application/problem+json")
+    return JSONResponse(problem(status, str(error)), int(status), media_type=_PROBLEM)
 
 
 def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
     faults = cast("RequestValidationError", error).errors()
     detail = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in faults)
-    status = fastapi.status.HTTP_422_UNPROCESSABLE_CONTENT
-    body = {"type": "about:blank", "title": "Unprocessable Content", "status": status, "detail": detail}
-    return JSONResponse(body, status, media_type="application/problem+json")
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return JSONResponse(problem(status, detail, title="Unprocessable Content"), status, media_type=_PROBLEM)  # its name since RFC 9110
+
+
+def _no_such_thing(_: fastapi.Request, error: Exception) -> JSONResponse:
+    """Answer what the framework refuses: a path or a method that is none, a body that cannot be read."""
+    refusal = cast("HTTPException", error)
+    status = HTTPStatus(refusal.status_code)
+    return JSONResponse(problem(status, str(refusal.detail)), status, refusal.headers, media_type=_PROBLEM)
+
+
+def _our_fault(_: fastapi.Request, __: Exception) -> JSONResponse:
+    """Answer an unexpected fault without saying more; Starlette raises it again, so that the replica's log has it."""
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return JSONResponse(problem(status, "a fault of the service; its log says more"), status, media_type=_PROBLEM)
 
 
 def build_api(*, max_body_bytes: int, token: str | None) -> fastapi.FastAPI:
@@ -121,5 +137,7 @@ def build_api(*, max_body_bytes: int, token: str | None) -> fastapi.FastAPI:
     api.include_router(router)
     api.add_exception_handler(RayjobsError, _our_error)
     api.add_exception_handler(RequestValidationError, _wrong_request)
+    api.add_exception_handler(HTTPException, _no_such_thing)
+    api.add_exception_handler(Exception, _our_fault)
     api.add_middleware(Gate, max_body_bytes=max_body_bytes, token=token)
     return api

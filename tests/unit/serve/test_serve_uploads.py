@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 
@@ -17,11 +18,16 @@ import rasterio.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayjobs.errors import UploadError, UploadTooLargeError
-from rayjobs.rasters.uploads import read_upload
+from rayjobs.errors import QueryError, UploadError, UploadTooLargeError
+from rayjobs.rasters.uploads import UploadLimits, read_upload
 
 LIMIT = 25_000_000
 REFUSALS = (UploadError, UploadTooLargeError)
+
+
+def read(data, *, bands=3, max_pixels=LIMIT, max_bytes=10**9):
+    names = tuple(f"b{number}" for number in range(bands))
+    return read_upload(data, UploadLimits(bands=names, max_pixels=max_pixels, max_bytes=max_bytes))
 
 
 def encoded(array, form, mode=None, **options):
@@ -56,7 +62,7 @@ def png_bytes(width, height, *, depth=8, colour=0, rows=b""):
 
 def test_png_gives_its_pixels():
     array = noise(13, 17, 3)
-    pixels = read_upload(encoded(array, "PNG"), max_pixels=LIMIT)
+    pixels = read(encoded(array, "PNG"))
     assert np.array_equal(pixels.values, array.transpose(2, 0, 1))
     assert pixels.valid.shape == (13, 17)
     assert pixels.valid.all()
@@ -64,20 +70,20 @@ def test_png_gives_its_pixels():
 
 def test_grey_png_has_one_band():
     array = noise(5, 7)
-    assert np.array_equal(read_upload(encoded(array, "PNG"), max_pixels=LIMIT).values, array[None])
+    assert np.array_equal(read(encoded(array, "PNG"), bands=1).values, array[None])
 
 
 def test_one_bit_is_black_and_white():
     array = noise(6, 8) > 127
     sink = io.BytesIO()
     PIL.Image.fromarray(array).save(sink, "PNG")
-    assert np.array_equal(read_upload(sink.getvalue(), max_pixels=LIMIT).values, array[None] * np.uint8(255))
+    assert np.array_equal(read(sink.getvalue(), bands=1).values, array[None] * np.uint8(255))
 
 
 def test_alpha_becomes_valid():
     array = noise(9, 9, 4)
     array[..., 3] = np.where(np.arange(81).reshape(9, 9) % 3, 255, 0)
-    pixels = read_upload(encoded(array, "PNG"), max_pixels=LIMIT)
+    pixels = read(encoded(array, "PNG"))
     assert pixels.values.shape == (3, 9, 9)
     assert np.array_equal(pixels.valid, array[..., 3] > 0)
 
@@ -86,7 +92,7 @@ def test_jpeg_gives_what_pillow_decodes():
     data = encoded(noise(16, 24, 3), "JPEG")
     with PIL.Image.open(io.BytesIO(data)) as picture:
         expected = np.asarray(picture).transpose(2, 0, 1)
-    assert np.array_equal(read_upload(data, max_pixels=LIMIT).values, expected)
+    assert np.array_equal(read(data).values, expected)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
@@ -95,7 +101,7 @@ def test_geotiff_keeps_bands_dtype_and_nodata(dtype):
     values[:, 3, 4] = 7
     values[values == 7] = 8
     values[:, 3, 4] = 7
-    pixels = read_upload(geotiff(values, nodata=7, compress="deflate"), max_pixels=LIMIT)
+    pixels = read(geotiff(values, nodata=7, compress="deflate"), bands=5)
     assert pixels.values.dtype == dtype
     assert np.array_equal(pixels.values, values)
     assert [tuple(place) for place in np.argwhere(~pixels.valid)] == [(3, 4)]
@@ -104,7 +110,7 @@ def test_geotiff_keeps_bands_dtype_and_nodata(dtype):
 def test_a_header_that_claims_300_megapixels_is_refused_unread():
     data = png_bytes(20_000, 15_000)
     with pytest.raises(UploadTooLargeError, match="25,000,000 pixels that the service takes"):
-        read_upload(data, max_pixels=LIMIT)
+        read(data)
 
 
 def test_a_bomb_of_300_megapixels_is_refused_before_it_is_decoded():
@@ -115,15 +121,70 @@ def test_a_bomb_of_300_megapixels_is_refused_before_it_is_decoded():
     assert len(data) < 200_000
     begun = time.process_time()
     with pytest.raises(UploadTooLargeError):
-        read_upload(data, max_pixels=LIMIT)
+        read(data)
     assert time.process_time() - begun < 0.5
 
 
 def test_a_tiff_over_the_limit_is_refused():
     data = geotiff(np.zeros((1, 600, 600), np.uint8), compress="deflate")
     with pytest.raises(UploadTooLargeError, match="600 x 600"):
-        read_upload(data, max_pixels=359_999)
-    assert read_upload(data, max_pixels=360_000).values.shape == (1, 600, 600)
+        read(data, bands=1, max_pixels=359_999)
+    assert read(data, bands=1, max_pixels=360_000).values.shape == (1, 600, 600)
+
+
+def sparse(bands, side, dtype="uint8", **profile):
+    """A TIFF of zeros that hold no place in the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.io.MemoryFile() as file:
+            with file.open(driver="GTiff", count=bands, height=side, width=side, dtype=dtype, sparse_ok=True, **profile):
+                pass
+            return file.read()
+
+
+def test_bands_are_counted_before_any_of_them_is_decoded():
+    data = sparse(512, 1000, interleave="pixel", tiled=True, blockxsize=1008, blockysize=1008)
+    assert len(data) < 10_000
+    tracemalloc.start()
+    with pytest.raises(QueryError, match=r"512 bands, the encoder takes 3 \(b0, b1, b2\)"):
+        read(data)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("uint8", 1), ("int16", 2), ("float32", 4), ("float64", 8)])
+def test_pixels_count_with_their_size(dtype, size):
+    data = sparse(3, 100, dtype)
+    with pytest.raises(UploadTooLargeError, match=f"{30_000 * size:,} bytes once decoded"):
+        read(data, max_bytes=30_000 * size - 1)
+    assert read(data, max_bytes=30_000 * size).values.nbytes == 30_000 * size
+
+
+def test_alpha_is_no_band_but_takes_memory():
+    data = geotiff(noise(4, 10, 10), photometric="rgb", alpha="yes")
+    with pytest.raises(UploadTooLargeError, match="400 bytes"):
+        read(data, max_bytes=399)
+    assert read(data, max_bytes=400).values.shape == (3, 10, 10)
+    picture = encoded(noise(10, 10, 4), "PNG")
+    with pytest.raises(UploadTooLargeError, match="400 bytes"):
+        read(picture, max_bytes=399)
+    assert read(picture, max_bytes=400).values.shape == (3, 10, 10)
+
+
+def test_blocks_larger_than_the_image_count_whole():
+    data = sparse(1, 16, tiled=True, blockxsize=4096, blockysize=2048)
+    with pytest.raises(UploadTooLargeError, match=f"{4096 * 2048:,} bytes"):
+        read(data, bands=1, max_bytes=10**6)
+
+
+def test_a_picture_of_other_bands_is_refused_undecoded():
+    with pytest.raises(QueryError, match="3 bands, the encoder takes 4"):
+        read(png_bytes(8, 8, colour=2), bands=4)  # it has no pixels, so that decoding it would be an error of its own
+
+
+def test_complex_pixels_are_refused():
+    with pytest.raises(UploadError, match="complex64"):
+        read(sparse(1, 8, "complex64"), bands=1)
 
 
 @pytest.fixture
@@ -146,7 +207,7 @@ def test_a_vrt_opens_nothing(secret):
         assert source.read().any(), "GDAL itself would have read the file"
     for data in (vrt(secret), b"II*\x00" + vrt(secret), str(secret).encode(), b"/vsicurl/http://127.0.0.1:9/x.tif"):
         with pytest.raises(UploadError):
-            read_upload(data, max_pixels=LIMIT)
+            read(data)
 
 
 def animated():
@@ -171,8 +232,8 @@ REFUSED = {
     "16-bit PNG": wide_png(),
     "TIFF head": b"II*\x00",
     "TIFF head, BigTIFF": b"MM\x00+" + bytes(20),
-    "empty PNG": png_bytes(8, 8),
-    "PNG without area": png_bytes(0, 8),
+    "empty PNG": png_bytes(8, 8, colour=2),
+    "PNG without area": png_bytes(0, 8, colour=2),
     "PNG head": b"\x89PNG\r\n\x1a\n",
     "GIF with a TIFF behind": encoded(noise(8, 8), "GIF") + geotiff(noise(1, 8, 8)),
     "cut PNG": encoded(noise(64, 64, 3), "PNG")[:3000],
@@ -185,13 +246,13 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_taken_is_an_upload_error(name):
     with pytest.raises(REFUSALS) as caught:
-        read_upload(REFUSED[name], max_pixels=LIMIT)
+        read(REFUSED[name])
     assert "\n" not in str(caught.value)
 
 
 def test_an_animation_gives_its_first_picture_or_is_refused():
     try:
-        pixels = read_upload(animated(), max_pixels=LIMIT)
+        pixels = read(animated())
     except REFUSALS:
         return
     assert np.array_equal(pixels.values, noise(8, 8, 3).transpose(2, 0, 1))
@@ -200,7 +261,7 @@ def test_an_animation_gives_its_first_picture_or_is_refused():
 def test_what_stands_behind_a_png_is_not_read():
     array = noise(8, 8, 3)
     data = encoded(array, "PNG") + geotiff(noise(1, 8, 8)) + b"<VRTDataset/>"
-    assert np.array_equal(read_upload(data, max_pixels=LIMIT).values, array.transpose(2, 0, 1))
+    assert np.array_equal(read(data).values, array.transpose(2, 0, 1))
 
 
 WHOLE = [encoded(noise(16, 16, 3), "PNG"), encoded(noise(16, 16, 3), "JPEG"), geotiff(noise(3, 16, 16), compress="deflate"), wide_png()]
@@ -214,8 +275,9 @@ def test_damaged_bytes_are_read_or_refused(whole, data):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.integers(len(damaged) // 2, len(damaged)))
     try:
-        pixels = read_upload(bytes(damaged[:end]), max_pixels=10_000)
-    except REFUSALS:
+        pixels = read(bytes(damaged[:end]), max_pixels=10_000, max_bytes=10**6)
+    except QueryError:
         return
     assert pixels.values.shape[1:] == pixels.valid.shape
     assert pixels.valid.size <= 10_000
+    assert pixels.values.nbytes <= 10**6

@@ -1,0 +1,180 @@
+"""The real FastAPI application in front of a stand-in for the replica: what a client sees, faults included."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+
+from rayjobs.errors import UnknownTileError
+from rayjobs.rasters.uploads import UploadLimits
+from rayjobs.serve import api as interface
+from rayjobs.serve.schema import SearchAnswer
+
+LIMIT = 20_000
+TILE = "0" * 20
+ANSWER = SearchAnswer(features=[], index_version="v1", encoder_fingerprint="f", exact=True, candidates=0)
+
+
+class Answers:
+    version = "v1"
+
+    def __init__(self):
+        self.searched = []
+
+    def query_vector(self, examples):
+        return np.zeros(4, np.float32), tuple(example.tile_id for example in examples)
+
+    def search(self, vector, filters, *, without):
+        self.searched.append((vector.shape, filters.limit, without))
+        return ANSWER
+
+    def tile(self, tile_id):
+        raise UnknownTileError(f"no tile {tile_id}")
+
+    def info(self):
+        raise ZeroDivisionError("a secret of the house")
+
+
+class Service:
+    uploads = UploadLimits(bands=("red", "green", "blue"), max_pixels=10_000, max_bytes=30_000)
+
+    def __init__(self):
+        self.answers, self.embedded = Answers(), []
+
+    async def embed(self, pixels, valid):
+        assert valid.shape == pixels.shape[1:]
+        self.embedded.append(pixels.shape)
+        return np.zeros(4, np.float32)
+
+
+@pytest.fixture
+def service():
+    return Service()
+
+
+@pytest.fixture
+def application(service):
+    made = interface.build_api(max_body_bytes=LIMIT, token=None)
+    made.dependency_overrides[interface.current_service] = lambda: service
+    return made
+
+
+def client_of(application):
+    transport = httpx.ASGITransport(application, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://service")
+
+
+def ask(application, method, path, **request):
+    async def asked():
+        async with client_of(application) as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(asked())
+
+
+async def in_chunks(data, size=1000):
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def picture(*shape):
+    sink = io.BytesIO()
+    PIL.Image.fromarray(np.zeros(shape, np.uint8)).save(sink, "PNG")
+    return {"image": ("chip.png", sink.getvalue())}
+
+
+def boundary_body(data):
+    body = b'--b\r\ncontent-disposition: form-data; name="image"; filename="x.png"\r\n\r\n' + data + b"\r\n--b--\r\n"
+    return {"headers": {"content-type": "multipart/form-data; boundary=b"}, "content": in_chunks(body)}
+
+
+JSON = {"content-type": "application/json"}
+FAULTS = {
+    "no such path": ("GET", "/nothing", {}, 404, "Not Found"),
+    "no such method": ("DELETE", "/v1/info", {}, 405, "Method Not Allowed"),
+    "no such tile": ("GET", f"/v1/tiles/{TILE}", {}, 404, f"no tile {TILE}"),
+    "no JSON": ("POST", "/v1/search", {"headers": JSON, "content": b"{"}, 422, "JSON decode error"),
+    "no examples": ("POST", "/v1/search", {"json": {}}, 422, "positives: Field required"),
+    "form that is none": (
+        "POST", "/v1/search/image", {"headers": {"content-type": "multipart/form-data"}, "content": in_chunks(b"x")}, 400, "boundary",
+    ),
+    "body too large": ("POST", "/v1/search", {"headers": JSON, "content": b" " * (LIMIT + 1)}, 413, "larger than 20,000 bytes"),
+    "JSON too large, in chunks": ("POST", "/v1/search", {"headers": JSON, "content": in_chunks(b" " * (LIMIT + 1))}, 413, "larger than"),
+    "form too large, in chunks": ("POST", "/v1/search/image", boundary_body(b"x" * (LIMIT + 1)), 413, "larger than"),
+    "image too large": ("POST", "/v1/search/image", {"files": picture(101, 100, 3)}, 413, "101"),
+    "other bands": ("POST", "/v1/search/image", {"files": picture(8, 8)}, 400, "1 bands, the encoder takes 3 (red, green, blue)"),
+    "no image": ("POST", "/v1/search/image", {"files": {"image": ("x", b"hello")}}, 415, "neither"),
+    "our own fault": ("GET", "/v1/info", {}, 500, "a fault of the service"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_refusal_is_problem_json(application, service, name):
+    method, path, request, status, words = FAULTS[name]
+    answer = ask(application, method, path, **request)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem.keys() == {"type", "title", "status", "detail"}
+    assert problem["status"] == status
+    assert words in problem["detail"]
+    assert service.embedded == service.answers.searched == []
+
+
+def test_a_refused_method_names_those_that_are_taken(application):
+    assert ask(application, "DELETE", "/v1/info").headers["allow"] == "GET"
+
+
+def test_a_fault_of_ours_tells_no_secret(application):
+    assert "secret" not in ask(application, "GET", "/v1/info").text
+
+
+def test_a_fault_of_ours_reaches_the_log_of_the_server(application):
+    async def asked():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://service") as client:
+            await client.get("/v1/info")
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(asked())
+
+
+def test_an_image_is_embedded_and_searched(application, service):
+    answer = ask(application, "POST", "/v1/search/image", files=picture(12, 10, 3), data={"limit": "3", "bbox": "0,0,1,1"})
+    assert (answer.status_code, answer.json()["index_version"]) == (200, "v1")
+    assert service.embedded == [(3, 12, 10)]
+    assert service.answers.searched == [((4,), 3, ())]
+
+
+def test_a_small_body_in_chunks_is_taken(application, service):
+    body = b'{"positives": [{"tile_id": "%s"}]}' % TILE.encode()
+    assert ask(application, "POST", "/v1/search", headers=JSON, content=in_chunks(body, size=7)).status_code == 200
+    assert service.answers.searched == [((4,), 10, (TILE,))]
+
+
+def test_health_answers_while_an_image_is_decoded(application, monkeypatch):
+    decoding, healthy = threading.Event(), threading.Event()
+    read = interface.read_upload
+
+    def slow(data, limits):
+        decoding.set()
+        assert healthy.wait(10), "the event loop stood still"
+        return read(data, limits)
+
+    monkeypatch.setattr(interface, "read_upload", slow)
+
+    async def asked():
+        async with client_of(application) as client:
+            searching = asyncio.create_task(client.post("/v1/search/image", files=picture(8, 8, 3)))
+            await asyncio.to_thread(decoding.wait, 10)
+            health = await client.get("/healthz")
+            healthy.set()
+            return health, await searching
+
+    health, answer = asyncio.run(asked())
+    assert (health.status_code, answer.status_code) == (200, 200)
