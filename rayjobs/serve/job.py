@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-from ray import serve
 
 from rayjobs.cluster.session import joined
 from rayjobs.errors import FingerprintError
 from rayjobs.retrieval.manifest import read_index_manifest
 from rayjobs.serve.app import AppSettings, build_app
+from rayjobs.serve.deploy import deployed
+from rayjobs.serve.limits import token_of
 
 if TYPE_CHECKING:
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
-
-_APPLICATION = "rayjobs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,31 +43,45 @@ def preview(experiment: Experiment) -> dict[str, Any]:
 
 def run(experiment: Experiment, console: Console) -> Result:
     """Serve the published index until SIGINT or SIGTERM."""
-    settings = experiment.serve
     workspace = experiment.open_workspace()
     workspace.store.check()
     version = _checked_index(experiment)
-    app = build_app(
-        AppSettings(
-            workspace=workspace.store.uri,
-            index=workspace.index.name,
-            **{name: getattr(settings, name) for name in AppSettings.model_fields if hasattr(settings, name)},
-        )
-    )
+    app = build_app(_settings(experiment, version))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
         console.say(f"serve            starting index {workspace.index.name} {version.version}")
-        serve.start(http_options={"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s})
-        try:
-            serve.run(app, name=_APPLICATION, route_prefix="/")
+        with deployed(app, _http_options(experiment)):
             _tell(console, experiment, version)
-            signal.pause()
-        except KeyboardInterrupt:
-            console.say("serve            ending")
-        finally:
-            serve.delete(_APPLICATION)
+            _stay(console)
     return Result(url=_url(experiment), index_version=version.version)
+
+
+def _settings(experiment: Experiment, version: Version) -> AppSettings:
+    """Return what the replicas are built from; the token itself is not in it.
+
+    Raises:
+        ConfigError: RAYJOBS_TOKEN is empty.
+    """
+    return AppSettings(
+        workspace=version.store.uri,
+        index=version.manifest["name"],
+        index_version=version.version,
+        token_required=token_of(os.environ, required=False) is not None,
+        service=experiment.serve,
+    )
+
+
+def _http_options(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.serve
+    return {"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s}
+
+
+def _stay(console: Console) -> None:
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        console.say("serve            ending")
 
 
 def _some_tile(version: Version) -> str:

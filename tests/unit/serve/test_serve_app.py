@@ -1,0 +1,151 @@
+"""What the application is built from, and what a replica does with it; nothing here starts Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import httpx
+import pydantic
+import pytest
+
+from rayjobs.config import build
+from rayjobs.errors import ConfigError, NotFoundError
+from rayjobs.experiment import Experiment
+from rayjobs.models import encoder
+from rayjobs.models.checkpoint import fingerprint, to_files
+from rayjobs.models.spec import ModelSpec
+from rayjobs.serve import app, job
+from rayjobs.serve.section import ServeSection, ServiceSection
+from rayjobs.storage import Artefact, open_store
+
+SPEC = ModelSpec(
+    backbone="resnet10t", dim=4, bands=("red", "green", "blue"), dtype="uint8", mean=(99.0,) * 3, std=(50.0,) * 3,
+    tile_size=8, input_size=32, resolution_m=10.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(f"file:{tmp_path}")
+
+
+def publish(store, version, *, seed=0):
+    draft = Artefact(store, "indexes", "places").draft(version)
+    for name, data in to_files(encoder.build(SPEC, seed=seed), SPEC).items():
+        draft.write(f"encoder/{name}", data)
+    return draft.publish({"parents": {}, "counts": {}})
+
+
+def settings_of(store, **more):
+    return app.AppSettings(workspace=store.uri, index="places", **more)
+
+
+def replicas(application):
+    """The ingress and the encoder of a bound application, each with the settings that its replicas get."""
+    ingress = application._bound_deployment
+    settings, below = ingress.init_args
+    return ingress, settings, below._bound_deployment, below._bound_deployment.init_args[0]
+
+
+def test_ingress_and_encoder_get_one_index_version_however_late_they_start(store):
+    publish(store, "v1", seed=1)
+    _, of_ingress, _, of_encoder = replicas(app.build_app(settings_of(store)))
+    publish(store, "v2", seed=2)
+    assert of_ingress.version().version == of_encoder.version().version == "v1"
+
+
+def test_a_late_encoder_is_the_one_of_the_index_version(store):
+    publish(store, "v1", seed=1)
+    publish(store, "v2", seed=2)
+    late = app.Encoder(settings_of(store, index_version="v1"))
+    assert late._encoder.fingerprint == fingerprint(SPEC, encoder.build(SPEC, seed=1).state_dict())
+
+
+def test_a_late_ingress_has_the_index_version(store, tmp_path, monkeypatch):
+    publish(store, "v1", seed=1)
+    publish(store, "v2", seed=2)
+
+    class Answers:
+        def __init__(self, _, version, *, cache, max_limit):
+            self.version, self.cache, self.max_limit, self.spec = version.version, cache, max_limit, SPEC
+
+    monkeypatch.setattr(app, "Answers", Answers)
+    service = ServiceSection(max_limit=7, max_upload_megapixels=0.5, max_decoded_mb=2)
+    ingress = app.Ingress(settings_of(store, index_version="v1", service=service), None)
+    assert (ingress.answers.version, ingress.answers.max_limit) == ("v1", 7)
+    assert (ingress.uploads.bands, ingress.uploads.max_pixels, ingress.uploads.max_bytes) == (SPEC.bands, 500_000, 2 * 2**20)
+
+
+def test_an_index_version_that_is_gone_is_said_when_the_application_is_built(store):
+    with pytest.raises(NotFoundError, match="rayjobs index"):
+        app.build_app(settings_of(store))
+    publish(store, "v1")
+    with pytest.raises(NotFoundError, match="v9"):
+        app.build_app(settings_of(store, index_version="v9"))
+
+
+def test_the_section_reaches_the_deployments(store):
+    publish(store, "v1")
+    ingress, settings, encoders, _ = replicas(app.build_app(settings_of(store, service=ServeSection(replicas=3, encoders=2, port=9000))))
+    assert (ingress.num_replicas, encoders.num_replicas) == (3, 2)
+    assert settings.service.replicas == 3
+
+
+def test_settings_have_no_key_or_default_of_the_section_for_themselves():
+    assert not app.AppSettings.model_fields.keys() & ServeSection.__dataclass_fields__.keys()
+    assert app.AppSettings(workspace="w", index="i").service == ServiceSection()
+
+
+def test_a_misspelt_key_of_a_serve_yaml_is_refused():
+    with pytest.raises(pydantic.ValidationError, match="max_uplaod_mb"):
+        app.AppSettings.model_validate({"workspace": "w", "index": "i", "service": {"max_uplaod_mb": 1}})
+    with pytest.raises(pydantic.ValidationError, match="port"):
+        app.AppSettings.model_validate({"workspace": "w", "index": "i", "service": {"port": 9000}})
+
+
+def test_ray_serve_can_read_the_type_of_the_builder_s_argument():
+    assert inspect.signature(app.build_app).parameters["settings"].annotation is app.AppSettings
+
+
+def test_a_replica_without_the_required_token_refuses_to_start(monkeypatch):
+    monkeypatch.delenv("RAYJOBS_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="RAYJOBS_TOKEN"):
+        app.api_of(app.AppSettings(workspace="w", index="i", token_required=True))
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_replica_with_a_token_asks_for_it(monkeypatch, required):
+    monkeypatch.setenv("RAYJOBS_TOKEN", "s3cret")
+    interface = app.api_of(app.AppSettings(workspace="w", index="i", token_required=required))
+
+    async def asked(headers):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(interface), base_url="http://service") as client:
+            return (await client.get("/docs", headers=headers)).status_code
+
+    assert asyncio.run(asked({})) == 401
+    assert asyncio.run(asked({"authorization": "Bearer s3cret"})) == 200
+
+
+@pytest.fixture
+def experiment():
+    raw = {"name": "places", "rasters": {"sources": [{"kind": "files", "uris": ["a.tif"]}]}, "serve": {"max_limit": 7}}
+    return build(Experiment, raw)
+
+
+@pytest.mark.parametrize(("token", "required"), [("s3cret", True), (None, False)])
+def test_the_driver_says_version_and_whether_a_token_is_required_but_not_which(store, experiment, monkeypatch, token, required):
+    version = publish(store, "v1")
+    monkeypatch.delenv("RAYJOBS_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("RAYJOBS_TOKEN", token)
+    settings = job._settings(experiment, version)
+    assert (settings.index, settings.index_version, settings.token_required) == ("places", "v1", required)
+    assert settings.service is experiment.serve
+    assert "s3cret" not in settings.model_dump_json(warnings=False)
+
+
+def test_a_driver_with_an_empty_token_starts_nothing(store, experiment, monkeypatch):
+    monkeypatch.setenv("RAYJOBS_TOKEN", "")
+    with pytest.raises(ConfigError, match="empty"):
+        job._settings(experiment, publish(store, "v1"))
