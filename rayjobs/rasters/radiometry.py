@@ -40,9 +40,9 @@ def physical(values: np.ndarray[Any, Any], assets: Sequence[Asset]) -> np.ndarra
     Returns:
         (bands, h, w) float32, in physical units (for Sentinel-2 reflectance, 0 to about 1).
     """
-    scale = np.array([asset.scale for asset in assets], np.float64)[:, None, None]
-    offset = np.array([asset.offset for asset in assets], np.float64)[:, None, None]
-    result: np.ndarray[Any, np.dtype[np.float32]] = (values * scale + offset).astype(np.float32)
+    result = np.empty(values.shape, np.float32)
+    for band, asset in enumerate(assets):  # one at a time, since each takes float64 on the way
+        result[band] = values[band] * np.float64(asset.scale) + asset.offset
     return result
 
 

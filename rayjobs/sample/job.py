@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,24 +15,30 @@ import pyarrow.compute as pc
 import ray.data
 
 from rayjobs.cluster.session import joined
-from rayjobs.errors import NoTilesError, TooManyFailuresError
+from rayjobs.errors import NotFoundError, NoTilesError, TooManyFailuresError
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.rasters.radiometry import check_sentinel2_scenes
 from rayjobs.rasters.scenes import scenes_table
+from rayjobs.sample.identity import set_version
 from rayjobs.sample.plan import SetPlan, plan_set
 from rayjobs.sample.read import ReadPlan, from_ipc, read_shard, to_ipc
-from rayjobs.storage import Draft, FileDigest, Version
+from rayjobs.storage import Artefact, Draft, FileDigest, Version
 from rayjobs.tiles import chips
 from rayjobs.tiles.splits import check_splits
 from rayjobs.tiles.table import geoparquet_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
     from rayjobs.rasters.section import RastersSection
+    from rayjobs.tiles.section import TilesSection
 
+logger = logging.getLogger(__name__)
+
+_LINES = 3
+"""Of one kind that are shown; the rest is counted."""
 _READ_COLUMNS = ["tile_id", "scene_id", "row", "col", "height", "width", "split"]
 
 
@@ -56,19 +64,19 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace.store.check()
     console.say("sample/plan      reading headers and placing tiles")
     plan = plan_set(experiment.rasters, experiment.tiles)
-    for uri, reason in plan.unreadable:
-        console.say(f"sample/plan      left out {uri}: {reason}")
-    current = workspace.set.current()
-    if current and current.version == plan.version:
-        console.say(f"sample           set {workspace.set.name} {plan.version} is published already")
-        return Result(version=plan.version, counts=dict(current.manifest["counts"]), fresh=False)
+    _say_some(console, [f"left out {uri}: {reason}" for uri, reason in plan.unreadable])
     label_map = _label_map(experiment.rasters, plan)
-    check_sentinel2_scenes(plan.scenes, experiment.rasters.sentinel2_check)
-    draft = workspace.set.draft(plan.version)
+    console.say(f"sample/plan      {plan.tiles.num_rows:,} tiles on {len(plan.scenes):,} scenes; taking stamps of their files")
+    name = set_version(plan, experiment.tiles, label_map)
+    standing = _standing(workspace.set, name)
+    if standing:
+        console.say(_published_already(standing))
+        return Result(version=name, counts=dict(standing.manifest["counts"]), fresh=False)
+    _say_some(console, check_sentinel2_scenes(plan.scenes, experiment.rasters.sentinel2_check))
+    draft = workspace.set.draft(name)
     read_plan = ReadPlan(
         store=workspace.store,
         prefix=draft.prefix,
-        scenes={scene.scene_id: scene for scene in plan.scenes},
         dtype=plan.dtype,
         physical=plan.physical,
         min_valid_fraction=experiment.tiles.min_valid_fraction,
@@ -80,6 +88,39 @@ def run(experiment: Experiment, console: Console) -> Result:
     return Result(version=version.version, counts=dict(version.manifest["counts"]), fresh=True)
 
 
+def _say_some(console: Console, texts: Sequence[str]) -> None:
+    """Show the first of several lines of one kind, and log them all."""
+    for text in texts:
+        logger.warning("%s", text)
+    for text in texts[:_LINES]:
+        console.say(f"sample/plan      {text}")
+    if len(texts) > _LINES:
+        console.say(f"sample/plan      and {len(texts) - _LINES} more like the last; the log has them all")
+
+
+def _published_already(version: Version) -> str:
+    """Say so, and how tiles that were lost to an outage can be had nevertheless: a published version never changes."""
+    lost = version.manifest["counts"][chips.UNREADABLE]
+    remedy = f"; {lost} of its tiles could not be read then: to try them again, sample another set (workspace.set)" if lost else ""
+    return f"sample           set {version.manifest['name']} {version.version} is published already{remedy}"
+
+
+def _standing(artefact: Artefact, name: str) -> Version | None:
+    """Return a version that was published before, made current again if another one is; None also where files of it are gone."""
+    draft = artefact.draft(name)
+    try:
+        version = artefact.at(name)
+    except NotFoundError:
+        return None
+    if any(artefact.store.size(version.prefix + entry.location) != entry.size for entry in version.files):
+        return None
+    current = artefact.current()
+    if current is None or current.version != name:
+        draft.add(version.files)
+        draft.publish(version.manifest)
+    return version
+
+
 def _label_map(section: RastersSection, plan: SetPlan) -> LabelMap | None:
     if section.label_map is None:
         return None
@@ -89,20 +130,22 @@ def _label_map(section: RastersSection, plan: SetPlan) -> LabelMap | None:
 
 
 def _shards(plan: SetPlan) -> Iterator[dict[str, Any]]:
+    """Yield what each shard's reader needs: its tiles in the order of reading, and the scenes that they lie in."""
     ordered = plan.tiles.sort_by("order")
-    for number in range(plan.shards):
-        members = ordered.filter(pc.equal(ordered["shard"], number))
-        yield {"shard": number, "tiles": to_ipc(members.select(_READ_COLUMNS))}
+    scenes, tiles = scenes_table(plan.scenes), ordered.select(_READ_COLUMNS)
+    of_tile = pc.index_in(tiles["scene_id"], value_set=scenes["scene_id"].combine_chunks()).to_numpy()
+    offsets = np.searchsorted(ordered["shard"].to_numpy(), np.arange(plan.shards + 1))
+    for number, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
+        own = scenes.take(np.unique(of_tile[start:stop]))
+        yield {"shard": number, "tiles": to_ipc(tiles.slice(start, stop - start)), "scenes": to_ipc(own)}
 
 
 def _read(plan: SetPlan, read_plan: ReadPlan, max_bad_fraction: float, console: Console) -> list[dict[str, Any]]:
     """Have every shard read, watching the share of tiles that cannot be."""
-    shards = ray.data.from_items(list(_shards(plan)), override_num_blocks=plan.shards)
-    reading = shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1)
     reports: list[dict[str, Any]] = []
     seen: Counter[str] = Counter()
     with console.stage("sample/read", plan.tiles.num_rows, "tiles") as stage:
-        for report in reading.iter_rows():
+        for report in _reports(plan, read_plan):
             statuses = from_ipc(report["outcome"])["status"].to_pylist()
             seen.update(statuses)
             reports.append(report)
@@ -110,6 +153,12 @@ def _read(plan: SetPlan, read_plan: ReadPlan, max_bad_fraction: float, console: 
             if seen[chips.UNREADABLE] > max_bad_fraction * plan.tiles.num_rows:
                 raise TooManyFailuresError(_too_many(report, seen[chips.UNREADABLE], plan.tiles.num_rows, max_bad_fraction))
     return sorted(reports, key=lambda report: int(report["shard"]))
+
+
+def _reports(plan: SetPlan, read_plan: ReadPlan) -> Iterator[dict[str, Any]]:
+    """Yield the report of each shard as it is read, anywhere on the cluster. Ray Data puts the function, and the plan in it, once."""
+    shards = ray.data.from_items(list(_shards(plan)), override_num_blocks=plan.shards)
+    yield from shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1).iter_rows()
 
 
 def _too_many(report: dict[str, Any], bad: int, total: int, limit: float) -> str:
@@ -126,7 +175,7 @@ def _publish(experiment: Experiment, plan: SetPlan, draft: Draft, reports: list[
     if not pc.any(kept).as_py():
         raise NoTilesError(_none_kept(outcomes))
     classes = label_map.names if label_map else ()
-    tiles = _with_labels(plan.tiles, outcomes, classes, experiment.tiles.min_label_purity).filter(kept).drop_columns(["order"])
+    tiles = _with_labels(plan.tiles, outcomes, classes, experiment.tiles).filter(kept).drop_columns(["order"])
     check_splits(tiles, experiment.tiles.splits)
     draft.add(FileDigest(**report["digest"]) for report in reports)
     draft.write("tiles.parquet", geoparquet_bytes(tiles))
@@ -148,20 +197,22 @@ def _publish(experiment: Experiment, plan: SetPlan, draft: Draft, reports: list[
     return draft.publish(fields)
 
 
-def _with_labels(tiles: pa.Table, outcomes: pa.Table, classes: tuple[str, ...], min_purity: float) -> pa.Table:
-    """Add what reading found: valid fraction, label fractions, and the dominant class where it is pure enough."""
+def _with_labels(tiles: pa.Table, outcomes: pa.Table, classes: tuple[str, ...], section: TilesSection) -> pa.Table:
+    """Add what reading found: valid fraction, label fractions, and the dominant class where it is pure and covers the tile enough."""
     tiles = _replace(tiles, "valid_fraction", outcomes["valid_fraction"])
     if not classes:
         return tiles
-    fractions = outcomes["label_fractions"].to_pylist()
+    fractions, coverage = outcomes["label_fractions"].to_pylist(), outcomes["label_coverage"].to_pylist()
     purity = [max(entry) if entry else None for entry in fractions]
     dominant = [
-        classes[int(np.argmax(entry))] if entry and share and share >= min_purity else None
-        for entry, share in zip(fractions, purity, strict=True)
+        classes[int(np.argmax(entry))] if share and share >= section.min_label_purity and covered >= section.min_label_coverage else None
+        for entry, share, covered in zip(fractions, purity, coverage, strict=True)
     ]
     tiles = _replace(tiles, "label", pa.array(dominant, pa.string()))
     tiles = _replace(tiles, "label_purity", pa.array(purity, pa.float32()))
-    return _replace(tiles, "label_fractions", outcomes["label_fractions"])
+    for name in ("label_coverage", "label_fractions"):
+        tiles = _replace(tiles, name, outcomes[name])
+    return tiles
 
 
 def _replace(table: pa.Table, name: str, values: Any) -> pa.Table:

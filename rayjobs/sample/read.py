@@ -1,6 +1,7 @@
 """What runs on a worker: read the tiles of one shard, write the shard, tell what became of each tile.
 
-A shard that an interrupted command left behind is not read again: only its outcome is.
+A shard that an interrupted command left behind is not read again: only its outcome is. One with tiles that could not be read is read
+again, since the file or the network may be whole by now.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from rayjobs.rasters.gdal import environment
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.rasters.radiometry import physical
 from rayjobs.rasters.reader import Pixels, RasterReader
-from rayjobs.storage import Store, digest_of
+from rayjobs.rasters.scenes import read_scenes
+from rayjobs.storage import Store, deposit, digest_of
 from rayjobs.tiles import chips
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from rayjobs.rasters.scenes import Scene
 
-_THREADS = 4
+THREADS = 4
 """Readers per worker: enough to hide a bucket's latency, few enough for one core to decode what they fetch."""
 
 
@@ -38,8 +40,6 @@ class ReadPlan:
     store: Store
     prefix: str
     """Folder of the set's version in the workspace, ending in `/`."""
-    scenes: Mapping[str, Scene]
-    """By scene id."""
     dtype: str
     """numpy name of the chips' dtype."""
     physical: bool
@@ -52,7 +52,8 @@ def read_shard(entry: Mapping[str, Any], *, plan: ReadPlan) -> dict[str, Any]:
     """Make sure that a shard lies in the workspace, and report on it.
 
     Args:
-        entry: `shard` (its number) and `tiles` (Arrow IPC bytes: tile_id, scene_id, window and split), in the order of reading.
+        entry: `shard` (its number), `tiles` (Arrow IPC bytes: tile_id, scene_id, window and split, in the order of reading) and `scenes`
+            (likewise, as `scenes_table`): those that the tiles lie in.
         plan: what all shards share.
 
     Returns:
@@ -60,12 +61,14 @@ def read_shard(entry: Mapping[str, Any], *, plan: ReadPlan) -> dict[str, Any]:
     """
     name = chips.shard_name(entry["shard"])
     left = plan.store.read_tagged(plan.prefix + name)
-    data = left.data if left else _read(from_ipc(entry["tiles"]), plan)
-    if left is None:
-        plan.store.write(plan.prefix + name, data)
+    if left and _is_whole(left.data):
+        data, digest = left.data, digest_of(name, left.data)
+    else:
+        scenes = {scene.scene_id: scene for scene in read_scenes(from_ipc(entry["scenes"]))}
+        data = _read(from_ipc(entry["tiles"]), scenes, plan)
+        digest = deposit(plan.store, plan.prefix, name, data)  # a shard with holes may have the name
     found = chips.outcome(data)
-    digest = dataclasses.asdict(digest_of(name, data))
-    return {"shard": entry["shard"], "digest": digest, "outcome": to_ipc(found.table), "sums": found.sums}
+    return {"shard": entry["shard"], "digest": dataclasses.asdict(digest), "outcome": to_ipc(found.table), "sums": found.sums}
 
 
 def to_ipc(table: pa.Table) -> bytes:
@@ -82,25 +85,29 @@ def from_ipc(data: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def _read(tiles: pa.Table, plan: ReadPlan) -> bytes:
+def _is_whole(data: bytes) -> bool:
+    return chips.UNREADABLE not in chips.outcome(data).table["status"].to_pylist()
+
+
+def _read(tiles: pa.Table, scenes: Mapping[str, Scene], plan: ReadPlan) -> bytes:
     """Read tiles in runs, each run by one thread with its own handles, and return the shard."""
-    bounds = np.linspace(0, tiles.num_rows, min(_THREADS, tiles.num_rows) + 1).astype(int)
+    bounds = np.linspace(0, tiles.num_rows, min(THREADS, tiles.num_rows) + 1).astype(int)
     runs = [tiles.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
     with ThreadPoolExecutor(len(runs)) as pool:
-        results = list(pool.map(lambda run: _read_run(run, plan), runs))
+        results = list(pool.map(lambda run: _read_run(run, scenes, plan), runs))
     rows = [row for rows, _ in results for row in rows]
     sums = _add([entry for _, run_sums in results for entry in run_sums])
     return chips.shard_bytes(rows, plan.dtype, sums)
 
 
-def _read_run(tiles: pa.Table, plan: ReadPlan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_run(tiles: pa.Table, scenes: Mapping[str, Scene], plan: ReadPlan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Read tiles scene by scene; return their rows and the sums of those in the training split."""
     rows: list[dict[str, Any]] = []
     sums: list[dict[str, Any]] = []
     with environment(), RasterReader() as reader:
         for scene_id in dict.fromkeys(tiles["scene_id"].to_pylist()):
             of_scene = tiles.filter(pa.compute.equal(tiles["scene_id"], scene_id))
-            scene = plan.scenes[scene_id]
+            scene = scenes[scene_id]
             windows = np.column_stack([of_scene[name].to_numpy() for name in ("row", "col", "height", "width")])
             pixels = reader.read_many(scene, windows)
             labels = _labels(scene, windows, plan.label_map)
@@ -135,9 +142,13 @@ def _labels(scene: Scene, windows: np.ndarray[Any, Any], label_map: LabelMap | N
 
 
 def _sums(chip: chips.Chip) -> dict[str, Any]:
-    """Return count, sum and sum of squares of each band's valid pixels,."""
-    values = chip.pixels[:, chip.valid].astype(np.float64)
-    return {"count": values.shape[1], "sum": values.sum(1).tolist(), "squares": (values**2).sum(1).tolist()}
+    """Return count, sum and sum of squares of each band's valid pixels."""
+    sums, squares = [], []
+    for band in chip.pixels:  # one at a time, since each takes float64
+        values = band[chip.valid].astype(np.float64)
+        sums.append(float(values.sum()))
+        squares.append(float((values**2).sum()))
+    return {"count": int(chip.valid.sum()), "sum": sums, "squares": squares}
 
 
 def _add(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

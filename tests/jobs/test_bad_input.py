@@ -93,7 +93,7 @@ def test_no_tile_is_valid_enough(cluster, config, workspace, tmp_path):
 
 
 def test_a_truncated_file_among_good_ones(cluster, config, workspace, tmp_path):
-    """Its header is whole, so that only reading the pixels finds out; what lies before the cut is sampled."""
+    """Its header is whole, so that only reading the pixels finds out; what lies before the cut is sampled, and all once it is repaired."""
     write_scene(tmp_path / "good.tif")
     broken = write_scene(tmp_path / "broken.tif", left=500000)
     with broken.open("r+b") as file:
@@ -112,6 +112,16 @@ def test_a_truncated_file_among_good_ones(cluster, config, workspace, tmp_path):
     line = complaint(strict, "sample", 1)
     assert "rasters.max_bad_fraction" in line
     assert "broken.tif" in line
+    assert Artefact(open_store(workspace), "sets", "strict").current() is None
+
+    write_scene(tmp_path / "broken.tif", left=500000)
+    repaired = cluster.run("sample", *options(config, workspace, "--name", "truncated", "--rasters.max_bad_fraction", "0.01", *sources))
+    assert repaired.code == 0, repaired.err
+    assert repaired.result["fresh"] is True
+    assert repaired.result["version"] != done.result["version"]
+    assert repaired.result["counts"]["unreadable"] == 0
+    assert repaired.result["counts"]["kept"] == counts["planned"]
+    assert version.read("quarantine.parquet"), "the version with holes stays as it was"
 
 
 def test_an_index_of_another_encoder(cluster, config, workspace):
