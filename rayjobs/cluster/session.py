@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rayjobs.cluster.section import RaySection
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "GDAL_", "CPL_", "RAYJOBS_")
-"""Variables, by prefix, that workers of a joined cluster get from the driver. Never AWS keys: a node has its own, or a role."""
+"""Variables, by prefix, that workers of a joined cluster get from the driver. Never AWS keys: a node has its own, or a role. The
+service's token (RAYJOBS_TOKEN) is among them: who sees the cluster's dashboard sees it."""
 
 
 @contextmanager

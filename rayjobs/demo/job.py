@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import httpx
 
 from rayjobs.demo import imagery, pictures, places
-from rayjobs.errors import RayjobsError
+from rayjobs.errors import DemoError
 from rayjobs.experiment import Experiment, load
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
 
 _START_TIMEOUT_S = 180.0
-
-
-class DemoError(RayjobsError):
-    """A step of the demo failed; what it said stands above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from rayjobs.retrieval.search import Searcher, SearchFilter, parse_interval
 from rayjobs.retrieval.segments import load_segment
 from rayjobs.serve.schema import Example, Feature, Filters, Info, Properties, SearchAnswer, Window
 from rayjobs.storage import Artefact, Store, Version
-from rayjobs.tiles.chips import read_chips
+from rayjobs.tiles.chips import read_chips, shard_name
 from rayjobs.tiles.render import picture, png
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Answers:
         name, _, version = self._version.manifest["parents"]["set"].partition("/")
         source = Artefact(self._store, "sets", name).at(version)
         manifest = source.manifest
-        chip = read_chips(source.read(f"chips/part-{row['shard']:05d}.parquet"), {tile_id})[0]
+        chip = read_chips(source.read(shard_name(row["shard"])), {tile_id})[0]
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
 
 
