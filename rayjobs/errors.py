@@ -11,7 +11,7 @@
     │  ├─ LabelMapError            a label map that cannot serve the imagery
     │  ├─ RadiometryError          pixels contradict the declared scale or offset
     │  ├─ NoTilesError             every tile was refused; says by which rule
-    │  ├─ TooManyFailuresError     more unreadable tiles than `max_bad_fraction` allows
+    │  ├─ TooManyFailuresError     more unreadable scenes or tiles than `max_bad_fraction` allows
     │  └─ UnreadableTileError      one tile cannot be read (the only one a bulk job may skip; counted, quarantined)
     ├─ TrainingError               a loss that is not finite, no tile with a neighbour
     ├─ CheckpointError             missing part, digest differs, incompatible bands
@@ -76,7 +76,7 @@ class NoTilesError(ImageryError):
 
 
 class TooManyFailuresError(ImageryError):
-    """More tiles were unreadable than `max_bad_fraction` allows."""
+    """More scenes or tiles were unreadable than `max_bad_fraction` allows."""
 
 
 class UnreadableTileError(ImageryError):
