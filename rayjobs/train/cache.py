@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from rayjobs.storage import Version
 
 _DECODERS = 4
-"""Shards decoded at a time."""
+"""Most shards decoded at a time."""
+_SHARDS_PER_DECODER = 8
+"""Shards below which another process costs more to start than it saves."""
 _KEPT_S = 3 * 24 * 3600
 """How long chips stay on a node after their last use."""
 
@@ -70,9 +72,10 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
             for chip, values, mask in zip(found, pixels.numpy(), valid.numpy(), strict=True)
         ]
 
+    decoders = max(1, min(_DECODERS, len(names) // _SHARDS_PER_DECODER))
     # no CPU of their own: the training workers hold all of them, and wait for these tasks
     shards = ray.data.from_items(names, override_num_blocks=len(names))
-    return shards.flat_map(decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=_DECODERS))
+    return shards.flat_map(decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=decoders))
 
 
 def cache_folder(source: Version, size: int) -> Path:

@@ -112,7 +112,7 @@ def cluster(s3_server):
         f"--port={port}",
         f"--dashboard-port={dashboard}",
         "--dashboard-host=127.0.0.1",
-        "--num-cpus=2",
+        "--num-cpus=1",
         f"--temp-dir={folder}",
         f"--ray-client-server-port={free_port()}",
     ]
@@ -121,7 +121,7 @@ def cluster(s3_server):
         address = f"{_own_address()}:{port}"
         _wait(address, environment, nodes=1)
         for count in (2, 3):  # one after the other: together they time out on a busy machine
-            nodes.append(_start([f"--address={address}", "--num-cpus=2", *common], environment, folder))
+            nodes.append(_start([f"--address={address}", "--num-cpus=1", *common], environment, folder))
             _wait(address, environment, nodes=count)
         yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address})
     finally:
@@ -130,6 +130,9 @@ def cluster(s3_server):
             node.wait()
         _kill_strays(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# One CPU per node: three nodes share a developer's two cores, and every process more costs the seconds of importing torch.
 
 
 def _start(arguments, environment, folder):

@@ -122,16 +122,3 @@ def test_a_truncated_file_among_good_ones(cluster, config, workspace, tmp_path):
     assert repaired.result["counts"]["unreadable"] == 0
     assert repaired.result["counts"]["kept"] == counts["planned"]
     assert version.read("quarantine.parquet"), "the version with holes stays as it was"
-
-
-def test_an_index_of_another_encoder(cluster, config, workspace):
-    assert cluster.run("sample", *options(config, workspace)).code == 0
-    short = ["--train.epochs", "1", "--train.steps_per_epoch", "2", "--mining.every", "0"]
-    for run, seed in (("first", "0"), ("second", "1")):
-        done = cluster.run("train", *options(config, workspace, *short, "--workspace.run", run, "--train.seed", seed))
-        assert done.code == 0, done.err
-    indexed = cluster.run("index", *options(config, workspace, *short, "--workspace.run", "first"))
-    assert indexed.code == 0, indexed.err
-    line = complaint(cluster.run("serve", *options(config, workspace, *short, "--workspace.run", "second")), "serve", 1)
-    assert indexed.result["encoder_fingerprint"][:12] in line
-    assert "rayjobs index" in line

@@ -95,7 +95,7 @@ def test_a_killed_driver_is_taken_up_from_its_last_checkpoint(cluster, config, s
 
 
 def test_a_killed_worker_is_replaced(cluster, config, sampled, store_of):
-    process = cluster.start("train", *options(config, sampled, *LONG, "--workspace.run", "worker-killed"))
+    process = cluster.start("train", *options(config, sampled, *LONG, "--workspace.run", "worker-killed", "--train.seed", "1"))
     wait_for_checkpoint(store_of(sampled), "worker-killed", 1, process)
     workers = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=True).stdout.split()
     ours = [pid for pid in workers if cluster.environment["RAY_TMPDIR"].encode() in Path(f"/proc/{pid}/environ").read_bytes()]
@@ -104,3 +104,14 @@ def test_a_killed_worker_is_replaced(cluster, config, sampled, store_of):
     assert process.returncode == 0, err
     assert json.loads(out.strip().splitlines()[-1])["epochs"] == 8
     assert "continues from checkpoint" in err
+
+
+def test_an_index_of_another_encoder_is_not_served(cluster, config, sampled):
+    """Runs after the two above, whose runs have different weights."""
+    indexed = cluster.run("index", *options(config, sampled, *LONG, "--workspace.run", "driver-killed"))
+    assert indexed.code == 0, indexed.err
+    refused = cluster.run("serve", *options(config, sampled, *LONG, "--workspace.run", "worker-killed", "--train.seed", "1"))
+    assert refused.code == 1, refused.err
+    line = refused.err.strip().splitlines()[-1]
+    assert indexed.result["encoder_fingerprint"][:12] in line
+    assert "rayjobs index" in line
