@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _TRAINED = "trained"
 _FEW_UNITS = 10
-_CAUTION = "only {units} independent units: the intervals are unsure themselves; take smaller blocks or more ground"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +83,8 @@ def run(experiment: Experiment, console: Console) -> Result:
     report = _publish(experiment, source, checkpoint, table)
     _log(experiment, rows, differences, console)
     _show(console, rows, differences, settings.objective)
+    for caution in protocol["cautions"]:
+        console.say(f"evaluate         caution: {caution}")
     return Result(rows=rows, objective=settings.objective, differences=differences, protocol=protocol, report=report)
 
 
@@ -204,10 +205,18 @@ def _protocol(experiment: Experiment, source: Version, question: Question, score
         "excluded": "the query itself, and tiles whose ground overlaps its own",
         "interval": f"95 %, {settings.resamples} bootstrap resamples of {question.unit_means}",
         "units": units,
-        "caution": _CAUTION.format(units=units) if units < _FEW_UNITS else None,
+        "cautions": _cautions(settings.ks, len(question.tile_ids), units),
         "earlier_reports_on_this_split": _earlier_reports(experiment),
         "seeds": {"train": experiment.train.seed, "random-init and bootstrap": settings.seed},
     }
+
+
+def _cautions(ks: Sequence[int], gallery: int, units: int) -> list[str]:
+    """Return what keeps the figures from saying much."""
+    deep = [k for k in ks if k >= gallery]
+    few = f"only {units} independent units: the intervals are unsure themselves; take more imagery, or smaller tiles.splits.block_m"
+    whole = f"the gallery has {gallery} tiles, so what is measured at {deep} finds everything, whatever the encoder; lower evaluate.ks"
+    return [*([few] if units < _FEW_UNITS else []), *([whole] if deep else [])]
 
 
 def _earlier_reports(experiment: Experiment) -> int:
