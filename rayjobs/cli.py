@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import runpy
 import sys
 
@@ -24,6 +25,12 @@ def usage() -> str:
     return f"{first}\n\n{verbs}\n\n`rayjobs VERB --help` lists the options and keys of each."
 
 
+def unknown(verb: str) -> str:
+    """Return what to say of a verb that there is not."""
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    return f"rayjobs: there is no verb {verb!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 def main() -> None:
     """Run the verb named first on the command line."""
     if len(sys.argv) > 1 and sys.argv[1] in VERBS:
@@ -32,5 +39,6 @@ def main() -> None:
         runpy.run_module(f"rayjobs.{verb}", run_name="__main__", alter_sys=False)
         return
     asked = len(sys.argv) > 1 and sys.argv[1] in {"-h", "--help"}
-    print(usage(), file=sys.stdout if asked else sys.stderr)
+    text = usage() if asked or len(sys.argv) == 1 else f"{unknown(sys.argv[1])}\n\n{usage()}"
+    print(text, file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)

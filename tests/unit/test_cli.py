@@ -109,3 +109,10 @@ def test_a_dry_run_ends_stdout_with_one_json_object_and_makes_nothing(rayjobs, e
     assert answer["tiles"] == 64
     assert done.stderr == ""
     assert not (tmp_path / "workspace").exists()
+
+
+def test_a_mistyped_verb_is_told_its_nearest(rayjobs):
+    done = rayjobs("smaple")
+    assert done.returncode == 2
+    assert "'smaple'; did you mean 'sample'?" in done.stderr
+    assert not done.stdout
