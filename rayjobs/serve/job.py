@@ -47,9 +47,9 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace.store.check()
     version = _checked_index(experiment)
     app = build_app(_settings(experiment, version))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which takes SIGTERM for itself
+            signal.signal(number, _interrupt)
         console.say(f"serve            starting index {workspace.index.name} {version.version}")
         with deployed(app, _http_options(experiment)):
             _tell(console, experiment, version)

@@ -116,7 +116,7 @@ def served_and_asked(cluster, options, indexed, tmp_path):
 
         assert_bad_requests(url, tmp_path)
     finally:
-        service.send_signal(signal.SIGINT)
+        service.send_signal(signal.SIGTERM)  # as systemd and containers end it
         _, err = service.communicate(timeout=60)
     assert service.returncode == 0, err
 
