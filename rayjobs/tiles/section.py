@@ -58,13 +58,14 @@ class SplitsSection:
     """How the ground is divided, so that what is learned on one part is measured on another."""
 
     train: Fraction = 0.6
-    """Share of the blocks that train; the three shares add up to 1."""
+    """Share of the blocks, scenes or classes that train; the three shares add up to 1."""
     val: Fraction = 0.2
     """Share of the blocks on which choices are made."""
     test: Fraction = 0.2
     """Share of the blocks that are opened once, at the end."""
-    by: Literal["block", "scene"] = "block"
-    """`block`: squares of ground; `scene`: whole scenes. Plain images are always divided by scene, having no ground."""
+    by: Literal["block", "scene", "class"] = "block"
+    """`block`: squares of ground; `scene`: whole scenes; `class`: whole classes of labelled images, so that what is learned on some
+    classes is measured on others, never seen. With `block`, plain images are divided by scene, having no ground."""
     block_m: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 10_000.0
     """Side of a block, metres."""
     buffer_m: Distance = 0.0

@@ -3,12 +3,15 @@
 The globe is divided into square blocks, and each block belongs to one split by a hash of its own name, so that adding imagery never
 moves a block. A tile belongs to the split of the blocks that it touches, if they agree; otherwise to none. Two tiles of different splits
 therefore have no block in common, hence no ground, whatever their scenes, dates and projections.
+
+Labelled images can be divided by class instead: then the splits share no class, which tells whether an encoder has learned to compare or
+only to recognise (Musgrave et al., A metric learning reality check, 2020).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 
-from rayjobs.errors import NoTilesError
+from rayjobs.errors import ConfigError, NoTilesError
 from rayjobs.geo import EARTH_RADIUS_M, BoolArray, FloatArray, IntArray, cells, cells_touched_by, grown
 from rayjobs.tiles.section import SPLITS, SplitsSection
 
@@ -40,7 +43,14 @@ class Assigned(NamedTuple):
     """(n,) name of the block that holds the tile's centre, or of its scene."""
 
 
-def assign_splits(scene_ids: Sequence[str], scene: IntArray, centres: FloatArray, boxes: FloatArray, section: SplitsSection) -> Assigned:
+def assign_splits(
+    scene_ids: Sequence[str],
+    scene: IntArray,
+    centres: FloatArray,
+    boxes: FloatArray,
+    section: SplitsSection,
+    labels: Sequence[str | None] = (),
+) -> Assigned:
     """Give each tile its split and its block.
 
     Args:
@@ -50,9 +60,16 @@ def assign_splits(scene_ids: Sequence[str], scene: IntArray, centres: FloatArray
         boxes: (n, 4) west, south, east, north of each footprint, degrees (west > east crosses the antimeridian); NaN for tiles of plain
             images, which are divided by scene.
         section: shares, size of a block, buffer.
+        labels: class of each scene, for the division by class.
+
+    Raises:
+        ConfigError: the division is by class, and a scene has none.
     """
     on_ground = np.isfinite(boxes).all(axis=1)
-    split = np.array([_split_of_scene(scene_id, section) for scene_id in scene_ids], np.int64)[scene]
+    if section.by == "class":
+        split = _by_class(scene_ids, labels, section)[scene]
+    else:
+        split = np.array([_split_of_scene(scene_id, section) for scene_id in scene_ids], np.int64)[scene]
     block_id = pa.array(scene_ids, pa.string()).take(pa.array(scene))
     if section.by == "block":
         split[on_ground] = _by_block(grown(boxes[on_ground], section.buffer_m), section)
@@ -63,10 +80,41 @@ def assign_splits(scene_ids: Sequence[str], scene: IntArray, centres: FloatArray
     return Assigned(split, block_id)
 
 
+def class_splits(classes: Iterable[str], section: SplitsSection) -> dict[str, int]:
+    """Return the split of each class, as an index into `SPLITS`.
+
+    The classes are put in an order of hashes of their names, and each split takes its share of them in turn. Shares of so few are counted,
+    not drawn: whole numbers by the largest remainder (Hamilton's method; of equal remainders the earlier split's counts).
+
+    Args:
+        classes: names, in any order.
+        section: shares and seed.
+    """
+    order = sorted(set(classes), key=lambda name: hashlib.sha256(f"{section.seed}\nclass\n{name}".encode()).digest())
+    wanted = np.array(section.shares) * len(order)
+    counts = np.floor(wanted).astype(np.int64)
+    missing = np.argsort(counts - wanted, kind="stable")[: len(order) - counts.sum()]
+    counts[missing] += 1
+    return dict(zip(order, np.repeat(np.arange(len(SPLITS)), counts).tolist(), strict=True))
+
+
 def cell_names(found: IntArray) -> pa.Array:
     """Return `geo.cell_name` of cells (n, 2), as strings."""
     row, col = (pa.array(found[:, axis]).cast(pa.string()) for axis in range(2))
     return pc.binary_join_element_wise("r", row, "c", col, "")
+
+
+def _by_class(scene_ids: Sequence[str], labels: Sequence[str | None], section: SplitsSection) -> IntArray:
+    """Return the split of each scene (n,)."""
+    named = [label for label in labels if label is not None]
+    if len(named) < len(scene_ids):
+        without = next((scene for scene, label in zip(scene_ids, labels, strict=False) if label is None), scene_ids[0])
+        raise ConfigError(
+            f"tiles.splits.by is class, and the class of {without} is not known when the set is planned: only images have one then, from "
+            "their folder or table (a source of kind images with labels: folder or csv); set tiles.splits.by: block or scene"
+        )
+    of_class = class_splits(named, section)
+    return np.array([of_class[label] for label in named], np.int64)
 
 
 def _split_of_scene(scene_id: str, section: SplitsSection) -> int:
@@ -155,7 +203,7 @@ def check_splits(tiles: pa.Table, section: SplitsSection) -> None:
     """Make sure that every split that has a share has a tile.
 
     Args:
-        tiles: with the columns `split` and `block_id`.
+        tiles: with the columns `split`, `block_id` and `label`.
         section: shares and size of a block.
 
     Raises:
@@ -166,9 +214,17 @@ def check_splits(tiles: pa.Table, section: SplitsSection) -> None:
     if not empty:
         return
     blocks, total, outside = pc.count_distinct(tiles["block_id"]).as_py(), tiles.num_rows, counts.get(None, 0)
+    if section.by == "class":
+        raise NoTilesError(_too_few_classes(tiles, empty))
     found = f"no tile of {total} belongs to the {'split' if len(empty) == 1 else 'splits'} {' and '.join(empty)}"
     where = f"they lie in {blocks} {'blocks' if section.by == 'block' else 'scenes'}, and {outside} touch more than one split"
     raise NoTilesError(f"{found}: {where}; {_remedy(section, crowded=2 * outside > total)}, or give those splits the share 0")
+
+
+def _too_few_classes(tiles: pa.Table, empty: Sequence[str]) -> str:
+    classes = pc.count_distinct(tiles["label"]).as_py()
+    of_them = f"the {'split' if len(empty) == 1 else 'splits'} {' and '.join(empty)}"
+    return f"no class of {classes} belongs to {of_them}; give those splits a larger share, or 0, or set tiles.splits.by: scene"
 
 
 def _remedy(section: SplitsSection, *, crowded: bool) -> str:

@@ -122,6 +122,7 @@ def plan_tiles(scenes: Sequence[Scene], section: TilesSection, area: Any | None 
 
     Raises:
         NoTilesError: no window fits any scene or meets the area, or a split that has a share has no tile.
+        ConfigError: splits are by class, and a scene has none.
         ImageryError: two scenes have one id, or a CRS cannot be used.
     """
     scenes = sorted(scenes, key=lambda scene: scene.scene_id)
@@ -210,7 +211,8 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
     geometry = np.concatenate([entry.geometry for entry in placed])
     centres = np.concatenate([entry.centres for entry in placed])
     scene_ids = [entry.scene.scene_id for entry in placed]
-    assigned = assign_splits(scene_ids, scene, centres, bboxes(geometry), section.splits)
+    labels = [entry.scene.label for entry in placed]
+    assigned = assign_splits(scene_ids, scene, centres, bboxes(geometry), section.splits, labels)
     ids = [tile for entry in placed for tile in tile_ids(entry.scene.scene_id, entry.windows)]
     splits = pa.array([*SPLITS, None], pa.string())
     columns = {
@@ -224,7 +226,7 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
         "geometry": _wkb(geometry),
         "datetime": pa.array([entry.scene.datetime for entry in placed], SCHEMA.field("datetime").type).take(pa.array(scene)),
         "cluster_id": pa.concat_arrays([_cluster_ids(entry) for entry in placed]),
-        "label": pa.array([entry.scene.label for entry in placed], pa.string()).take(pa.array(scene)),
+        "label": pa.array(labels, pa.string()).take(pa.array(scene)),
     }
     unknown = {name: pa.nulls(len(scene), SCHEMA.field(name).type) for name in _UNKNOWN}
     return pa.table(columns | unknown, SCHEMA)
