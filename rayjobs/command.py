@@ -9,7 +9,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rayjobs.cluster.failures import own_error
-from rayjobs.config import keys
+from rayjobs.config import Key, keys
 from rayjobs.console import Console, taken
 from rayjobs.errors import ConfigError
 from rayjobs.experiment import Experiment, load
@@ -97,5 +97,15 @@ def parser(verb: str, description: str) -> argparse.ArgumentParser:
 
 
 def _reference() -> str:
-    lines = [f"  --{key.path} ({key.default})\n      {key.description}".replace("%", "%%") for key in keys(Experiment)]
-    return "keys of the experiment file, each an option (with its default):\n" + "\n".join(lines)
+    text = "\n".join(_described(key) for key in keys(Experiment)).replace("%", "%%")
+    return (
+        "keys of the experiment file, each an option (with its default; `kind` says which kinds have the key).\n"
+        "Lists are given whole; the keys of their entries stand without dashes:\n" + text
+    )
+
+
+def _described(key: Key) -> str:
+    name = f"--{key.path}" if key.is_option else f"  {key.path}"
+    choices = f" {'|'.join(key.choices)}" if key.choices else ""
+    kinds = f"; kind {', '.join(key.kinds)}" if key.kinds else ""
+    return f"  {name}{choices} ({key.default}{kinds})\n      {key.description}"

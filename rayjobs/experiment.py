@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import pydantic
+from typing import TYPE_CHECKING, Any
 
 from rayjobs import config
 from rayjobs.cluster.section import RaySection
@@ -27,7 +25,7 @@ from rayjobs.serve.section import ServeSection
 from rayjobs.tiles.section import TilesSection
 from rayjobs.tracking import TrackingSection
 from rayjobs.train.section import TrainSection
-from rayjobs.workspace import Workspace, WorkspaceSection
+from rayjobs.workspace import ArtefactName, Workspace, WorkspaceSection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 class Experiment:
     """One experiment: what to look at, what to learn, what to measure and where to keep it."""
 
-    name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: ArtefactName
     """Name of the set, the run and the index, unless `workspace` names them apart."""
     workspace: WorkspaceSection = WorkspaceSection()
     rasters: RastersSection

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from typing import Annotated
+
+import pydantic
+
 from rayjobs.config import section
 from rayjobs.storage import Artefact, Store, open_store
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"{name!r} cannot be a name; use letters, digits, '.', '_' and '-', and begin with a letter or a digit")
+    return name
+
+
+ArtefactName = Annotated[str, pydantic.AfterValidator(_checked_name)]
+"""Name of an experiment or of an artefact: a folder of the workspace, and a part of addresses."""
 
 
 @section
@@ -14,11 +29,11 @@ class WorkspaceSection:
     """`s3://BUCKET/PREFIX`, `file:/PATH` or a path."""
     shared: bool = False
     """Says that every node of the cluster mounts the folder of a `file:` workspace."""
-    set: str | None = None
+    set: ArtefactName | None = None
     """Name of the set of tiles; default the experiment's name."""
-    run: str | None = None
+    run: ArtefactName | None = None
     """Name of the training run; default the experiment's name."""
-    index: str | None = None
+    index: ArtefactName | None = None
     """Name of the embeddings and the index; default the experiment's name."""
 
 

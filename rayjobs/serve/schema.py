@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -9,7 +10,15 @@ import pydantic
 Longitude = Annotated[float, pydantic.Field(ge=-180, le=180, allow_inf_nan=False)]
 Latitude = Annotated[float, pydantic.Field(ge=-90, le=90, allow_inf_nan=False)]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-TileId = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{20}$")]
+
+
+def _checked_tile_id(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{20}", text):
+        raise ValueError(f"{text[:40]!r} is no tile id; these have 20 digits and letters from a to f, such as 0123456789abcdef0123")
+    return text
+
+
+TileId = Annotated[str, pydantic.AfterValidator(_checked_tile_id), pydantic.Field(json_schema_extra={"pattern": "^[0-9a-f]{20}$"})]
 
 _MOST_EXAMPLES = 16
 _LARGEST_DIMENSION = 8192

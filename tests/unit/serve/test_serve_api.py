@@ -99,6 +99,8 @@ FAULTS = {
     "no such path": ("GET", "/nothing", {}, 404, "Not Found"),
     "no such method": ("DELETE", "/v1/info", {}, 405, "Method Not Allowed"),
     "no such tile": ("GET", f"/v1/tiles/{TILE}", {}, 404, f"no tile {TILE}"),
+    "a tile id in a path that is none": ("GET", "/v1/tiles/abc", {}, 422, "'abc' is no tile id; these have 20 digits and letters"),
+    "a tile id that is none": ("POST", "/v1/search", {"json": {"positives": [{"tile_id": "x"}]}}, 422, "tile_id: 'x' is no tile id; these"),
     "no JSON": ("POST", "/v1/search", {"headers": JSON, "content": b"{"}, 422, "JSON decode error"),
     "no examples": ("POST", "/v1/search", {"json": {}}, 422, "positives: Field required"),
     "form that is none": (

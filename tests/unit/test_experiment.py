@@ -1,0 +1,44 @@
+"""The whole experiment file, as the command line reads and explains it; in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from rayjobs.command import parser
+from rayjobs.errors import ConfigError
+from rayjobs.experiment import load
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text("name: small\nrasters: {sources: [{kind: images, root: pictures}]}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--name", "two words"], "name: 'two words' cannot be a name; use letters, digits"),
+        (["--name", ""], "name is empty (null): "),
+        (["--workspace.run", "../escape"], "workspace.run: '../escape' cannot be a name; use letters, digits"),
+        (["--model.backbone", "ResNet 18"], "model.backbone: 'ResNet 18' is no name of a timm model"),
+        (["--train.epochs="], "train.epochs is empty (null): "),
+        (["--rasters.sources.root", "x"], "rasters.sources is a list, and lists are given whole: --rasters.sources '[{root: ..., ...}]'"),
+    ],
+)
+def test_a_wrong_value_is_told_in_words(file, arguments, words):
+    with pytest.raises(ConfigError) as caught:
+        load(file, arguments)
+    assert words in str(caught.value)
+    assert "pattern" not in str(caught.value)
+
+
+def test_help_lists_choices_kinds_and_which_keys_are_no_options():
+    text = parser("train", "learn").format_help()
+    assert '--train.precision auto|fp32|bf16 ("auto")' in text
+    assert "--tiles.sampler.stride (null; kind grid)" in text
+    assert '--miner.kind none|hard_negative|hard_positive|hard|semi_hard|multi_similarity|distance_weighted ("semi_hard")' in text
+    assert "--rasters.sources (required)" in text
+    assert "    rasters.sources[].root (required; kind images)" in text
+    assert "--rasters.sources[" not in text
