@@ -1,4 +1,4 @@
-"""Class fractions of tiles from a raster of classes on any grid and in any CRS; labels are looked up, never resampled."""
+"""Class fractions of tiles from a raster of classes, as codes or in colours, on any grid and in any CRS; looked up, never resampled."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rayjobs.rasters.blocks import plan_reads
 from rayjobs.rasters.gdal import environment
 from rayjobs.rasters.handles import FAULTS, Handle
 from rayjobs.rasters.headers import Header, read_header
+from rayjobs.rasters.palettes import Colour, class_names, nearest_classes
 from rayjobs.rasters.scenes import Scene
 
 _NODES = 5
@@ -41,28 +42,38 @@ class LabelFractions(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMap:
-    """A raster of class codes. Its file is opened for each call, so that a value may be shared between threads and processes."""
+    """A raster of classes. Its file is opened for each call, so that a value may be shared between threads and processes."""
 
     uri: str
     """Local path, `s3://` or `http(s)://`."""
-    classes: Mapping[int, str]
-    """Name of each code that counts; codes of one name are one class."""
+    classes: Mapping[int, str] | None = None
+    """Name of each code that counts; codes of one name are one class. None for a raster drawn in colours."""
+    palette: Mapping[str, Colour] | None = None
+    """Colour of each class of a raster drawn in colours; see `rayjobs.rasters.palettes`. None for a raster of codes."""
+    tolerance: int = 15
+    """Colours as far as this from all of the palette, as the sum of the differences in red, green and blue, have no class."""
     nodata: int | None = None
-    """Code of missing pixels; None: as the file says."""
+    """Code of missing pixels, or what their three colours all are; None: as the file says."""
+
+    def __post_init__(self) -> None:
+        """Refuse a raster that is both, or neither."""
+        if (self.classes is None) == (self.palette is None):
+            raise ValueError("a label map has either `classes` (names of codes) or a `palette` (colours of classes)")
 
     @property
     def names(self) -> tuple[str, ...]:
         """Class names, in the order of `LabelFractions.fractions`."""
-        return tuple(dict.fromkeys(self.classes.values()))
+        return class_names(self.palette) if self.palette is not None else tuple(dict.fromkeys((self.classes or {}).values()))
 
     def fractions(self, grid: Grid, window: Window) -> LabelFractions:
         """Return the class fractions of one tile; see `fractions_many`."""
         return self.fractions_many(grid, window_array([window]))[0]
 
     def fractions_many(self, grid: Grid, windows: IntArray) -> list[LabelFractions]:
-        """Return the class fractions of tiles: each tile pixel takes the code of the label pixel that holds its centre.
+        """Return the class fractions of tiles: each tile pixel takes the class of the label pixel that holds its centre.
 
-        Pixels outside the label raster, nodata and codes that are not listed have no class.
+        Pixels outside the label raster, nodata, codes that are not listed and colours that are like none of the palette have no class; nor
+        have pixels that an alpha band or a mask of a raster drawn in colours hides.
 
         Args:
             grid: the scene's, with a CRS.
@@ -131,6 +142,11 @@ class LabelMap:
             raise LabelMapError(f"the label map {self.uri} cannot be opened: {error}; check rasters.label_map.uri") from error
         if np.dtype(header.dtypes[0]).kind not in "ui" or header.grid.crs is None:
             raise LabelMapError(f"the label map {self.uri} must hold whole-number codes and have a CRS; it has {header.dtypes[0]}")
+        if self.palette is not None and handle.palette is None and header.dtypes[:3] != ("uint8",) * 3:
+            raise LabelMapError(
+                f"the label map {self.uri} is no picture: it has {len(header.dtypes)} bands of {header.dtypes[0]}, and a palette needs "
+                "red, green and blue as uint8, or a colour table; give rasters.label_map.classes instead of palette"
+            )
         return handle, header
 
     def _count(
@@ -142,9 +158,8 @@ class LabelMap:
         positions: IntArray,
         answers: list[LabelFractions | None],
     ) -> None:
-        """Look up codes of tiles (k, h, w) and write their fractions into `answers`."""
-        nodata = self.nodata if self.nodata is not None else header.nodata[0]
-        codes, slots = _lookup(self.classes, self.names, nodata)
+        """Look up the classes of tiles (k, h, w) and write their fractions into `answers`."""
+        legend = _Codes.of(self, header) if self.palette is None else _Colours.of(self, handle, header)
         shape = (header.grid.height, header.grid.width)
         inside = (rows >= 0) & (rows < shape[0]) & (cols >= 0) & (cols < shape[1])
         touched = np.flatnonzero(inside.any(axis=(1, 2)))
@@ -152,17 +167,77 @@ class LabelMap:
             answers[position] = LabelFractions(np.zeros(len(self.names), np.float32), 0.0)
         boxes = [_box(rows[tile][inside[tile]], cols[tile][inside[tile]]) for tile in touched]
         for group in plan_reads(np.array(boxes, np.int64), header.block, shape):
-            labels = handle.read([1], group.window)[0]
+            labels = legend.read(handle, group.window)
             for tile in touched[group.members]:
                 at = inside[tile]
-                found = labels[rows[tile][at] - group.window.row, cols[tile][at] - group.window.col]
-                answers[positions[tile]] = _fractions(found, codes, slots, len(self.names), at.size)
+                found = labels[:, rows[tile][at] - group.window.row, cols[tile][at] - group.window.col]
+                answers[positions[tile]] = _fractions(legend.classes_of(found), len(self.names), at.size)
 
 
-def _lookup(classes: Mapping[int, str], names: tuple[str, ...], nodata: float | None) -> tuple[IntArray, IntArray]:
-    """Return the listed codes, sorted, and the class of each."""
-    codes = np.array(sorted(code for code in classes if code != nodata), np.int64)
-    return codes, np.array([names.index(classes[code]) for code in codes.tolist()], np.int64)
+class _Codes(NamedTuple):
+    """Reads classes from a raster of codes."""
+
+    codes: IntArray
+    """The listed codes, sorted."""
+    slots: IntArray
+    """The class of each."""
+
+    @classmethod
+    def of(cls, label_map: LabelMap, header: Header) -> _Codes:
+        """Take the codes of a label map but for nodata."""
+        nodata = label_map.nodata if label_map.nodata is not None else header.nodata[0]
+        classes, names = label_map.classes or {}, label_map.names
+        codes = np.array(sorted(code for code in classes if code != nodata), np.int64)
+        return cls(codes, np.array([names.index(classes[code]) for code in codes.tolist()], np.int64))
+
+    def read(self, handle: Handle, window: Window) -> np.ndarray[Any, Any]:
+        """Return (1, height, width) codes."""
+        return handle.read([1], window)
+
+    def classes_of(self, pixels: np.ndarray[Any, Any]) -> IntArray:
+        """Return (n,) the class of each of (1, n) codes, -1 where it has none."""
+        if not len(self.codes):
+            return np.full(pixels.shape[1], -1, np.int64)
+        at = np.searchsorted(self.codes, pixels[0]).clip(max=len(self.codes) - 1)
+        return np.where(self.codes[at] == pixels[0], self.slots[at], -1)
+
+
+class _Colours(NamedTuple):
+    """Reads classes from a raster drawn in colours: three bands, or codes with a colour table."""
+
+    palette: Mapping[str, Colour]
+    tolerance: int
+    nodata: float | None
+    bands: tuple[int, ...]
+    """Of red, green and blue, counted from 1; empty where there is a colour table."""
+
+    @classmethod
+    def of(cls, label_map: LabelMap, handle: Handle, header: Header) -> _Colours:
+        """Find the bands of red, green and blue by what the file says of them, else take the first three."""
+        named = tuple(header.names.index(colour) + 1 for colour in ("red", "green", "blue") if colour in header.names)
+        nodata = label_map.nodata if label_map.nodata is not None else header.nodata[0]
+        bands = () if handle.palette is not None else named if len(named) == len(_FIRST) else _FIRST
+        return cls(label_map.palette or {}, label_map.tolerance, nodata, bands)
+
+    def read(self, handle: Handle, window: Window) -> np.ndarray[Any, Any]:
+        """Return (4, height, width) uint8: red, green, blue, and 0 where there is no class."""
+        if handle.palette is not None:
+            codes = handle.read([1], window)[0]
+            pixels: np.ndarray[Any, Any] = handle.palette[codes].transpose(2, 0, 1).copy()
+            pixels[3] = (pixels[3] > 0) & (codes != self.nodata)
+            return pixels
+        colours = handle.read(list(self.bands), window)
+        hidden = (colours == self.nodata).all(axis=0)
+        mask = handle.read_mask(window)
+        there = ~hidden if mask is None else ~hidden & mask
+        return np.concatenate([colours, there[None].astype(np.uint8)])
+
+    def classes_of(self, pixels: np.ndarray[Any, Any]) -> IntArray:
+        """Return (n,) the class of each of (4, n) pixels, -1 where it has none."""
+        return np.where(pixels[3] > 0, nearest_classes(pixels[:3], self.palette, self.tolerance), -1)
+
+
+_FIRST = (1, 2, 3)
 
 
 def _box(rows: IntArray, cols: IntArray) -> tuple[int, int, int, int]:
@@ -170,10 +245,8 @@ def _box(rows: IntArray, cols: IntArray) -> tuple[int, int, int, int]:
     return top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1
 
 
-def _fractions(found: np.ndarray[Any, Any], codes: IntArray, slots: IntArray, classes: int, pixels: int) -> LabelFractions:
-    at = np.searchsorted(codes, found).clip(max=max(len(codes) - 1, 0))
-    listed = codes[at] == found if len(codes) else np.zeros(found.shape, np.bool_)
-    counts = np.bincount(slots[at[listed]], minlength=classes)
+def _fractions(found: IntArray, classes: int, pixels: int) -> LabelFractions:
+    counts = np.bincount(found[found >= 0], minlength=classes)
     total = int(counts.sum())
     return LabelFractions((counts / max(total, 1)).astype(np.float32), total / pixels)
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from rayjobs.config import section
+from rayjobs.rasters.palettes import PALETTES, class_names
 
+_Part = Annotated[int, pydantic.Field(ge=0, le=255)]
 _PATTERN_GROUPS = {"scene", "band", "date"}
 _IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
 
@@ -159,25 +161,40 @@ Source = Annotated[FilesSource | StacSource | ImagesSource, pydantic.Field(discr
 
 @section
 class LabelMapSection:
-    """A raster of classes on any grid and in any CRS, from which tiles get class fractions."""
+    """A raster of classes on any grid and in any CRS, from which tiles get class fractions: codes, or a picture drawn in colours."""
 
     uri: str
     """The raster."""
-    classes: dict[int, str]
-    """Name of each code that counts; codes of one name are one class."""
+    classes: dict[int, str] | None = None
+    """Of a raster of codes: name of each code that counts; codes of one name are one class. Either this or `palette`."""
+    palette: Literal["osm", "corine"] | dict[str, tuple[_Part, _Part, _Part]] | None = None
+    """Of a raster drawn in colours (three bands, or a colour table): `osm` (osmlanduse.org, 13 classes), `corine` (CORINE Land Cover, 44),
+    or the red, green and blue of each class; one that is called `nodata` says that a pixel has no class."""
+    tolerance: Annotated[int, pydantic.Field(ge=1, le=765)] = 15
+    """With `palette`: a pixel has the class of the nearest colour if the differences in red, green and blue add up to less than this."""
     nodata: int | None = None
-    """The code of missing pixels (null: as the file says)."""
+    """The code of missing pixels; with `palette`, what their red, green and blue all are (null: as the file says)."""
 
-    @pydantic.field_validator("classes")
-    @classmethod
-    def _not_empty(cls, classes: dict[int, str]) -> dict[int, str]:
-        if not classes:
+    @pydantic.model_validator(mode="after")
+    def _one_legend(self) -> LabelMapSection:
+        if (self.classes is None) == (self.palette is None):
+            raise ValueError("give either `classes`, such as {11: water}, or a `palette`, such as corine")
+        if self.classes is not None and not self.classes:
             raise ValueError("name at least one class, such as {11: water}")
-        return classes
+        if isinstance(self.palette, dict) and not class_names(self.palette):
+            raise ValueError("give the colour of at least one class, such as {water: [0, 204, 242]}")
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of `label_map.LabelMap`."""
-        return {"uri": self.uri, "classes": dict(self.classes), "nodata": self.nodata}
+        palette = PALETTES[self.palette] if isinstance(self.palette, str) else self.palette
+        return {
+            "uri": self.uri,
+            "classes": None if self.classes is None else dict(self.classes),
+            "palette": None if palette is None else dict(palette),
+            "tolerance": self.tolerance,
+            "nodata": self.nodata,
+        }
 
 
 @section

@@ -69,9 +69,13 @@ def _placeless(scene: Scene, stamp: Mapping[str, str]) -> Scene:
 
 
 def _labels(label_map: LabelMap, stamp: str, section: TilesSection) -> dict[str, Any]:
+    if label_map.classes is not None:
+        legend: dict[str, Any] = {"classes": list(label_map.classes.items())}
+    else:
+        legend = {"palette": list((label_map.palette or {}).items()), "tolerance": label_map.tolerance}
     return {
         "stamp": stamp,
-        "classes": list(label_map.classes.items()),
+        **legend,
         "nodata": label_map.nodata,
         "min_purity": section.min_label_purity,
         "min_coverage": section.min_label_coverage,

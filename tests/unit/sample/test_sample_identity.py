@@ -90,3 +90,14 @@ def test_what_decides_bytes_is_in_the_name_and_nothing_else(sample, imagery):
         version(rasters={"label_map": None}),
     ]
     assert len({first, *others}) == 1 + len(others)
+
+
+def test_another_palette_is_another_set(sample, imagery):
+    write(imagery / "labels.tif", np.full((3, 64, 64), 10, "uint8"), photometric="RGB")
+
+    def version(**keys):
+        return sample(source(imagery), rasters={"label_map": {"uri": f"{imagery}/labels.tif", **keys}}).result.version
+
+    first = version(palette={"one": [10, 10, 10]})
+    others = [version(palette={"one": [10, 10, 11]}), version(palette={"one": [10, 10, 10]}, tolerance=16), version(palette="osm")]
+    assert len({first, *others}) == 4
