@@ -46,7 +46,7 @@ def _train(plan: TrainPlan) -> None:
     ground = ground_of(tiles)
     device = ray.train.torch.get_device()
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
-    on = Bench(plan=plan, ground=ground, chips=_local_chips(plan, tiles), device=device, objective=objective)
+    on = Bench(plan=plan, ground=ground, chips=local_chips(plan, tiles), device=device, objective=objective)
     supervision = supervise(plan.experiment, ground)
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     steps = steps_per_epoch(plan.experiment, supervision)
@@ -54,7 +54,7 @@ def _train(plan: TrainPlan) -> None:
     while state.epoch < settings.epochs:
         if is_time_to_mine(plan.experiment, state.epoch):
             _mine(on, state)
-        metrics = train_epoch(on, state, _batches(on, state, supervision, steps))
+        metrics = train_epoch(on, state, plan_next(on, state, supervision, steps))
         state.epoch += 1
         if state.epoch % settings.checkpoint_every == 0 or state.epoch == settings.epochs:
             save(plan, state, objective)
@@ -68,7 +68,7 @@ def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:
     return settings.steps_per_epoch or max(1, len(supervision.anchors) * settings.tiles_per_group // settings.batch_size)
 
 
-def _local_chips(plan: TrainPlan, tiles: pa.Table) -> chip_cache.ChipCache:
+def local_chips(plan: TrainPlan, tiles: pa.Table) -> chip_cache.ChipCache:
     """Map the node's chips, filled by the first worker of each node while the others wait."""
     folder = chip_cache.cache_folder(plan.source, plan.spec.tile_size)
     if ray.train.get_context().get_local_rank() == 0:
@@ -99,7 +99,7 @@ def _mine(on: Bench, state: State) -> None:
     publish_mined(on.plan, state, mined, on.ground.tile_ids)
 
 
-def _batches(on: Bench, state: State, supervision: Supervision, steps: int) -> EpochPlan:
+def plan_next(on: Bench, state: State, supervision: Supervision, steps: int) -> EpochPlan:
     """Plan the batches of the next epoch, the same on every rank."""
     experiment = on.plan.experiment
     settings = experiment.train

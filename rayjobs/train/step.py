@@ -52,7 +52,7 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]
         waited += time.monotonic() - waiting
         done = epoch * steps + step
         _set_rates(state.optimizer, done, warmup=settings.warmup_epochs * steps, total=settings.epochs * steps)
-        losses.append(_step(on, state, pixels, valid, _batch(on, batches, step, done)))
+        losses.append(learn(on, state, pixels, valid, _batch(on, batches, step, done)))
         if time.monotonic() - told > _TELL_EVERY_S:
             told = time.monotonic()
             on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=losses[-1])
@@ -86,7 +86,7 @@ def _set_rates(optimizer: torch.optim.Optimizer, step: int, *, warmup: float, to
         group["lr"] = group["initial_lr"] * rise * fall
 
 
-def _step(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, batch: Batch) -> float:
+def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, batch: Batch) -> float:
     """Embed, compare, learn; return the loss of the whole batch."""
     reduced = precision(on.plan.experiment.train.precision, on.device) == "bf16"
     with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
