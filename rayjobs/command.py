@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WIDE = 200
-"""Characters of a value that a terminal still shows well."""
-
 
 class Job(Protocol):
     """A verb's `job` module."""
@@ -58,7 +55,7 @@ def execute(verb: str, options: argparse.Namespace, act: Callable[[Console], dic
         if options.json:
             console.result_json({"verb": verb, **result})
         else:
-            _show(console, result)
+            console.result_table(result)
     return 0
 
 
@@ -72,12 +69,6 @@ def _complain(verb: str, error: Exception, console: Console) -> int:
     logger.info("the trace of what the command says", exc_info=error)
     console.say(f"rayjobs {verb}: {ours}")
     return 2 if isinstance(ours, ConfigError) else 1
-
-
-def _show(console: Console, result: dict[str, Any]) -> None:
-    for name, value in result.items():
-        text = f"{len(value)} entries; --json shows them" if isinstance(value, list | dict) and len(str(value)) > _WIDE else value
-        console.result(f"{name:<28}{text}")
 
 
 def parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -37,6 +37,11 @@ class Console:
         """Show a line of the result."""
         print(text, file=self._out, flush=True)
 
+    def result_table(self, value: Mapping[str, Any]) -> None:
+        """Show the result as lines for people: a name and a value each."""
+        for line in _lines(value, depth=0):
+            self.result(line)
+
     def result_json(self, value: Mapping[str, Any]) -> None:
         """Show the result as one line of JSON."""
         print(json.dumps(value), file=self._out, flush=True)
@@ -59,6 +64,7 @@ class Stage:
         self._begun = self._shown = time.monotonic()
         self._done_before = 0
         self._figures: dict[str, Any] = {}
+        self._told = ""
 
     def __enter__(self) -> Self:
         """Show the empty bar."""
@@ -66,8 +72,9 @@ class Stage:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Show how far it came."""
-        self._show()
+        """Show how far it came, unless the last line said so."""
+        if self._terminal or self._state() != self._told:
+            self._show()
         if self._terminal:
             print(file=self._stream, flush=True)
 
@@ -92,12 +99,18 @@ class Stage:
         elapsed = self._shown - self._begun
         fresh = self.done - self._done_before
         rate = f" · {_short(float(fresh / elapsed))} {self.unit}/s" if fresh and elapsed > 0.5 else ""  # noqa: PLR2004  before that it is noise
-        figures = "".join(f" · {name} {_short(value)}" for name, value in self._figures.items())
-        text = f"{self.name:<16} {self._progress()}{rate}{figures}"
+        self._told = self._state()
+        text = f"{self.name:<16} {self._progress()}{rate}{self._figures_text()}"
         if self._terminal:
             print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
         else:
             print(text, file=self._stream, flush=True)
+
+    def _state(self) -> str:
+        return self._progress() + self._figures_text()
+
+    def _figures_text(self) -> str:
+        return "".join(f" · {name} {_short(value)}" for name, value in self._figures.items())
 
     def _progress(self) -> str:
         if self.total is None:
@@ -110,6 +123,57 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"  # noqa: PLR2004  three digits tell enough
     return str(value)
+
+
+_NAME_WIDTH = 28
+_WIDE = 160
+"""Characters of a value that a terminal still shows well."""
+_MOST_ENTRIES = 40
+_BYTES = "_bytes"
+
+
+def _lines(entries: Mapping[str, Any], depth: int) -> Iterator[str]:
+    """Yield a line for each entry; what a line cannot hold stands below its name, further in."""
+    width = max(_NAME_WIDTH - 2 * depth, 1 + max(map(len, entries), default=0))
+    for name, value in entries.items():
+        text = _in_line(name, value, depth)
+        if text is not None:
+            yield f"{'  ' * depth}{name:<{width}}{text}"
+            continue
+        yield f"{'  ' * depth}{name}"
+        if isinstance(value, dict):
+            yield from _lines(value, depth + 1)
+        else:
+            yield from (f"{'  ' * (depth + 1)}{_scalar(entry)}" for entry in value)
+
+
+def _in_line(name: str, value: Any, depth: int) -> str | None:
+    """Return a value as it follows its name, or None where it takes lines of its own."""
+    if not isinstance(value, dict | list | tuple):
+        return _mebibytes(value) if name.endswith(_BYTES) and isinstance(value, int) else _scalar(value)
+    if not value:
+        return "none"
+    inner = list(value.values()) if isinstance(value, dict) else value
+    flat = not any(isinstance(entry, dict | list | tuple) for entry in inner)
+    if len(value) > _MOST_ENTRIES or not (flat or isinstance(value, dict)):
+        return f"{len(value):,} entries; --json shows them"
+    if not flat or (isinstance(value, dict) and depth == 0):
+        return None
+    parts = [f"{name} {_scalar(entry)}" for name, entry in value.items()] if isinstance(value, dict) else map(_scalar, value)
+    text = ", ".join(parts)
+    return text if len(text) <= _WIDE else None
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else _short(value)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size:,} ({size / 2**20:,.1f} MiB)"
 
 
 def _log_file(verb: str) -> Path:

@@ -56,6 +56,11 @@ class Workspace:
         return self._settings.run or self._name
 
     @property
+    def pinned(self) -> str:
+        """Key of the experiment that the training run was begun with."""
+        return f"runs/{self.run}/experiment.yaml"
+
+    @property
     def lease(self) -> str:
         """Key of the lease on the training run."""
         return f"runs/{self.run}/lease"

@@ -12,7 +12,7 @@ import ray
 from rayjobs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rayjobs.cluster.section import RaySection
 
@@ -22,8 +22,8 @@ service's token (RAYJOBS_TOKEN) is among them: who sees the cluster's dashboard 
 
 
 @contextmanager
-def joined(settings: RaySection, *, workspace: str, shared: bool) -> Iterator[None]:
-    """Join a cluster or start a local Ray for the length of the block.
+def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Join a cluster or start a local Ray for the length of the block, which takes seconds and is said first.
 
     Raises:
         ConfigError: no cluster answers, or a `file:` workspace would be seen by one node of several.
@@ -31,6 +31,8 @@ def joined(settings: RaySection, *, workspace: str, shared: bool) -> Iterator[No
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
     already = ray.is_initialized()
     if not already:
+        if say is not None:
+            say(f"ray              joining the cluster at {address}" if address else "ray              starting Ray on this machine")
         _start(settings, address)
     try:
         _check_workspace(workspace, shared=shared)

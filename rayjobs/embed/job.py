@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+import yaml
 
 from rayjobs.cluster.session import joined, wants_gpu
+from rayjobs.config import changed_keys, to_dict
 from rayjobs.embed.encode import METADATA_KEY, Encode
 from rayjobs.errors import FingerprintError
 from rayjobs.models.checkpoint import from_files
@@ -22,7 +24,7 @@ from rayjobs.storage import Artefact, Draft, FileDigest, Version
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rayjobs.console import Console
+    from rayjobs.console import Console, Stage
     from rayjobs.experiment import Experiment
 
 _FORMAT = 2
@@ -53,13 +55,23 @@ class Embeddings:
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
-    """Return what embedding will take."""
+    """Return what embedding will take, and whether it was done already."""
     workspace = experiment.open_workspace()
+    workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    encoder = trained_files(experiment)
-    tiles = source.manifest["counts"]["kept"]
+    checkpoint = newest_checkpoint(experiment)
+    splits = experiment.index.splits
+    tiles, fingerprint = tiles_of(source, splits), str(checkpoint.manifest["encoder_fingerprint"])
     chip_bytes = sum(entry.size for entry in source.files if entry.name.startswith("chips/"))
-    return {"tiles": tiles, "bytes_to_read": chip_bytes, "table_bytes": tiles * from_files(**encoder).spec.dim * 4}
+    current = workspace.embeddings().current()
+    return {
+        "encoder": described(experiment, checkpoint),
+        "tiles": tiles,
+        "bytes_to_read": chip_bytes,
+        "table_bytes": tiles * from_files(**encoder_files(checkpoint)).spec.dim * 4,
+        "published_already": current is not None and current.version == table_version(source, fingerprint, splits),
+        "cautions": idle_keys(experiment),
+    }
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -67,23 +79,49 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
-        version = embed(
-            source,
-            trained_files(experiment),
-            workspace.embeddings(),
-            console,
-            gpu=wants_gpu(experiment.ray),
-            splits=experiment.index.splits,
-        )
+    checkpoint = newest_checkpoint(experiment)
+    tell_encoder(experiment, checkpoint, console, "embed")
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
+        gpu, splits = wants_gpu(experiment.ray), experiment.index.splits
+        version = embed(source, encoder_files(checkpoint), workspace.embeddings(), console, gpu=gpu, splits=splits)
     return Result(
-        version=version.version, encoder_fingerprint=version.manifest["encoder_fingerprint"], rows=version.manifest["counts"]["rows"]
+        version=version.version,
+        encoder_fingerprint=version.manifest["encoder_fingerprint"],
+        rows=version.manifest["counts"]["rows"],
     )
 
 
-def trained_files(experiment: Experiment) -> dict[str, bytes]:
-    """Return `model_json` and `tensors` of the run's newest checkpoint, digests compared."""
-    return encoder_files(experiment.open_workspace().checkpoints.require("run `rayjobs train` first"))
+def newest_checkpoint(experiment: Experiment) -> Version:
+    """Return the newest checkpoint of the experiment's run. Raises `NotFoundError` where there is none."""
+    return experiment.open_workspace().checkpoints.require("run `rayjobs train` first")
+
+
+def described(experiment: Experiment, checkpoint: Version) -> str:
+    """Return which encoder a checkpoint holds, in words."""
+    fingerprint = str(checkpoint.manifest["encoder_fingerprint"])
+    run = experiment.open_workspace().run
+    return f"checkpoint {checkpoint.version} of run {run}, encoder {fingerprint[:12]}"
+
+
+def tell_encoder(experiment: Experiment, checkpoint: Version, console: Console, verb: str) -> None:
+    """Say which encoder is used, and which keys of the experiment have no say in that."""
+    console.say(f"{verb:<16} {described(experiment, checkpoint)}")
+    for caution in idle_keys(experiment):
+        console.say(f"{verb:<16} caution: {caution}")
+
+
+def idle_keys(experiment: Experiment) -> list[str]:
+    """Return a caution where the `model` section is not that of the run, whose checkpoint alone says what the encoder is."""
+    workspace = experiment.open_workspace()
+    pinned = workspace.store.read_tagged(workspace.pinned)
+    if pinned is None:
+        return []
+    changed = changed_keys({"model": yaml.safe_load(pinned.data)["decided"]["model"]}, {"model": to_dict(experiment.model)})
+    told = (
+        f"run {workspace.run} was trained with other keys ({'; '.join(changed)}), and its checkpoint decides: the `model` section changes "
+        "nothing here; train another run (--workspace.run NAME) for the new ones"
+    )
+    return [told] if changed else []
 
 
 def encoder_files(checkpoint: Version) -> dict[str, bytes]:
@@ -99,6 +137,7 @@ def embed(
     *,
     gpu: bool,
     splits: Sequence[str] | None = None,
+    stage: str = "embed",
 ) -> Version:
     """Embed a set and publish the table; one that was published already is returned as it is.
 
@@ -109,14 +148,16 @@ def embed(
         console: shows progress.
         gpu: whether each worker asks for a GPU.
         splits: parts of the set to embed; None for all tiles.
+        stage: what the progress is called.
     """
     loaded = from_files(**encoder)
-    digest = hashlib.sha256(f"{_FORMAT} {source.version} {loaded.fingerprint} {sorted(splits or ())}".encode()).hexdigest()[:16]
+    digest = table_version(source, loaded.fingerprint, splits)
     current = target.current()
     if current and current.version == digest:
         return current
     draft = target.draft(digest)
-    reports = _encode(source, encoder, draft, console, gpu=gpu, splits=splits)
+    with console.stage(stage, tiles_of(source, splits), "tiles") as shown:
+        reports = _encode(source, encoder, draft, shown, gpu=gpu, splits=splits)
     draft.add(FileDigest(**report["digest"]) for report in reports)
     return draft.publish(
         {
@@ -130,7 +171,7 @@ def embed(
 
 
 def _encode(
-    source: Version, encoder: Mapping[str, bytes], draft: Draft, console: Console, *, gpu: bool, splits: Sequence[str] | None
+    source: Version, encoder: Mapping[str, bytes], draft: Draft, shown: Stage, *, gpu: bool, splits: Sequence[str] | None
 ) -> list[dict[str, Any]]:
     shards = [{"shard": number} for number in range(source.manifest["shards"])]
     actors = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
@@ -149,15 +190,22 @@ def _encode(
         max_restarts=2,
         max_task_retries=2,
     )
-    total = source.manifest["counts"]["kept"]
-    if splits is not None:
-        total = sum(source.manifest["counts"]["by_split"].get(split, 0) for split in splits)
     reports: list[dict[str, Any]] = []
-    with console.stage(f"embed/{draft.artefact.name}", total, "tiles") as stage:
-        for report in parts.iter_rows():
-            reports.append(report)
-            stage.advance(int(report["rows"]))
+    for report in parts.iter_rows():
+        reports.append(report)
+        shown.advance(int(report["rows"]))
     return reports
+
+
+def table_version(source: Version, fingerprint: str, splits: Sequence[str] | None) -> str:
+    """Return the name of the version that an encoder's table of a set has."""
+    return hashlib.sha256(f"{_FORMAT} {source.version} {fingerprint} {sorted(splits or ())}".encode()).hexdigest()[:16]
+
+
+def tiles_of(source: Version, splits: Sequence[str] | None) -> int:
+    """Return how many tiles of a set are in some splits (None: all)."""
+    counts = source.manifest["counts"]
+    return int(counts["kept"]) if splits is None else sum(int(counts["by_split"].get(split, 0)) for split in splits)
 
 
 def read_embeddings(version: Version) -> Embeddings:

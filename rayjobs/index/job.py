@@ -11,7 +11,7 @@ import ray.data
 
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed import job as embed_job
-from rayjobs.embed.job import embed, trained_files
+from rayjobs.embed.job import embed, encoder_files, newest_checkpoint, tell_encoder
 from rayjobs.errors import NoTilesError
 from rayjobs.index.build import BuildPlan, write_segment
 from rayjobs.models.checkpoint import from_files
@@ -44,8 +44,16 @@ class Result:
 def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what indexing will take."""
     cost = embed_job.preview(experiment)
+    workspace = experiment.open_workspace()
     segments = -(-cost["tiles"] // experiment.index.rows_per_segment)
-    return {**cost, "segments": segments, "memory_per_segment_bytes": 2 * cost["table_bytes"] // max(1, segments)}
+    table, current = workspace.embeddings().current(), workspace.index.current()
+    done = cost["published_already"] and table and current and current.version == _version_name(experiment, table)
+    return {
+        **cost,
+        "published_already": bool(done),
+        "segments": segments,
+        "memory_per_segment_bytes": 2 * cost["table_bytes"] // max(1, segments),
+    }
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -53,17 +61,23 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    encoder = trained_files(experiment)
-    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+    checkpoint = newest_checkpoint(experiment)
+    encoder = encoder_files(checkpoint)
+    tell_encoder(experiment, checkpoint, console, "index")
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         gpu = wants_gpu(experiment.ray)
-        embeddings = embed(source, encoder, workspace.embeddings(), console, gpu=gpu, splits=experiment.index.splits)
-        digest = hashlib.sha256(f"{_FORMAT} {embeddings.version} {experiment.index.rows_per_segment}".encode()).hexdigest()[:16]
+        embeddings = embed(source, encoder, workspace.embeddings(), console, gpu=gpu, splits=experiment.index.splits, stage="index/embed")
+        digest = _version_name(experiment, embeddings)
         current = workspace.index.current()
         if current and current.version == digest:
-            console.say(f"index            {workspace.index.name} {digest} is published already")
+            console.say(f"index            {workspace.index.name} {digest} of this set and this checkpoint is published already")
             return _result(current, fresh=False)
         version = _build(experiment, embeddings, encoder, digest, console)
     return _result(version, fresh=True)
+
+
+def _version_name(experiment: Experiment, embeddings: Version) -> str:
+    return hashlib.sha256(f"{_FORMAT} {embeddings.version} {experiment.index.rows_per_segment}".encode()).hexdigest()[:16]
 
 
 def _build(experiment: Experiment, embeddings: Version, encoder: Mapping[str, bytes], digest: str, console: Console) -> Version:

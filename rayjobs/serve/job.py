@@ -47,7 +47,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace.store.check()
     version = _checked_index(experiment)
     app = build_app(_settings(experiment, version))
-    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which takes SIGTERM for itself
             signal.signal(number, _interrupt)
         console.say(f"serve            starting index {workspace.index.name} {version.version}")

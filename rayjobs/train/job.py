@@ -95,7 +95,7 @@ def run(experiment: Experiment, console: Console) -> Result:
         parameters = {**experiment.to_dict(), "set_version": source.version}
         resume = _mlflow_run(workspace)
         with (
-            joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared),
+            joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
             tracked(
                 experiment.tracking,
                 workspace=workspace.store.uri,
@@ -126,7 +126,7 @@ def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
     Raises:
         ConfigError: naming the keys that changed.
     """
-    key = f"runs/{workspace.run}/experiment.yaml"
+    key = workspace.pinned
     decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
     # addresses may differ from one machine to another; `set_version` stands for what they hold
     decided["rasters"] = {name: value for name, value in decided["rasters"].items() if name != "sources"}

@@ -81,3 +81,47 @@ def test_a_stage_without_units_is_done(total):
     with Stage("read", total, "tiles", stream):
         pass
     assert ("(100%)" in stream.getvalue()) == (total == 0)
+
+
+def test_the_last_line_is_not_said_twice(monkeypatch):
+    monkeypatch.setattr("rayjobs.console._LINE_EVERY_S", -1.0)  # as if each step took long
+    stream = io.StringIO()
+    with Stage("sample/read", 3, "tiles", stream) as stage:
+        for _ in range(3):
+            stage.advance(1, refused=0)
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["0/3", "1/3", "2/3", "3/3"]
+
+
+def test_a_result_is_lines_for_people_and_no_python():
+    out = io.StringIO()
+    Console(out, io.StringIO()).result_table(
+        {
+            "version": "0123",
+            "counts": {"scenes": 1200, "by_split": {"train": 3, "none": 1}, "kept": 4},
+            "fresh": False,
+            "quarantine": None,
+            "chip_bytes": 3 * 2**20,
+            "loss": 0.123456,
+            "bands": ["red", "green"],
+            "empty": [],
+            "cautions": ["a" * 100, "b" * 100],
+            "rows": [{"name": "x"}, {"name": "y"}],
+        }
+    )
+    assert out.getvalue().splitlines() == [
+        "version                     0123",
+        "counts",
+        "  scenes                    1,200",
+        "  by_split                  train 3, none 1",
+        "  kept                      4",
+        "fresh                       no",
+        "quarantine                  none",
+        "chip_bytes                  3,145,728 (3.0 MiB)",
+        "loss                        0.123",
+        "bands                       red, green",
+        "empty                       none",
+        "cautions",
+        "  " + "a" * 100,
+        "  " + "b" * 100,
+        "rows                        2 entries; --json shows them",
+    ]

@@ -1,0 +1,28 @@
+"""What a person is told while Ray starts; Ray itself stays out of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rayjobs.cluster import session
+from rayjobs.cluster.section import RaySection
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("_start", "_check_workspace", "_quieten"):
+        monkeypatch.setattr(session, name, lambda *_, **__: None)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("running", "address", "said"),
+    [(False, None, "starting Ray on this machine"), (False, "head:6379", "joining the cluster at head:6379"), (True, None, None)],
+)
+def test_a_start_is_said_before_it_takes_its_time(without_ray, monkeypatch, running, address, said):
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: running)
+    lines = []
+    with session.joined(RaySection(address=address), workspace="file:/w", shared=False, say=lines.append):
+        pass
+    assert [line.removeprefix("ray").strip() for line in lines] == ([said] if said else [])
