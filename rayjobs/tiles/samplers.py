@@ -132,6 +132,72 @@ def _take(start: IntArray, inside: BoolArray, count: int) -> IntArray:
     return np.column_stack([owner, place])[rank < count]
 
 
+def sample_walk(
+    grid: Grid,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    walks: int,
+    tiles_per_walk: int,
+    random_reset: float,
+    min_step: float,
+    max_step: float,
+) -> Sampled:
+    """Take windows along random walks: each lies `min_step` to `max_step` tile sizes from the one before it.
+
+    With a probability of `random_reset` a window lies anywhere instead, and so does the first of each walk; windows in between make a
+    cluster. The distance is that between centres, and every place of the ring is equally likely; a step out of the grid is turned round,
+    up for down and left for right. A place that is visited again belongs to the first visit.
+    """
+    rows, cols = places(grid, size)
+    if rows * cols * walks == 0:
+        return Sampled(windows=np.empty((0, 4), np.int64), cluster=np.empty(0, np.int64))
+    starts: list[IntArray] = []
+    reset: list[BoolArray] = []
+    for first in range(0, walks, _CLUSTERS_AT_ONCE):
+        draws = rng.random((min(_CLUSTERS_AT_ONCE, walks - first), tiles_per_walk, 5))
+        steps = _steps(draws[:, :, 3:], min_step * size, max_step * size)
+        at, anew = _walked(np.floor(draws[:, :, 1:3] * [rows, cols]).astype(np.int64), steps, draws[:, :, 0] < random_reset, (rows, cols))
+        starts.append((at[:, :, 0] * cols + at[:, :, 1]).ravel())
+        reset.append(anew.ravel())
+    start, cluster = np.concatenate(starts), np.concatenate(reset).cumsum() - 1
+    kept = _first_of_each(start)
+    return Sampled(windows=_windows(start[kept], cols, size), cluster=cluster[kept])
+
+
+def _steps(draws: FloatArray, shortest: float, longest: float) -> IntArray:
+    """Turn uniform draws (..., 2) into steps in whole pixels, uniform over a ring, and within it as far as whole pixels allow."""
+    length = np.sqrt(shortest**2 + draws[..., 0] * (longest**2 - shortest**2))
+    angle = 2 * np.pi * draws[..., 1]
+    exact = np.stack([length * np.sin(angle), length * np.cos(angle)], axis=-1)
+    near, inward, outward = np.rint(exact), np.trunc(exact), np.copysign(np.ceil(np.abs(exact)), exact)
+    rounded = np.hypot(near[..., 0], near[..., 1])[..., None]
+    steps: IntArray = np.where(rounded > longest, inward, np.where(rounded < shortest, outward, near)).astype(np.int64)
+    return steps
+
+
+def _walked(anywhere: IntArray, steps: IntArray, reset: BoolArray, places: tuple[int, int]) -> tuple[IntArray, BoolArray]:
+    """Walk from each first place.
+
+    Args:
+        anywhere: (walks, tiles, 2) where a window would lie that begins anew.
+        steps: (walks, tiles, 2) from the window before.
+        reset: (walks, tiles) True where a window begins anew.
+        places: rows and columns that a window can start in.
+
+    Returns:
+        (walks, tiles, 2) places, and (walks, tiles) bool: True where a window did begin anew; also where neither direction stays inside.
+    """
+    at, anew = anywhere.copy(), reset.copy()
+    anew[:, 0] = True
+    for tile in range(1, at.shape[1]):
+        onward, back = at[:, tile - 1] + steps[:, tile], at[:, tile - 1] - steps[:, tile]
+        there = np.where((onward >= 0) & (onward < places), onward, back)
+        anew[:, tile] |= ((there < 0) | (there >= places)).any(axis=1)
+        at[:, tile] = np.where(anew[:, tile, None], at[:, tile], there)
+    return at, anew
+
+
 def share_out(total: int, weights: Sequence[int]) -> list[int]:
     """Share a whole number out in proportion to weights (largest remainder; the earlier of equal ones first)."""
     whole = sum(weights)
@@ -144,5 +210,7 @@ def share_out(total: int, weights: Sequence[int]) -> list[int]:
     return shares
 
 
-SAMPLERS: Mapping[str, Callable[..., Sampled]] = MappingProxyType({"random": sample_random, "grid": sample_grid, "cluster": sample_cluster})
+SAMPLERS: Mapping[str, Callable[..., Sampled]] = MappingProxyType(
+    {"random": sample_random, "grid": sample_grid, "cluster": sample_cluster, "walk": sample_walk}
+)
 """Samplers by the `kind` of their section."""

@@ -50,7 +50,21 @@ class ClusterSampler:
     """Distance from the cluster's centre within which its windows' centres lie, in tile sizes."""
 
 
-Sampler = Annotated[RandomSampler | GridSampler | ClusterSampler, pydantic.Field(discriminator="kind")]
+@section
+class WalkSampler:
+    """Random walks: each window is a neighbour of the one before it, `min_pos_dist` to `max_pos_dist` away, so that the two are alike."""
+
+    kind: Literal["walk"] = "walk"
+    """Random walks whose steps are `tiles.min_pos_dist` to `tiles.max_pos_dist` long."""
+    walks: Annotated[int, pydantic.Field(ge=1)] = 100
+    """Walks over all scenes, shared out by the scenes' number of pixels; each begins anywhere."""
+    tiles_per_walk: Annotated[int, pydantic.Field(ge=1)] = 16
+    """Windows of each walk; a place that is visited again gives no other window."""
+    random_reset: Fraction = 0.0
+    """Probability with which a window lies anywhere instead: 0 walks on, 1 is random sampling."""
+
+
+Sampler = Annotated[RandomSampler | GridSampler | ClusterSampler | WalkSampler, pydantic.Field(discriminator="kind")]
 
 
 @section

@@ -33,7 +33,7 @@ from rayjobs.geo import (
     window_array,
 )
 from rayjobs.tiles.samplers import SAMPLERS, Sampled, places, scene_rng, share_out
-from rayjobs.tiles.section import SPLITS, ClusterSampler, GridSampler, RandomSampler, TilesSection
+from rayjobs.tiles.section import SPLITS, ClusterSampler, GridSampler, RandomSampler, TilesSection, WalkSampler
 from rayjobs.tiles.splits import assign_splits, cell_names, check_splits
 
 if TYPE_CHECKING:
@@ -158,10 +158,12 @@ def _none_fits(scenes: Sequence[Scene], section: TilesSection) -> str:
 
 
 def _wanted(scenes: Sequence[Scene], section: TilesSection) -> list[int]:
-    """Return how many windows, or clusters, each scene contributes."""
+    """Return how many windows, clusters or walks each scene contributes."""
     if section.size is None or isinstance(section.sampler, GridSampler):
         return [0] * len(scenes)
-    total = section.sampler.count if isinstance(section.sampler, RandomSampler) else section.sampler.clusters
+    match section.sampler:
+        case RandomSampler(count=total) | ClusterSampler(clusters=total) | WalkSampler(walks=total):
+            pass
     fits = [min(places(scene.grid, section.size)) > 0 for scene in scenes]
     return share_out(total, [scene.grid.height * scene.grid.width * fit for scene, fit in zip(scenes, fits, strict=True)])
 
@@ -177,6 +179,9 @@ def _sample(scene: Scene, section: TilesSection, count: int) -> Sampled:
             return sample(scene.grid, rng, size=section.size, stride=stride)
         case ClusterSampler(tiles_per_cluster=each, radius=radius):
             return sample(scene.grid, rng, size=section.size, clusters=count, tiles_per_cluster=each, radius=radius)
+        case WalkSampler(tiles_per_walk=each, random_reset=reset):
+            steps = {"min_step": section.min_pos_dist, "max_step": section.max_pos_dist}
+            return sample(scene.grid, rng, size=section.size, walks=count, tiles_per_walk=each, random_reset=reset, **steps)
 
 
 def _place(scene: Scene, sampled: Sampled) -> _Placed:

@@ -8,17 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayjobs import geo
-from rayjobs.tiles.samplers import SAMPLERS, Sampled, sample_cluster, sample_grid, sample_random, scene_rng, share_out
+from rayjobs.tiles.samplers import SAMPLERS, Sampled, sample_cluster, sample_grid, sample_random, sample_walk, scene_rng, share_out
 
 ARGUMENTS = {
     "random": [{"count": 7}, {"count": 500}],
     "grid": [{}, {"stride": 3}, {"stride": 40}],
     "cluster": [{"clusters": 5, "tiles_per_cluster": 6, "radius": 4.0}, {"clusters": 60, "tiles_per_cluster": 3, "radius": 0.4}],
+    "walk": [
+        {"walks": 5, "tiles_per_walk": 6, "random_reset": 0.3, "min_step": 1.0, "max_step": 5.0},
+        {"walks": 60, "tiles_per_walk": 3, "random_reset": 0.0, "min_step": 0.0, "max_step": 1.5},
+    ],
 }
 MEMBERS = [
     pytest.param(kind, arguments, id=f"{kind}-{number}") for kind, many in ARGUMENTS.items() for number, arguments in enumerate(many)
 ]
-AMOUNT = {"random": "count", "cluster": "clusters"}
+AMOUNT = {"random": "count", "cluster": "clusters", "walk": "walks"}
 
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 sizes = st.integers(1, 24)
@@ -115,6 +119,43 @@ def test_clusters_are_full_where_there_is_room():
     apart = np.linalg.norm((found.windows[:, :2] - first).astype(float), axis=1)
     assert apart.max() <= 4 * 64
     assert np.mean(apart[apart > 0]) == pytest.approx(2 / 3 * 4 * 64, rel=0.03), "uniform over the disc"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(20, 400), st.integers(20, 400)), st.floats(0, 1), st.tuples(st.floats(0, 6), st.floats(0, 6)))
+def test_each_window_of_a_walk_is_a_neighbour_of_the_one_before(shape, reset, steps):
+    low, high = sorted(steps)
+    walk = {"walks": 4, "tiles_per_walk": 9, "random_reset": reset, "min_step": low, "max_step": high}
+    found = sample_walk(plain(*shape), scene_rng(0, "scene"), size=10, **walk)
+    for number in range(found.cluster.max() + 1):
+        members = found.windows[found.cluster == number, :2]
+        if len(np.unique(found.windows[:, :2], axis=0)) == 4 * 9:  # no place was visited twice: none is missing between two
+            apart = np.linalg.norm(np.diff(members, axis=0).astype(float), axis=1)
+            slack = 1e-9 if (high - low) * 10 > 2.2 else 1.5  # a thinner ring holds few whole pixels
+            assert (apart <= high * 10 + slack).all()
+            assert (apart >= low * 10 - slack).all()
+
+
+def test_a_walk_is_broken_off_as_often_as_asked():
+    walks = {"walks": 500, "tiles_per_walk": 20, "min_step": 1.0, "max_step": 3.0}
+    clusters = [
+        sample_walk(plain(20_000, 20_000), scene_rng(0, "scene"), size=16, random_reset=reset, **walks).cluster.max() + 1
+        for reset in (0.0, 0.25, 1.0)
+    ]
+    assert clusters[0] == 500
+    assert clusters[1] == pytest.approx(500 + 500 * 19 * 0.25, rel=0.05)
+    assert clusters[2] == 500 * 20
+
+
+def test_steps_are_spread_evenly_over_the_ring():
+    walk = {"walks": 2000, "tiles_per_walk": 2, "random_reset": 0.0, "min_step": 1.0, "max_step": 3.0}
+    found = sample_walk(plain(50_000, 50_000), scene_rng(0, "scene"), size=64, **walk)
+    step = np.diff(found.windows[:, :2].reshape(2000, 2, 2), axis=1)[:, 0]
+    area = (np.hypot(*step.T) ** 2 / 64**2 - 1) / 8
+    angle = np.arctan2(*step.T) / (2 * np.pi) + 0.5
+    for part in (area, angle):
+        counts, _ = np.histogram(part, bins=10, range=(0, 1))
+        assert ((counts - 200) ** 2 / 200).sum() < 28, "chi-squared with 9 degrees of freedom, one in a thousand"
 
 
 @settings(deadline=None)

@@ -15,7 +15,7 @@ import shapely
 from rayjobs import geo
 from rayjobs.errors import ImageryError, NoTilesError, StorageError
 from rayjobs.rasters.scenes import Asset, Scene
-from rayjobs.tiles.section import ClusterSampler, GridSampler, RandomSampler, SplitsSection, TilesSection
+from rayjobs.tiles.section import ClusterSampler, GridSampler, RandomSampler, SplitsSection, TilesSection, WalkSampler
 from rayjobs.tiles.table import SCHEMA, geometries, geoparquet_bytes, plan_tiles, read_geoparquet, tile_id
 
 ALL_TRAIN = SplitsSection(train=1.0, val=0.0, test=0.0)
@@ -48,7 +48,7 @@ SCENES = [
     scene("a", "EPSG:32613", pixel_m=10),
     scene("c", "EPSG:32760", left=800_000, top=8_120_000),
 ]
-SAMPLERS = [RandomSampler(count=300), GridSampler(), ClusterSampler(clusters=20)]
+SAMPLERS = [RandomSampler(count=300), GridSampler(), ClusterSampler(clusters=20), WalkSampler(walks=20, random_reset=0.2)]
 
 
 def plan(scenes=SCENES, **keys) -> pa.Table:
@@ -82,7 +82,7 @@ def test_the_table_says_what_was_planned(sampler):
         assert polygon.equals(geo.footprint(grid, window))
         assert row["crs"] == grid.crs
         assert row["datetime"] == by_id[row["scene_id"]].datetime
-        assert (row["cluster_id"] is not None) == (sampler.kind == "cluster")
+        assert (row["cluster_id"] is not None) == (sampler.kind in {"cluster", "walk"})
         ((block_row, block_col),) = geo.cells(geo.lonlat(grid, geo.window_array([window])), 10_000)
         assert row["block_id"] == geo.cell_name(block_row, block_col)
         assert {row[name] for name in ("valid_fraction", "label", "label_purity", "label_coverage")} == {None}
@@ -236,3 +236,17 @@ def test_a_hundred_thousand_tiles_are_planned_in_seconds():
         plan([scene("wide", side=5000), scene("other", "EPSG:32613", side=5000)], sampler=RandomSampler(count=100_000)).num_rows == 100_000
     )
     assert time.process_time() - start < 15, "1.2 s on one idle core"
+
+
+def test_the_steps_of_a_walk_are_as_long_as_alike_tiles_are_apart():
+    def clusters(**distances):
+        table = plan([SCENES[0]], sampler=WalkSampler(walks=30, tiles_per_walk=8), splits=ALL_TRAIN, **distances)
+        return {
+            tuple(sorted(row["row"] for row in table.to_pylist() if row["cluster_id"] == cluster))
+            for cluster in table["cluster_id"].unique().to_pylist()
+        }
+
+    near = [rows[-1] - rows[0] for rows in clusters(max_pos_dist=1.0)]
+    far = [rows[-1] - rows[0] for rows in clusters(min_pos_dist=3.0, max_pos_dist=4.0)]
+    assert max(near) <= 7 * 64
+    assert np.mean(far) > 2 * np.mean(near)
