@@ -30,6 +30,8 @@ A message says what happened, to which item, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RayjobsError(Exception):
     """Base of all failures that a user can act on; the message is fit to be shown as it is."""
@@ -125,6 +127,12 @@ class ServiceError(RayjobsError):
 
 class DemoError(RayjobsError):
     """A step of the demo failed; what it said stands above."""
+
+
+def first_few(items: Sequence[str], *, most: int = 3, between: str = "; ") -> str:
+    """Return the first of several items for a message, and how many more there are."""
+    more = [f"and {len(items) - most:,} more"] if len(items) > most else []
+    return between.join([*items[:most], *more])
 
 
 SKIPPABLE: tuple[type[RayjobsError], ...] = (UnreadableTileError,)

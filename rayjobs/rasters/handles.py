@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,26 @@ from rayjobs.rasters.gdal import open_raster
 
 FAULTS = (rasterio.errors.RasterioError, OSError)
 """What rasterio raises for a file that cannot be opened or read."""
+
+_ADVICE = re.compile(r" *\((this error|note:|see) [^)]*\)", re.IGNORECASE)
+_IN_OUR_WORDS = {
+    "not recognized as": "it is empty, or no image in a form that GDAL knows",
+    "No such file": "it is not there",
+    "contains no image": "it is cut short",
+    "Premature end": "it is cut short",
+    "Can't read from offset": "it is cut short",
+    "TIFFReadDirectory": "its header cannot be read: it is damaged, or cut short",
+    "TIFFReadEncoded": "its pixels cannot be decoded: it is damaged, or cut short",
+    "Decode": "its pixels cannot be decoded: it is damaged, or cut short",
+}
+"""By a piece of what GDAL says; the first that fits."""
+
+
+def explained(error: BaseException) -> str:
+    """Return in one line what a fault of `FAULTS` means, with GDAL's own words, but without its advice, which is for programs."""
+    said = _ADVICE.sub("", " ".join(str(error.__cause__ or error).split()))
+    meaning = next((ours for theirs, ours in _IN_OUR_WORDS.items() if theirs in said), None)
+    return f"{meaning} (GDAL: {said})" if meaning else said
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from rayjobs.errors import ImageryError
 from rayjobs.geo import Grid, footprint
 from rayjobs.rasters import dates
 from rayjobs.rasters.gdal import environment, gdal_path, is_remote, open_raster, uri_of
-from rayjobs.rasters.handles import FAULTS, grid_of
+from rayjobs.rasters.handles import FAULTS, explained, grid_of
 
 if TYPE_CHECKING:
     import datetime
@@ -73,7 +73,7 @@ def _header_or_reason(uri: str) -> Header | str:
             with environment(), open_raster(uri, fresh=fresh) as dataset:
                 return read_header(uri, dataset)
         except FAULTS as error:
-            reason = f"cannot be opened: {' '.join(str(error).split())}"
+            reason = f"cannot be opened: {explained(error)}"
         except (ImageryError, ValueError) as error:  # a grid or CRS that leads nowhere
             return str(error)
     return reason

@@ -21,9 +21,10 @@ def list_images(source: ImagesSource) -> list[Candidate]:
     """
     store = open_store(source.root)
     endings = tuple(ending.lower() for ending in source.extensions)
-    keys = [key for key in store.list() if key.lower().endswith(endings)]
+    below = store.list()
+    keys = [key for key in below if key.lower().endswith(endings)]
     if not keys:
-        raise EmptySearchError(f"no picture ({', '.join(endings)}) is below {source.root}; check `root` and `extensions`")
+        raise EmptySearchError(_no_picture(source, below))
     labels = _labels(source, keys)
     prefix = f"{source.name}-" if source.name else ""
     return [
@@ -36,6 +37,14 @@ def list_images(source: ImagesSource) -> list[Candidate]:
         )
         for key, label in labels.items()
     ]
+
+
+def _no_picture(source: ImagesSource, below: list[str]) -> str:
+    if not below:
+        return f"there is no folder {source.root}, or it is empty; `root` of the source must name a folder of pictures"
+    endings = ", ".join(source.extensions)
+    found = f"no picture ({endings}) is among the {len(below):,} files below {source.root}"
+    return f"{found}; one is {below[0]}; check `root` and `extensions`"
 
 
 def _labels(source: ImagesSource, keys: list[str]) -> dict[str, str | None]:

@@ -13,7 +13,7 @@ from rayjobs.errors import UnreadableTileError
 from rayjobs.geo import BoolArray, IntArray, Window
 from rayjobs.rasters.blocks import ReadGroup, plan_reads
 from rayjobs.rasters.gdal import environment, is_remote
-from rayjobs.rasters.handles import FAULTS, Handle, Handles
+from rayjobs.rasters.handles import FAULTS, Handle, Handles, explained
 from rayjobs.rasters.masks import mark_missing, usable
 from rayjobs.rasters.scenes import Asset, Scene
 
@@ -21,6 +21,9 @@ _WAITS_SECONDS = (0.1, 0.5, 2.0)
 """Before the second try, on the same handle, and before the third and the fourth, with the file opened anew."""
 _PATIENCE = 3
 """After so many windows of one scene that failed for good, its further windows are tried once only."""
+
+REPLACE = "replace the file or leave it out"
+"""What to do about a file that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,5 +230,4 @@ def _outside(scene: Scene, window: Window | IntArray) -> UnreadableTileError:
 
 def _unreadable(scene: Scene, window: Window, error: Exception) -> str:
     place = f"rows {window.row} to {window.row + window.height}, columns {window.col} to {window.col + window.width}"
-    reason = " ".join(str(error.__cause__ or error).split())
-    return f"cannot read {place} of scene {scene.scene_id} ({', '.join(_uris(scene))}): {reason}; replace the file or leave it out"
+    return f"cannot read {place} of scene {scene.scene_id} ({', '.join(_uris(scene))}): {explained(error)}; {REPLACE}"

@@ -10,7 +10,7 @@ from typing import Any
 import shapely
 import shapely.geometry
 
-from rayjobs.errors import BandError, ConfigError, EmptySearchError
+from rayjobs.errors import BandError, ConfigError, EmptySearchError, first_few
 from rayjobs.geo import parse_bbox
 from rayjobs.rasters import dates
 from rayjobs.rasters.candidates import Candidate, build_scene, default_bands, offered
@@ -24,8 +24,6 @@ from rayjobs.storage import read_uri
 
 SOURCES: dict[str, Callable[[Any], list[Candidate]]] = {"files": list_files, "stac": list_items, "images": list_images}
 """What lists the scenes of each kind of source."""
-_NAMED = 3
-"""Addresses that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +149,10 @@ def _in_span(scene: Scene, span: dates.Interval | None) -> bool:
 
 def _none_readable(section: RastersSection, unreadable: Sequence[tuple[str, str]]) -> str:
     uri, reason = unreadable[0]
-    return f"none of the files of {_named(section)} can be read; {len(unreadable)} failed, the first: {uri}: {reason}"
+    return (
+        f"none of the files of {_named(section)} can be read; {len(unreadable)} failed, the first: {uri}: {reason}; "
+        "check rasters.sources, or replace the files"
+    )
 
 
 def _none_fits(section: RastersSection, scenes: Sequence[Scene], place: Any | None, span: dates.Interval | None) -> str:
@@ -175,4 +176,4 @@ def _named(section: RastersSection) -> str:
             names += source.items
         else:
             names.append(source.root)
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return first_few(names, between=", ")

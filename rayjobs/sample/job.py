@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import ray.data
 
 from rayjobs.cluster.session import joined
-from rayjobs.errors import NotFoundError, NoTilesError, TooManyFailuresError
+from rayjobs.errors import NotFoundError, NoTilesError, TooManyFailuresError, first_few
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.rasters.radiometry import check_sentinel2_scenes
+from rayjobs.rasters.reader import REPLACE
 from rayjobs.rasters.scenes import scenes_table
 from rayjobs.sample.identity import set_version
 from rayjobs.sample.plan import SetPlan, plan_set
@@ -48,14 +49,22 @@ class Result:
 
     version: str
     counts: dict[str, Any]
-    """Tiles planned, kept, sparse, unreadable; kept by split; scenes."""
+    """Tiles planned, kept, sparse, unreadable; kept by split and, where there are labels, by class; scenes."""
     fresh: bool
     """False where the set was published already."""
+    quarantine: str | None
+    """Where the tiles and files that are not in the set are listed, each with its reason; None where all are in it."""
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
-    """Return the plan and its cost without touching a pixel."""
-    return plan_set(experiment.rasters, experiment.tiles).cost()
+    """Return the plan and its cost without touching a pixel, and whether the set is there already."""
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    plan = plan_set(experiment.rasters, experiment.tiles)
+    label_map = _label_map(experiment.rasters, plan)
+    current = workspace.set.current()  # without one there is nothing to take stamps for
+    published = current is not None and _whole(workspace.set, set_version(plan, experiment.tiles, label_map)) is not None
+    return {**plan.cost(), "published_already": published}
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -65,13 +74,14 @@ def run(experiment: Experiment, console: Console) -> Result:
     console.say("sample/plan      reading headers and placing tiles")
     plan = plan_set(experiment.rasters, experiment.tiles)
     _say_some(console, [f"left out {uri}: {reason}" for uri, reason in plan.unreadable])
+    _say_some(console, [f"caution: {caution}" for caution in plan.cautions])
     label_map = _label_map(experiment.rasters, plan)
     console.say(f"sample/plan      {plan.tiles.num_rows:,} tiles on {len(plan.scenes):,} scenes; taking stamps of their files")
     name = set_version(plan, experiment.tiles, label_map)
     standing = _standing(workspace.set, name)
     if standing:
         console.say(_published_already(standing))
-        return Result(version=name, counts=dict(standing.manifest["counts"]), fresh=False)
+        return _result(standing, fresh=False)
     _say_some(console, check_sentinel2_scenes(plan.scenes, experiment.rasters.sentinel2_check))
     draft = workspace.set.draft(name)
     read_plan = ReadPlan(
@@ -82,10 +92,30 @@ def run(experiment: Experiment, console: Console) -> Result:
         min_valid_fraction=experiment.tiles.min_valid_fraction,
         label_map=label_map,
     )
-    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared):
+    with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         reports = _read(plan, read_plan, experiment.rasters.max_bad_fraction, console)
     version = _publish(experiment, plan, draft, reports, label_map)
-    return Result(version=version.version, counts=dict(version.manifest["counts"]), fresh=True)
+    result = _result(version, fresh=True)
+    _tell_lost(plan, reports, result, console)
+    return result
+
+
+def _result(version: Version, *, fresh: bool) -> Result:
+    counts = dict(version.manifest["counts"])
+    lost = sum(counts[name] for name in ("unreadable_files", chips.SPARSE, chips.UNREADABLE))
+    address = version.store.address(version.prefix + version.entry("quarantine.parquet").location)
+    return Result(version=version.version, counts=counts, fresh=fresh, quarantine=address if lost else None)
+
+
+def _tell_lost(plan: SetPlan, reports: Sequence[dict[str, Any]], result: Result, console: Console) -> None:
+    """Say which tiles could not be read, and where all that was left out is listed."""
+    lost, sparse = result.counts[chips.UNREADABLE], result.counts[chips.SPARSE]
+    if lost:
+        console.say(f"sample           {lost:,} tiles could not be read: {first_few(_reasons(plan, reports))}")
+    if sparse:
+        console.say(f"sample           {sparse:,} tiles have too few valid pixels (tiles.min_valid_fraction)")
+    if result.quarantine:
+        console.say(f"sample           all that is not in the set, with the reason for each: {result.quarantine}")
 
 
 def _say_some(console: Console, texts: Sequence[str]) -> None:
@@ -108,17 +138,24 @@ def _published_already(version: Version) -> str:
 def _standing(artefact: Artefact, name: str) -> Version | None:
     """Return a version that was published before, made current again if another one is; None also where files of it are gone."""
     draft = artefact.draft(name)
-    try:
-        version = artefact.at(name)
-    except NotFoundError:
-        return None
-    if any(artefact.store.size(version.prefix + entry.location) != entry.size for entry in version.files):
+    version = _whole(artefact, name)
+    if version is None:
         return None
     current = artefact.current()
     if current is None or current.version != name:
         draft.add(version.files)
         draft.publish(version.manifest)
     return version
+
+
+def _whole(artefact: Artefact, name: str) -> Version | None:
+    """Return a version that was published before and has all its files still."""
+    try:
+        version = artefact.at(name)
+    except NotFoundError:
+        return None
+    gone = any(artefact.store.size(version.prefix + entry.location) != entry.size for entry in version.files)
+    return None if gone else version
 
 
 def _label_map(section: RastersSection, plan: SetPlan) -> LabelMap | None:
@@ -151,7 +188,7 @@ def _read(plan: SetPlan, read_plan: ReadPlan, max_bad_fraction: float, console: 
             reports.append(report)
             stage.advance(len(statuses), kept=seen[chips.KEPT], sparse=seen[chips.SPARSE], unreadable=seen[chips.UNREADABLE])
             if seen[chips.UNREADABLE] > max_bad_fraction * plan.tiles.num_rows:
-                raise TooManyFailuresError(_too_many(report, seen[chips.UNREADABLE], plan.tiles.num_rows, max_bad_fraction))
+                raise TooManyFailuresError(_too_many(plan, reports, seen[chips.UNREADABLE], max_bad_fraction))
     return sorted(reports, key=lambda report: int(report["shard"]))
 
 
@@ -161,10 +198,22 @@ def _reports(plan: SetPlan, read_plan: ReadPlan) -> Iterator[dict[str, Any]]:
     yield from shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1).iter_rows()
 
 
-def _too_many(report: dict[str, Any], bad: int, total: int, limit: float) -> str:
-    table = from_ipc(report["outcome"])
-    reason = table.filter(pc.equal(table["status"], chips.UNREADABLE))["reason"][0].as_py()
-    return f"{bad} of {total} tiles cannot be read, more than rasters.max_bad_fraction {limit} allows; the latest: {reason}"
+def _too_many(plan: SetPlan, reports: Sequence[dict[str, Any]], bad: int, limit: float) -> str:
+    return (
+        f"{bad} of {plan.tiles.num_rows} tiles cannot be read, more than rasters.max_bad_fraction {limit} allows: "
+        f"{first_few(_reasons(plan, reports))}; replace the files, leave them out, or raise rasters.max_bad_fraction"
+    )
+
+
+def _reasons(plan: SetPlan, reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Return why tiles cannot be read: one reason for each scene, since its others are alike."""
+    lost = pa.concat_tables([from_ipc(report["outcome"]) for report in reports])
+    lost = lost.filter(pc.equal(lost["status"], chips.UNREADABLE))
+    scenes = plan.tiles["scene_id"].take(pc.index_in(lost["tile_id"], value_set=plan.tiles["tile_id"].combine_chunks()))
+    by_scene: dict[str, str] = {}
+    for scene_id, reason in zip(scenes.to_pylist(), lost["reason"].to_pylist(), strict=True):
+        by_scene.setdefault(scene_id, reason.removesuffix(f"; {REPLACE}"))
+    return list(by_scene.values())
 
 
 def _publish(experiment: Experiment, plan: SetPlan, draft: Draft, reports: list[dict[str, Any]], label_map: LabelMap | None) -> Version:
@@ -233,7 +282,7 @@ def _with_files(refused: pa.Table, unreadable: tuple[tuple[str, str], ...]) -> p
 
 
 def _none_kept(outcomes: pa.Table) -> str:
-    reasons = Counter(outcomes["status"].to_pylist())
+    statuses = ", ".join(f"{count} {status}" for status, count in Counter(outcomes["status"].to_pylist()).items())
     best = pc.max(outcomes["valid_fraction"]).as_py()
     seen = (
         ""
@@ -241,17 +290,19 @@ def _none_kept(outcomes: pa.Table) -> str:
         else f"; the best valid_fraction seen is {best:.3f}: lower tiles.min_valid_fraction or correct nodata and quality"
     )
     example = outcomes["reason"][0].as_py()
-    return f"none of {outcomes.num_rows} planned tiles could be kept ({dict(reasons)}; for example: {example}){seen}"
+    return f"none of {outcomes.num_rows} planned tiles could be kept ({statuses}; for example: {example}){seen}"
 
 
 def _counts(plan: SetPlan, outcomes: pa.Table, tiles: pa.Table) -> dict[str, Any]:
     statuses = Counter(outcomes["status"].to_pylist())
+    classes = Counter(label for label in tiles["label"].to_pylist() if label is not None)
     return {
         "scenes": len(plan.scenes),
         "unreadable_files": len(plan.unreadable),
         "planned": plan.tiles.num_rows,
         **{status: statuses[status] for status in (chips.KEPT, chips.SPARSE, chips.UNREADABLE)},
-        "by_split": {str(split): count for split, count in sorted(Counter(tiles["split"].to_pylist()).items(), key=str)},
+        "by_split": {split or "none": count for split, count in sorted(Counter(tiles["split"].to_pylist()).items(), key=str)},
+        **({"by_class": dict(sorted(classes.items()))} if classes else {}),
     }
 
 

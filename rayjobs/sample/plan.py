@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from rayjobs.errors import ConfigError, TooManyFailuresError
+from rayjobs.errors import ConfigError, TooManyFailuresError, first_few
 from rayjobs.geo import FloatArray, IntArray
 from rayjobs.rasters.blocks import ReadGroup, plan_reads, superblock_order
 from rayjobs.rasters.gdal import BLOCK_CACHE_BYTES
@@ -29,6 +29,8 @@ _MIN_SHARD_TILES = 32
 """Shards of a small set have so many tiles, though there were fewer than `_MIN_SHARDS` of them then."""
 _SHARD_COPIES = 5
 """Of a shard's pixels while it is written: as rows, table, page, compressed page and file; the last three are one large tile's at worst."""
+_SHOWN = 10
+"""Files that cannot be opened that a plan names."""
 _WINDOW = ("row", "col", "height", "width")
 
 
@@ -49,9 +51,14 @@ class SetPlan:
     """numpy name of the chips' dtype."""
     physical: bool
     """Whether chips hold physical values (float32)."""
+    cautions: tuple[str, ...]
+    """What may not be as the person expects."""
 
     def cost(self) -> dict[str, Any]:
-        """Return what reading will take: tiles, raster blocks, bytes before compression, bytes of chips and of memory."""
+        """Return what reading will take: tiles, raster blocks, bytes before compression, bytes of chips and of memory.
+
+        Beside it what is wrong: files that cannot be opened (of many the first ones) and cautions.
+        """
         by_scene = {scene.scene_id: scene for scene in self.scenes}
         reads = [_reads_of(by_scene[scene_id], windows) for scene_id, windows in _windows_by_scene(self.tiles)]
         chip_bytes = _chip_bytes(_windows(self.tiles), self.scenes, self.dtype)
@@ -67,6 +74,9 @@ class SetPlan:
             "bytes_to_read_decoded": block_bytes,
             "chip_bytes": int(chip_bytes.sum()),
             "memory_per_worker_bytes": _SHARD_COPIES * largest_shard + in_flight + min(BLOCK_CACHE_BYTES, block_bytes),
+            "unreadable_files": len(self.unreadable),
+            "unreadable": [f"{uri}: {reason}" for uri, reason in self.unreadable[:_SHOWN]],
+            "cautions": list(self.cautions),
         }
 
 
@@ -95,15 +105,29 @@ def plan_set(rasters: RastersSection, tiles: TilesSection) -> SetPlan:
         shards=shards,
         dtype=dtype,
         physical=physical,
+        cautions=_cautions(scenes, tiles.size),
     )
+
+
+def _cautions(scenes: list[Scene], size: int | None) -> tuple[str, ...]:
+    """Say that pictures are cut up, which few people want."""
+    cut = [scene for scene in scenes if size and scene.grid.crs is None and (scene.grid.height, scene.grid.width) != (size, size)]
+    if not cut:
+        return ()
+    first = f"{cut[0].scene_id} of {cut[0].grid.height} x {cut[0].grid.width} pixels"
+    told = (
+        f"{len(cut):,} pictures without coordinates, such as {first}, are cut into windows of {size} x {size}; "
+        "set tiles.size: null to take each picture whole"
+    )
+    return (told,)
 
 
 def _check_failures(discovery: Discovery, limit: float) -> None:
     if discovery.left_out > limit * discovery.listed:
-        uri, reason = discovery.unreadable[0]
+        named = first_few([f"{uri}: {reason}" for uri, reason in discovery.unreadable])
         raise TooManyFailuresError(
             f"{discovery.left_out} of {discovery.listed} scenes cannot be opened ({len(discovery.unreadable)} files), more than "
-            f"rasters.max_bad_fraction {limit} allows; one of them: {uri}: {reason}; replace the files, leave them out, or raise the limit"
+            f"rasters.max_bad_fraction {limit} allows: {named}; replace the files, leave them out, or raise rasters.max_bad_fraction"
         )
 
 

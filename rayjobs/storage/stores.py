@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
+from rayjobs.errors import ConfigError, NotFoundError, PublishConflictError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,10 @@ class Store(Protocol):
         """Return the full URI of a key."""
 
     def check(self) -> None:
-        """Raise `StorageError` where the bucket is missing or access is refused: asked once, before long work."""
+        """Raise `StorageError` where the bucket is missing or access is refused, `ConfigError` where a file is in the folder's place.
+
+        Asked once, before long work.
+        """
 
     def read(self, key: str) -> bytes:
         """Return an object. Raises `NotFoundError`."""
@@ -100,7 +103,10 @@ class LocalStore:
         return self._root / key
 
     def check(self) -> None:
-        """A folder is made when needed: nothing to ask."""
+        """A folder is made when needed; only something else in its place is in the way. Raises `ConfigError`."""
+        taken = next((path for path in (self._root, *self._root.parents) if path.exists()), None)
+        if taken is not None and not taken.is_dir():
+            raise ConfigError(f"{self.uri} cannot be a folder, since {taken} is a file; choose another workspace.uri, or move the file")
 
     def read(self, key: str) -> bytes:
         """Return a file's bytes."""

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from rayjobs.errors import BandError, ConfigError, EmptySearchError
+from rayjobs.errors import BandError, ConfigError, EmptySearchError, UnreadableTileError
 from rayjobs.geo import Window
 from rayjobs.rasters.reader import RasterReader
 from tests.unit.rasters.rasters_made import found, noise
@@ -140,3 +140,41 @@ def test_a_folder_without_pictures_is_an_empty_search(tmp_path):
     (tmp_path / "notes.txt").write_text("none here")
     with pytest.raises(EmptySearchError, match="no picture"):
         found(images(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), r"there is no folder .*pictures, or it is empty"),
+        (("a.txt", "b.csv"), r"no picture \(\.jpg.* is among the 2 files below .*; one is a\.txt"),
+    ],
+)
+def test_a_folder_without_pictures_says_what_is_there(tmp_path, files, words):
+    for name in files:
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    with pytest.raises(EmptySearchError, match=words):
+        found(images(tmp_path / "pictures"))
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [("jpg", "it is cut short"), ("bmp", "it is cut short"), ("tif", "it is damaged, or cut short"), ("webp", "cut short")],
+)
+def test_a_picture_that_was_cut_short_is_told_in_our_words(tmp_path, form, words):
+    path = save(tmp_path / "x" / f"a.{form}", noise(40, 50, 3))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UnreadableTileError) as caught:
+        read(found(images(tmp_path)).scenes[0])
+    assert words in str(caught.value)
+    assert "GDAL_" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_picture_is_told_in_our_words(tmp_path):
+    save(tmp_path / "x" / "a.png", noise(40, 50, 3))
+    (tmp_path / "x" / "b.png").write_bytes(b"")
+    [(uri, reason)] = found(images(tmp_path)).unreadable
+    assert uri.endswith("b.png")
+    assert reason.startswith("cannot be opened: it is empty, or no image in a form that GDAL knows (GDAL: ")

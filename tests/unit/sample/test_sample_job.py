@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayjobs.errors import TooManyFailuresError, UnreadableTileError
-from rayjobs.rasters.reader import RasterReader
-from rayjobs.sample import read
+from rayjobs.errors import ConfigError, TooManyFailuresError, UnreadableTileError
+from rayjobs.rasters.reader import REPLACE, RasterReader
+from rayjobs.sample import job, read
 from rayjobs.tiles import chips
 from tests.unit.rasters.rasters_made import files, noise, write
 
@@ -168,3 +168,55 @@ def test_band_statistics_are_those_of_the_training_pixels(sample, two_scenes):
     pixels = np.concatenate([entry.ravel() for entry in values.values()]).astype(float)
     np.testing.assert_allclose(manifest["band_mean"], [pixels.mean()], rtol=1e-9)
     np.testing.assert_allclose(manifest["band_std"], [pixels.std()], rtol=1e-9)
+
+
+def test_tiles_that_could_not_be_read_are_named_with_the_place_where_all_are_listed(sample, two_scenes, monkeypatch):
+    source, _ = two_scenes
+    with monkeypatch.context() as during:
+        during.setattr(read, "RasterReader", Outage)
+        done = sample(source, rasters={"max_bad_fraction": 0.1})
+    assert "8 tiles could not be read: the network is down" in done.said[-2]
+    assert done.said[-1].endswith(done.result.quarantine)
+    assert Path(done.result.quarantine).name == "quarantine.parquet"
+    assert len(done.table("quarantine.parquet")) == 8
+    assert sample(source, rasters={"max_bad_fraction": 0.1}).result.quarantine == done.result.quarantine
+
+
+def test_a_set_without_losses_has_no_quarantine_to_look_at(sample, two_scenes):
+    done = sample(two_scenes[0])
+    assert done.result.quarantine is None
+    assert not any("left out" in line for line in done.said)
+
+
+class Gone(RasterReader):
+    """No tile can be read; each reason names its scene."""
+
+    def read_many(self, scene, windows):
+        return [UnreadableTileError(f"scene {scene.scene_id} is gone; {REPLACE}")] * len(windows)
+
+
+def test_too_many_lost_tiles_name_the_first_scenes_and_the_key(sample, two_scenes, monkeypatch):
+    monkeypatch.setattr(read, "RasterReader", Gone)
+    with pytest.raises(TooManyFailuresError) as caught:
+        sample(two_scenes[0], rasters={"max_bad_fraction": 0.75})
+    assert "scene a is gone; scene b is gone; replace the files, leave them out, or raise rasters.max_bad_fraction" in str(caught.value)
+
+
+def test_a_plan_says_whether_the_set_is_there(sample, experiment, two_scenes):
+    source, _ = two_scenes
+    assert not job.preview(experiment(source))["published_already"]
+    sample(source)
+    assert job.preview(experiment(source))["published_already"]
+    assert not job.preview(experiment(source, tiles={"min_valid_fraction": 0.5}))["published_already"]
+
+
+def test_a_plan_checks_the_workspace_first(experiment, two_scenes, tmp_path):
+    (tmp_path / "workspace").write_text("a file")
+    with pytest.raises(ConfigError, match=r"workspace is a file; choose another workspace\.uri"):
+        job.preview(experiment(two_scenes[0]))
+
+
+def test_classes_are_counted(sample, slivers):
+    source, rasters = slivers
+    assert sample(source, rasters=rasters, tiles={"min_label_coverage": 2 / 16}).result.counts["by_class"] == {"field": 8, "sliver": 8}
+    assert "by_class" not in sample(source).result.counts

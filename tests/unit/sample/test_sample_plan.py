@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import PIL.Image
 import pytest
 import rasterio
 import shapely
@@ -120,7 +121,8 @@ def test_scenes_that_cannot_be_opened_count_against_the_limit(experiment, tmp_pa
         if index >= 1:
             path.write_bytes(b"II*\0broken")
     words = (
-        r"19 of 20 scenes cannot be opened \(19 files\), more than rasters\.max_bad_fraction 0\.05 allows; one of them: .*01\.tif: cannot"
+        r"19 of 20 scenes cannot be opened \(19 files\), more than rasters\.max_bad_fraction 0\.05 allows: .*01\.tif: cannot be opened.*"
+        r"02\.tif.*03\.tif.*; and 16 more; replace the files, leave them out, or raise rasters\.max_bad_fraction"
     )
     with pytest.raises(TooManyFailuresError, match=words):
         planned(experiment, files(tmp_path / "*.tif"))
@@ -135,3 +137,30 @@ def test_a_scene_is_lost_with_one_of_its_files(experiment, tmp_path):
     source = files(tmp_path / "*.tif", pattern=r"(?P<scene>\d)_(?P<band>\w)\.tif")
     with pytest.raises(TooManyFailuresError, match=r"3 of 4 scenes cannot be opened \(3 files\)"):
         planned(experiment, source, rasters={"max_bad_fraction": 0.5})
+
+
+def test_a_plan_names_the_files_that_cannot_be_opened(experiment, tmp_path):
+    for index in range(20):
+        path = tmp_path / f"{index:02}.tif"
+        write(path, noise(1, 64, 64), origin=(500_000 + 2000 * index, 5_000_000))
+        if index >= 5:
+            path.write_bytes(b"II*\0broken")
+    cost = planned(experiment, files(tmp_path / "*.tif"), rasters={"max_bad_fraction": 0.9}).cost()
+    assert (cost["unreadable_files"], len(cost["unreadable"])) == (15, 10)
+    assert "05.tif: cannot be opened" in cost["unreadable"][0]
+
+
+@pytest.mark.parametrize(("size", "cut"), [(16, True), (40, False), (None, False)])
+def test_a_plan_says_that_pictures_are_cut_up(experiment, tmp_path, size, cut):
+    (tmp_path / "pond").mkdir()
+    PIL.Image.fromarray(noise(40, 40, 3)).save(tmp_path / "pond" / "a.png")
+    plan = planned(experiment, {"kind": "images", "root": str(tmp_path)}, tiles={"size": size})
+    assert plan.cost()["cautions"] == list(plan.cautions)
+    assert bool(plan.cautions) == cut
+    if cut:
+        assert "1 pictures without coordinates, such as pond/a.png of 40 x 40 pixels, are cut into windows of 16 x 16" in plan.cautions[0]
+        assert "tiles.size: null" in plan.cautions[0]
+
+
+def test_ground_that_is_cut_into_tiles_needs_no_caution(experiment, tmp_path):
+    assert planned(experiment, files(write(tmp_path / "a.tif", noise(1, 64, 64)))).cautions == ()

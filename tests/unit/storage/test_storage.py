@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
+from rayjobs.errors import ConfigError, NotFoundError, PublishConflictError, StorageError
 from rayjobs.storage import Artefact, Lease, expand, open_store
 
 
@@ -177,3 +177,12 @@ def test_a_lease_notices_that_it_was_taken_over(store):
             time.sleep(0.05)
         with pytest.raises(PublishConflictError):
             lease.check()
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_file_where_the_folder_should_be_is_refused_before_work_begins(tmp_path, below):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ConfigError, match=r"taken is a file; choose another workspace\.uri"):
+        open_store(str(tmp_path / "taken" / below)).check()
+    open_store(str(tmp_path / "not yet" / below)).check()
+    assert not (tmp_path / "not yet").exists()
