@@ -136,10 +136,10 @@ class PlainLoop:
 def measure(config: Mapping[str, Any]) -> None:
     """Measure all sides on a worker, round by round, and tell the driver."""
     plan: TrainPlan = config["plan"]
-    folder = cache.cache_folder(plan.source, plan.spec.tile_size)
+    tiles, device = training_tiles(plan.source, plan.experiment), ray.train.torch.get_device()
+    folder = cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
     shutil.rmtree(folder, ignore_errors=True)
-    tiles, device = training_tiles(plan.source), ray.train.torch.get_device()
-    ground = ground_of(tiles)
+    ground = ground_of(tiles, plan.experiment)
     supervision = supervise(plan.experiment, ground)
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
     state = initial(plan, objective, device)
@@ -240,7 +240,7 @@ def measured(experiment: Experiment, rounds: int) -> dict[str, Any]:
         ray.train.torch.TorchTrainer(
             measure,
             train_loop_config={"plan": plan, "rounds": rounds},
-            datasets={"chips": cache.chip_dataset(source, training_tiles(source), TILE)},
+            datasets={"chips": cache.chip_dataset(source, training_tiles(source, experiment), TILE)},
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
             scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": even_cpus(1)}),
             run_config=ray.train.RunConfig(name="ray", storage_path=storage),

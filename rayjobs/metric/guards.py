@@ -10,6 +10,10 @@ import numpy as np
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Fractions = np.ndarray[Any, np.dtype[np.float32]]
+
+ROUNDING = 1e-5
+"""How far a sum of shares in float32 may be off."""
 
 
 class Guard(Protocol):
@@ -85,6 +89,32 @@ class LabelGuard:
         wanted = self._labels[anchors]
         same: BoolArray = (wanted == self._labels[candidates]) & (wanted >= 0)
         return same
+
+
+class ProportionGuard:
+    """Refuses candidates that share more of their classes with the anchor than two tiles that are unlike may."""
+
+    name = "proportions"
+
+    def __init__(self, fractions: Fractions, *, max_shared: float) -> None:
+        """Take what the tiles show.
+
+        Args:
+            fractions: (tiles, classes) share of each class, 0 throughout where unknown: such a tile shares nothing.
+            max_shared: greatest `shared_proportion` of two tiles that are unlike.
+        """
+        self._fractions, self._max_shared = fractions, max_shared + ROUNDING
+
+    def refuses(self, anchors: IntArray, candidates: IntArray) -> BoolArray:
+        """See `Guard`."""
+        refused: BoolArray = shared_proportion(self._fractions[anchors], self._fractions[candidates]) > self._max_shared
+        return refused
+
+
+def shared_proportion(one: Fractions, other: Fractions) -> Fractions:
+    """Return how much of their classes tiles share: sum_c min(one_c, other_c), 0 to 1; (..., classes) each, broadcast."""
+    found: Fractions = np.minimum(one, other).sum(axis=-1)
+    return found
 
 
 def _distances(positions: FloatArray, anchors: IntArray, candidates: IntArray) -> FloatArray:

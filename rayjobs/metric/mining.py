@@ -14,9 +14,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from rayjobs.errors import TrainingError
-from rayjobs.metric.guards import BoolArray, DistanceGuard, Guard, IntArray, LabelGuard, OverlapGuard
+from rayjobs.metric.guards import BoolArray, DistanceGuard, Guard, IntArray, LabelGuard, OverlapGuard, ProportionGuard
 
-__all__ = ["DistanceGuard", "Guard", "LabelGuard", "MinedBlock", "OverlapGuard", "canonical_blocks", "mine"]
+__all__ = ["DistanceGuard", "Guard", "LabelGuard", "MinedBlock", "OverlapGuard", "ProportionGuard", "canonical_blocks", "mine"]
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 _Keys = np.ndarray[Any, np.dtype[np.uint64]]

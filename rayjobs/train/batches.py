@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rayjobs.errors import TrainingError
+from rayjobs.metric.guards import ROUNDING, Fractions, shared_proportion
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rayjobs.tiles.neighbours import Neighbourhood
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+_PROBE = 512
+"""Candidates among which tiles that share enough are looked for first: mostly there are some, however many tiles there are."""
+_CHOICE = 4
+"""Of each tile of a group, how many to choose from are enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +45,8 @@ class Supervision(Protocol):
     def anchors(self) -> IntArray:
         """Indices of the tiles that have a tile alike."""
 
-    def draw_anchors(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draw `count` anchors for one epoch."""
+    def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
+        """Draw the anchors of one epoch: (steps, groups)."""
 
     def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
         """Return `size` tiles that are alike, the anchor first."""
@@ -63,10 +71,10 @@ class ByGeography:
                 "no training tile has another between tiles.min_pos_dist and tiles.max_pos_dist; widen them, or sample on a grid"
             )
 
-    def draw_anchors(self, rng: np.random.Generator, count: int) -> IntArray:
+    def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
         """Go through all anchors before any comes again."""
-        rounds = -(-count // len(self.anchors))
-        return np.concatenate([rng.permutation(self.anchors) for _ in range(rounds)])[:count]
+        rounds = -(-steps * groups // len(self.anchors))
+        return np.concatenate([rng.permutation(self.anchors) for _ in range(rounds)])[: steps * groups].reshape(steps, groups)
 
     def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
         """Draw neighbours; they repeat where there are fewer than needed."""
@@ -80,7 +88,7 @@ class ByGeography:
 
 
 class ByLabel:
-    """Tiles of one class are alike; classes come equally often, however many tiles they have."""
+    """Tiles of one class are alike; classes come equally often, however many tiles they have: batches of P classes x K tiles."""
 
     def __init__(self, labels: IntArray) -> None:
         """Take each tile's class, -1 where unknown.
@@ -95,12 +103,9 @@ class ByLabel:
             raise TrainingError(f"labels of {len(self._members)} classes with two training tiles cannot be told apart; label more tiles")
         self.anchors: IntArray = np.concatenate(list(self._members.values()))
 
-    def draw_anchors(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Go through the classes in turn, each time in another order."""
-        classes = np.array(list(self._members))
-        rounds = -(-count // len(classes))
-        order = np.concatenate([rng.permutation(classes) for _ in range(rounds)])[:count]
-        return np.array([rng.choice(self._members[int(label)]) for label in order])
+    def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
+        """Go through the classes in turn, each time in another order: the P classes of a batch differ as long as there are P."""
+        return _of_classes_in_turn(rng, self._members, steps, groups)
 
     def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
         """Draw tiles of the anchor's class."""
@@ -111,6 +116,111 @@ class ByLabel:
     def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  two groups of one class are alike too
         """The group's number is its class."""
         return int(self._labels[anchor])
+
+
+class ByProportion:
+    """Tiles that share most of their classes are alike; dominant classes come equally often, however many tiles they have.
+
+    Whatever two tiles of a group are taken, they share at least `min_shared`. Tiles of two groups may share as much: that they are no
+    negatives of each other is for `rayjobs.train.ground.forbidden_pairs` to say. Partners are looked for when they are needed, in an
+    index of what tiles hold of each class, so that memory grows with the number of tiles alone.
+    """
+
+    def __init__(self, fractions: Fractions, *, min_shared: float) -> None:
+        """Take what the tiles show.
+
+        Args:
+            fractions: (tiles, classes) share of each class, 0 throughout where unknown.
+            min_shared: least `shared_proportion` of two tiles that are alike.
+
+        Raises:
+            TrainingError: no two tiles of one dominant class are alike, or only those of one class are.
+        """
+        self._fractions, self._min_shared = fractions, min_shared - ROUNDING
+        self._known = np.flatnonzero(fractions.any(axis=1))
+        self._dominant = fractions.argmax(axis=1) if fractions.size else np.empty(0, np.int64)
+        self._holders = [_ascending(share) for share in fractions.T]
+        self.anchors: IntArray = self._known[self._have_partners()]
+        found = np.unique(self._dominant[self.anchors])
+        self._members = {int(name): self.anchors[self._dominant[self.anchors] == name] for name in found}
+        if len(self._members) <= 1:
+            raise TrainingError(
+                f"of {len(self._known)} training tiles with proportions, {len(self.anchors)} share {min_shared:g} with another, in "
+                f"{len(found)} dominant classes, and two are needed; lower train.min_pos_shared, or label more tiles"
+            )
+
+    def _have_partners(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Tell which of the known tiles have one alike: mostly the next one in an order that puts like mixtures side by side."""
+        mixtures = self._fractions[self._known]
+        order = np.lexsort((*mixtures.T, mixtures.max(axis=1, initial=0), self._dominant[self._known]))
+        near = shared_proportion(mixtures[order[:-1]], mixtures[order[1:]]) >= self._min_shared
+        found = np.zeros(len(order), bool)
+        found[order[:-1]] |= near
+        found[order[1:]] |= near
+        for alone in np.flatnonzero(~found):
+            found[alone] = len(self._alike(self._known[alone], self._candidates(self._known[alone]))) > 0
+        return found
+
+    def _candidates(self, tile: int) -> IntArray:
+        """Return tiles among which are all that are alike: of no class does one hold more than another by what they need not share."""
+        holders, shares = self._holders[self._dominant[tile]]
+        own, slack = self._fractions[tile, self._dominant[tile]], 1 - self._min_shared
+        if own <= slack:
+            return self._known
+        found: IntArray = holders[np.searchsorted(shares, own - slack) : np.searchsorted(shares, own + slack, side="right")]
+        return found
+
+    def _alike(self, tile: int, candidates: IntArray) -> IntArray:
+        shared = shared_proportion(self._fractions[candidates], self._fractions[tile])
+        found: IntArray = candidates[(shared >= self._min_shared) & (candidates != tile)]
+        return found
+
+    def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
+        """Go through the dominant classes in turn; see `ByLabel`."""
+        return _of_classes_in_turn(rng, self._members, steps, groups)
+
+    def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
+        """Draw tiles one by one, each alike with all before it; they repeat where there are fewer than needed."""
+        candidates = self._candidates(anchor)
+        alike = np.empty(0, np.int64)
+        if len(candidates) > _PROBE:
+            alike = self._alike(anchor, np.unique(rng.choice(candidates, _PROBE)))
+        if len(alike) < _CHOICE * size:
+            alike = self._alike(anchor, candidates)
+        drawn: list[int] = []
+        while len(drawn) < size - 1 and len(alike):
+            drawn.append(int(rng.choice(alike)))
+            alike = self._alike(drawn[-1], alike)
+        again = rng.choice(drawn or [anchor], size - 1 - len(drawn))
+        return np.array([anchor, *drawn, *again], np.int64)
+
+    def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  each mixture is its own kind
+        """Each group is its own kind."""
+        return count
+
+
+def _ascending(share: Fractions) -> tuple[IntArray, Fractions]:
+    """Return the tiles that hold something of a class, and how much, ascending."""
+    holders = np.flatnonzero(share)
+    holders = holders[np.argsort(share[holders], kind="stable")]
+    return holders, share[holders]
+
+
+def _of_classes_in_turn(rng: np.random.Generator, members: Mapping[int, IntArray], steps: int, groups: int) -> IntArray:
+    """Draw (steps, groups) tiles, each class as often as any other, in the epoch and, but for one, in each batch.
+
+    Args:
+        rng: seeded.
+        members: tiles of each class.
+        steps: batches.
+        groups: tiles drawn for each: of different classes, if there are enough.
+    """
+    classes = np.array(list(members))
+    drawn: list[int] = []
+    while len(drawn) < steps * groups:
+        begun = drawn[len(drawn) - len(drawn) % groups :]  # of the batch that the last round left incomplete
+        drawn += sorted(rng.permutation(classes).tolist(), key=begun.count)
+    return np.array([rng.choice(members[name]) for name in drawn[: steps * groups]]).reshape(steps, groups)
 
 
 def plan_epoch(
@@ -131,14 +241,14 @@ def plan_epoch(
         rng: seeded with the run's seed and the epoch.
         steps: batches.
         batch: tiles per batch.
-        group: tiles per group of tiles that are alike.
+        group: tiles per group of tiles that are alike: K of P = batch / K groups.
         mined: (tiles, negatives) hard negatives of each training tile, -1 where there are fewer; None before the first mining.
         mined_share: of the anchors, how many are joined in the batch by one of their mined negatives.
         before: steps of earlier epochs, so that groups of different batches have different numbers.
     """
     per_batch = batch // group
     joined = int(per_batch * mined_share / (1 + mined_share)) if mined is not None else 0
-    drawn = supervision.draw_anchors(rng, steps * per_batch).reshape(steps, per_batch)
+    drawn = supervision.draw_anchors(rng, steps, per_batch)
     eligible = np.zeros(int(supervision.anchors.max()) + 1, bool)
     eligible[supervision.anchors] = True
     members = np.empty((steps, per_batch, group), np.int64)

@@ -78,10 +78,10 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
     return shards.flat_map(decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=decoders))
 
 
-def cache_folder(source: Version, size: int) -> Path:
-    """Return where this node keeps the chips of a set's training split, named by what they are made of."""
+def cache_folder(source: Version, tiles: pa.Table, size: int) -> Path:
+    """Return where this node keeps the chips of `tiles`, rows of a set's tile table, named by what they are made of."""
     made_of = sorted(entry.sha256 for entry in source.files if entry.name == "tiles.parquet" or entry.name.startswith("chips/"))
-    key = hashlib.sha256(" ".join([*made_of, str(size)]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(" ".join([*made_of, str(size), *tiles["tile_id"].to_pylist()]).encode()).hexdigest()[:24]
     return Path(tempfile.gettempdir(), "rayjobs-chips", key)
 
 

@@ -6,21 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.spatial.distance import cdist
 
-from rayjobs.metric.mining import DistanceGuard, Guard, LabelGuard, OverlapGuard
+from rayjobs.errors import TrainingError
+from rayjobs.metric.guards import ROUNDING
+from rayjobs.metric.mining import DistanceGuard, Guard, LabelGuard, OverlapGuard, ProportionGuard
 from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_geoparquet
-from rayjobs.train.batches import ByGeography, ByLabel, Supervision
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, Supervision
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+Fractions = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class Ground:
     """(tiles,) from the centre of each tile to its farthest corner, likewise."""
     labels: np.ndarray[Any, np.dtype[np.int64]]
     """(tiles,) class, numbered from 0; -1 where unknown."""
+    fractions: Fractions
+    """(tiles, classes of the label map) share of each class among the labelled pixels; 0 throughout where unknown, and no columns where the
+    set has none."""
 
     @property
     def classes(self) -> int:
@@ -43,23 +49,66 @@ class Ground:
         return int(self.labels.max(initial=-1)) + 1
 
 
-def training_tiles(source: Version) -> pa.Table:
-    """Return the rows of the training split, sorted by tile id."""
+def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
+    """Return the rows of the training split that are in the pool, sorted by tile id.
+
+    Raises:
+        TrainingError: none is.
+    """
     tiles = read_geoparquet(source.read("tiles.parquet"))
-    return tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id")
+    tiles = tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id")
+    pool = experiment.train.pool
+    if pool.everything:
+        return tiles
+    kept = tiles.take(_pooled(_classes(tiles, experiment), pool.per_class, pool.min_per_class))
+    if not kept.num_rows:
+        raise TrainingError(f"no class has train.pool.min_per_class {pool.min_per_class} training tiles; lower it, or sample more tiles")
+    return kept
 
 
-def ground_of(tiles: pa.Table) -> Ground:
+def _classes(tiles: pa.Table, experiment: Experiment) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return (tiles,) the class by which tiles are pooled, -1 where unknown."""
+    if experiment.train.supervision == "labels":
+        return _numbered(tiles["label"])
+    fractions = _fractions(tiles, experiment.tiles.min_label_coverage)
+    classes = np.full(tiles.num_rows, -1, np.int64)
+    known = fractions.any(axis=1)
+    classes[known] = fractions[known].argmax(axis=1) if known.any() else -1
+    return classes
+
+
+def _pooled(classes: np.ndarray[Any, Any], most: int | None, fewest: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the rows of the pool, ascending; the first ones of each class, which is a choice by chance since tile ids are hashes."""
+    of_class = [np.flatnonzero(classes == name) for name in np.unique(classes[classes >= 0])]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *(rows[:most] for rows in of_class if len(rows) >= fewest)]))
+
+
+def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:
     """Return what is known of tiles apart from their pixels."""
-    classes = sorted({label for label in tiles["label"].to_pylist() if label is not None})
-    code = {label: number for number, label in enumerate(classes)} | {None: -1}
     return Ground(
         tile_ids=tiles["tile_id"].to_pylist(),
         positions=positions(tiles),
         sizes=sizes(tiles),
         reaches=reaches(tiles),
-        labels=np.array([code[label] for label in tiles["label"].to_pylist()], np.int64),
+        labels=_numbered(tiles["label"]),
+        fractions=_fractions(tiles, experiment.tiles.min_label_coverage),
     )
+
+
+def _numbered(labels: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return (tiles,) the position of each label among all, sorted; -1 where there is none."""
+    names = sorted(set(labels.drop_null().to_pylist()))
+    found = pc.index_in(labels, value_set=pa.array(names, labels.type)).fill_null(-1)
+    return np.asarray(found.to_numpy(), np.int64)
+
+
+def _fractions(tiles: pa.Table, min_coverage: float) -> Fractions:
+    """Return `Ground.fractions`; of tiles that a label map covers less than `min_coverage`, they count as unknown."""
+    rows = np.flatnonzero(tiles["label_coverage"].to_numpy() >= min_coverage)  # null is not a number here
+    values = pc.list_flatten(tiles["label_fractions"].take(rows)).to_numpy()
+    found = np.zeros((tiles.num_rows, len(values) // max(len(rows), 1)), np.float32)
+    found[rows] = values.reshape(len(rows), found.shape[1])
+    return found
 
 
 def supervise(experiment: Experiment, ground: Ground) -> Supervision:
@@ -70,6 +119,8 @@ def supervise(experiment: Experiment, ground: Ground) -> Supervision:
     """
     if experiment.train.supervision == "labels":
         return ByLabel(ground.labels)
+    if experiment.train.supervision == "proportions":
+        return ByProportion(ground.fractions, min_shared=experiment.train.min_pos_shared)
     tiles = experiment.tiles
     pairs = positive_pairs(ground.positions, ground.sizes, tiles.min_pos_dist, tiles.max_pos_dist)
     return ByGeography(Neighbourhood.from_pairs(pairs, len(ground.tile_ids)))
@@ -83,7 +134,9 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
         guards.append(OverlapGuard(ground.positions, ground.reaches))
     if mining.distance:
         guards.append(DistanceGuard(ground.positions, ground.sizes, min_dist=tiles.min_neg_dist, max_dist=tiles.max_neg_dist))
-    if mining.label:
+    if mining.label and experiment.train.supervision == "proportions":
+        guards.append(ProportionGuard(ground.fractions, max_shared=experiment.train.max_neg_shared))
+    elif mining.label:
         guards.append(LabelGuard(ground.labels))
     return guards
 
@@ -91,18 +144,30 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
 def forbidden_pairs(
     experiment: Experiment, ground: Ground, first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return (n, m) bool: True where two tiles are no negatives of each other, being too near (or, with max_neg_dist, too far).
+    """Return (n, m) bool: True where two tiles are no negatives of each other.
+
+    They are none if their centres lie within a tile size; for `geography`, if they are too near or (with `max_neg_dist`) too far; for
+    `proportions`, if they share too much.
 
     Args:
-        experiment: its distances.
+        experiment: its distances and shares.
         ground: of the training tiles.
         first: (n,) indices of tiles.
         second: (m,) indices of tiles.
     """
-    tiles = experiment.tiles
-    nearest = max(1.0, tiles.min_neg_dist) if experiment.train.supervision == "geography" else 1.0
+    tiles, supervision = experiment.tiles, experiment.train.supervision
+    nearest = max(1.0, tiles.min_neg_dist) if supervision == "geography" else 1.0
     distance = distances(ground.positions, ground.sizes, first[:, None], second[None, :])
     forbidden: np.ndarray[Any, np.dtype[np.bool_]] = distance < nearest
-    if tiles.max_neg_dist is not None and experiment.train.supervision == "geography":
+    if tiles.max_neg_dist is not None and supervision == "geography":
         forbidden |= distance > tiles.max_neg_dist
+    if supervision == "proportions":
+        forbidden |= _shared(ground.fractions[first], ground.fractions[second]) > experiment.train.max_neg_shared + ROUNDING
     return forbidden
+
+
+def _shared(first: Fractions, second: Fractions) -> FloatArray:
+    """Return (n, m) the proportion that tiles share, from min(a, b) = (a + b - |a - b|) / 2."""
+    sums = first.sum(axis=1)[:, None] + second.sum(axis=1)[None, :]
+    shared: FloatArray = (sums - cdist(first, second, "cityblock")) / 2
+    return shared

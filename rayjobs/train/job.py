@@ -61,8 +61,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what training will take, without starting Ray."""
     workspace = experiment.open_workspace()
     source = workspace.set.require("run `rayjobs sample` first")
-    tiles = training_tiles(source)
-    ground = ground_of(tiles)
+    tiles = training_tiles(source, experiment)
+    ground = ground_of(tiles, experiment)
     check_objective(experiment, ground)
     supervision = supervise(experiment, ground)
     settings = experiment.train
@@ -189,8 +189,8 @@ def tile_size(source: Version, experiment: Experiment) -> int:
 def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console) -> None:
     settings = experiment.train
     workspace = experiment.open_workspace()
-    tiles = training_tiles(source)
-    check_objective(experiment, ground_of(tiles))
+    tiles = training_tiles(source, experiment)
+    check_objective(experiment, ground_of(tiles, experiment))
     spec = _spec(experiment, source)
     gpu = wants_gpu(experiment.ray)
     cpus = settings.cpus_per_worker or even_cpus(settings.num_workers)

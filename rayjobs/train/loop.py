@@ -42,8 +42,8 @@ def loop(config: Mapping[str, Any]) -> None:
 
 def _train(plan: TrainPlan) -> None:
     settings = plan.experiment.train
-    tiles = training_tiles(plan.source)
-    ground = ground_of(tiles)
+    tiles = training_tiles(plan.source, plan.experiment)
+    ground = ground_of(tiles, plan.experiment)
     device = ray.train.torch.get_device()
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
     on = Bench(plan=plan, ground=ground, chips=local_chips(plan, tiles), device=device, objective=objective)
@@ -70,7 +70,7 @@ def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:
 
 def local_chips(plan: TrainPlan, tiles: pa.Table) -> chip_cache.ChipCache:
     """Map the node's chips, filled by the first worker of each node while the others wait."""
-    folder = chip_cache.cache_folder(plan.source, plan.spec.tile_size)
+    folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
     if ray.train.get_context().get_local_rank() == 0:
         chip_cache.drop_old(folder)
         shard = ray.train.get_dataset_shard("chips")

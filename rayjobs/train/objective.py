@@ -51,8 +51,10 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
     if experiment.memory.size:
         require_tuples(experiment.loss, "memory.size")
     spatial = isinstance(experiment.loss, MagnetLossSection) and experiment.loss.form == "spatial"
-    if settings.supervision != "labels" and why_no_tuples(experiment.loss) and not spatial:
-        raise ConfigError(f"loss.kind {experiment.loss.kind} lives on classes; set train.supervision: labels, or choose another loss")
+    known = {"labels", "geography"} if spatial else {"labels"}
+    if why_no_tuples(experiment.loss) and settings.supervision not in known:
+        wanted = " or ".join(sorted(known, reverse=True))
+        raise ConfigError(f"loss.kind {experiment.loss.kind} lives on classes; set train.supervision: {wanted}, or choose another loss")
     if needs_clusters(experiment) and settings.batch_size % experiment.clustering.per_batch:
         raise ConfigError(
             f"train.batch_size {settings.batch_size} must be a multiple of clustering.per_batch {experiment.clustering.per_batch}; "
@@ -60,6 +62,8 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
         )
     if settings.supervision == "labels" and ground.classes <= 1:
         raise ConfigError(f"the training tiles have {ground.classes} classes, which cannot be told apart; see rasters.label_map")
+    if settings.supervision == "proportions" and not ground.fractions.any():
+        raise ConfigError("train.supervision is proportions, and of no training tile are they known; set rasters.label_map")
 
 
 class Objective:

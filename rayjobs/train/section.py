@@ -36,19 +36,42 @@ class AugmentSection:
 
 
 @section
+class PoolSection:
+    """Which of the training tiles are used, by their class: the dominant one with `supervision: proportions`."""
+
+    per_class: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Most tiles of a class, the same ones each time; null: all."""
+    min_per_class: Annotated[int, pydantic.Field(ge=1)] = 1
+    """Classes with fewer tiles are left out."""
+
+    @property
+    def everything(self) -> bool:
+        """Whether all training tiles are used."""
+        return self.per_class is None and self.min_per_class == 1
+
+
+@section
 class TrainSection:
     """How long, on what and how fast to train."""
 
-    supervision: Literal["geography", "labels"] = "geography"
-    """`geography`: near tiles are alike and distant ones are not (Tile2Vec); `labels`: tiles of one class are alike."""
+    supervision: Literal["geography", "labels", "proportions"] = "geography"
+    """`geography`: near tiles are alike and distant ones are not (Tile2Vec); `labels`: tiles of one class are alike; `proportions`: tiles
+    that share most of what a label map says of them are alike."""
+    min_pos_shared: Fraction = 0.8
+    """With `supervision: proportions`, least share of their classes that alike tiles have in common: the sum over classes of the lesser."""
+    max_neg_shared: Fraction = 0.5
+    """Likewise, greatest such share of two tiles that count as different; between the two nothing is claimed."""
+    pool: PoolSection = PoolSection()
+    """Bounds on the number of training tiles of a class."""
     epochs: Annotated[int, pydantic.Field(ge=1)] = 10
     """Passes over the training tiles."""
     steps_per_epoch: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Default: as many batches as the training tiles fill."""
     batch_size: Annotated[int, pydantic.Field(ge=4)] = 128
-    """Tiles per step, over all workers."""
+    """Tiles per step, over all workers: P x K, so that P = batch_size / tiles_per_group groups meet in a batch."""
     tiles_per_group: Annotated[int, pydantic.Field(ge=2)] = 2
-    """Tiles that are alike in a batch: a tile and its neighbours, or K of one class."""
+    """K, the tiles of a group, which are alike: a tile and its neighbours, or tiles of one class or mixture. The P groups of a batch are of
+    different (dominant) classes where there are P classes, and all classes come equally often; mined negatives that join may repeat one."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
     """Peak rate of AdamW; rises over the warm-up and decays as a cosine."""
     backbone_rate: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -77,9 +100,18 @@ class TrainSection:
     """Of initial weights, batches and augmentation."""
 
     def __post_init__(self) -> None:
-        """Check that batches divide."""
+        """Check that batches divide, and that keys go together."""
         if self.batch_size % (self.tiles_per_group * self.num_workers):
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of tiles_per_group x num_workers "
                 f"= {self.tiles_per_group * self.num_workers}; change one of the three"
             )
+        if self.max_neg_shared > self.min_pos_shared:
+            raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
+        if self.supervision == "geography" and not self.pool.everything:
+            raise ValueError("pool is by class, and supervision: geography knows none; drop it, or set supervision: labels or proportions")
+
+    @property
+    def groups_per_batch(self) -> int:
+        """P of P x K."""
+        return self.batch_size // self.tiles_per_group

@@ -5,7 +5,7 @@ import pytest
 
 from rayjobs.errors import TrainingError
 from rayjobs.tiles.neighbours import Neighbourhood
-from rayjobs.train.batches import ByGeography, ByLabel, plan_epoch
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, plan_epoch
 
 
 def line(count):
@@ -37,6 +37,75 @@ def test_groups_of_labels_are_of_one_class_and_unknown_ones_stay_out():
     assert np.ptp(np.bincount(found.groups[:, ::3].ravel())) <= 1
 
 
+@pytest.mark.parametrize(("classes", "groups"), [(15, 8), (15, 15), (7, 6), (5, 12), (3, 9), (4, 1)])
+def test_a_batch_holds_p_classes_and_k_tiles_of_each(classes, groups):
+    labels = np.random.default_rng(0).integers(0, classes, 600)
+    found = plan(ByLabel(labels), steps=40, batch=3 * groups, group=3)
+    of_groups = found.groups.reshape(40, groups, 3)
+    assert (labels[found.members].reshape(40, groups, 3) == of_groups[:, :, :1]).all()
+    for batch in of_groups[:, :, 0]:
+        counts = np.bincount(batch, minlength=classes)
+        assert counts.max() <= -(-groups // classes)
+        assert counts.min() >= groups // classes
+    assert np.ptp(np.bincount(of_groups[:, :, 0].ravel(), minlength=classes)) <= 1
+    for tiles in found.members.reshape(-1, 3):
+        assert len(set(tiles.tolist())) == 3, "a class with enough tiles repeats none"
+
+
+def mixtures(count=400, classes=6, seed=0):
+    """(tiles, classes) float32; the last ten are unknown."""
+    found = np.random.default_rng(seed).dirichlet(np.full(classes, 0.3), count).astype(np.float32)
+    found[-10:] = 0
+    return found
+
+
+def shared(one, other):
+    """One pair of tiles, in float64."""
+    return sum(min(float(a), float(b)) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("min_shared", "group"), [(0.8, 2), (0.9, 3), (0.6, 6), (0.3, 4)])
+def test_all_tiles_of_a_group_share_enough(min_shared, group):
+    fractions = mixtures()
+    supervision = ByProportion(fractions, min_shared=min_shared)
+    found = plan(supervision, steps=20, batch=4 * group, group=group)
+    for tiles in found.members.reshape(-1, group).tolist():
+        assert all(shared(fractions[one], fractions[other]) >= min_shared - 2e-5 for one in tiles for other in tiles)
+        assert tiles[0] not in tiles[1:]
+    assert np.array_equal(found.groups[:, ::group].ravel(), np.arange(80)), "each group is its own kind"
+    dominant = fractions.argmax(axis=1)[found.members[:, ::group]]
+    assert all(len(set(batch)) == 4 for batch in dominant.tolist()), "different dominant classes meet"
+
+
+@pytest.mark.parametrize("probe", [512, 20])
+@pytest.mark.parametrize("min_shared", [0.98, 0.8, 0.5, 0.3])
+def test_anchors_are_the_tiles_that_share_enough_with_another(min_shared, probe, monkeypatch):
+    monkeypatch.setattr("rayjobs.train.batches._PROBE", probe)
+    fractions = mixtures(150)
+    supervision = ByProportion(fractions, min_shared=min_shared)
+    alike = np.array([[shared(one, other) >= min_shared for other in fractions] for one in fractions])
+    np.fill_diagonal(alike, val=False)
+    assert supervision.anchors.tolist() == np.flatnonzero(alike.any(axis=1)).tolist()
+    rng = np.random.default_rng(0)
+    for anchor in supervision.anchors[:20].tolist():
+        partners = {int(supervision.group_of(rng, anchor, 2)[1]) for _ in range(300 if alike[anchor].sum() < 20 else 3)}
+        assert partners <= set(np.flatnonzero(alike[anchor]))
+        if alike[anchor].sum() < 20 and probe == 512:
+            assert partners == set(np.flatnonzero(alike[anchor])), "every partner is drawn now and then"
+
+
+def test_few_alike_tiles_repeat():
+    fractions = np.array([[1, 0], [0.95, 0.05], [0, 1], [0.05, 0.95], [0.5, 0.5]], np.float32)
+    supervision = ByProportion(fractions, min_shared=0.9)
+    assert supervision.anchors.tolist() == [0, 1, 2, 3]
+    assert supervision.group_of(np.random.default_rng(0), 2, 4).tolist() == [2, 3, 3, 3]
+
+
+def test_identical_mixtures_share_all_of_it():
+    fractions = np.repeat(mixtures(40, 45)[:-10], 2, axis=0)
+    assert len(ByProportion(fractions, min_shared=1.0).anchors) == len(fractions)
+
+
 def test_mined_negatives_join_their_anchors():
     mined = np.stack([(np.arange(50) + 25) % 50, np.full(50, -1)], axis=1)
     found = plan(ByGeography(line(50)), mined=mined)
@@ -55,3 +124,6 @@ def test_nothing_alike_is_an_error_with_a_remedy():
         ByGeography(Neighbourhood.from_pairs(np.empty((0, 2), np.int64), 4))
     with pytest.raises(TrainingError, match="label more"):
         ByLabel(np.array([0, 0, 0, 1, -1]))
+    for unlike in (np.eye(4, dtype=np.float32), np.empty((5, 0), np.float32), np.zeros((5, 3), np.float32)):
+        with pytest.raises(TrainingError, match="min_pos_shared"):
+            ByProportion(unlike, min_shared=0.8)

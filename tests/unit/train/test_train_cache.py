@@ -4,6 +4,7 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayjobs.storage import FileDigest
@@ -41,19 +42,13 @@ def test_the_folder_is_named_by_what_the_chips_are_made_of():
         names = ["tiles.parquet", "chips/part-00000.parquet", "experiment.yaml"]
         return SimpleNamespace(files=[FileDigest(name, digest, 1) for name, digest in zip(names, digests, strict=True)])
 
-    one = cache.cache_folder(source("a", "b", "c"), 8)
-    assert one == cache.cache_folder(source("a", "b", "other"), 8)
-    assert (
-        len(
-            {
-                one,
-                cache.cache_folder(source("a", "x", "c"), 8),
-                cache.cache_folder(source("x", "b", "c"), 8),
-                cache.cache_folder(source("a", "b", "c"), 9),
-            }
-        )
-        == 4
-    )
+    def folder(*digests: str, tiles: str = "pqr", size: int = 8):
+        return cache.cache_folder(source(*digests), pa.table({"tile_id": list(tiles)}), size)
+
+    one = folder("a", "b", "c")
+    assert one == folder("a", "b", "other")
+    others = [folder("a", "x", "c"), folder("x", "b", "c"), folder("a", "b", "c", tiles="pq"), folder("a", "b", "c", size=9)]
+    assert len({one, *others}) == 5
 
 
 def test_chips_that_nobody_opened_for_days_go(tmp_path):

@@ -21,7 +21,12 @@ def ground(classes: int = 4) -> Ground:
     side = np.ones(COUNT)
     places = np.stack([np.arange(COUNT) % 8, np.arange(COUNT) // 8, np.zeros(COUNT)], axis=1)
     return Ground(
-        tile_ids=[str(number) for number in range(COUNT)], positions=places, sizes=side, reaches=side, labels=np.arange(COUNT) % classes
+        tile_ids=[str(number) for number in range(COUNT)],
+        positions=places,
+        sizes=side,
+        reaches=side,
+        labels=np.arange(COUNT) % classes,
+        fractions=np.eye(classes, dtype=np.float32)[np.arange(COUNT) % classes],
     )
 
 
@@ -106,6 +111,8 @@ def test_the_cost_of_each_tile_is_remembered_for_the_choice_of_clusters():
         ({"kind": "softmax"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
         ({"kind": "magnet"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
         ({"kind": "magnet"}, {"train": {"supervision": "labels", "batch_size": 32}}, "clustering.per_batch"),
+        ({"kind": "proxy_anchor"}, {"train": {"supervision": "proportions"}}, "train.supervision: labels,"),
+        ({"kind": "magnet", "form": "spatial"}, {"train": {"supervision": "proportions"}}, "labels or geography"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(loss, more, words):
@@ -120,3 +127,22 @@ def test_one_class_cannot_be_told_apart():
 
 def test_the_earlier_systems_magnet_takes_places_for_classes():
     check_objective(experiment({"kind": "magnet", "form": "spatial"}, train={"supervision": "geography"}), ground())
+
+
+def test_proportions_that_nobody_knows_are_refused():
+    unknown = dataclasses.replace(ground(), fractions=np.zeros((COUNT, 0), np.float32))
+    with pytest.raises(ConfigError, match=r"rasters\.label_map"):
+        check_objective(experiment({"kind": "triplet"}, train={"supervision": "proportions"}), unknown)
+
+
+def test_groups_that_share_too_much_are_no_negatives_of_each_other():
+    """Tiles 0 and 4 show one class: whatever their groups are called, the loss does not part them."""
+    settings = experiment({"kind": "triplet"}, train={"supervision": "proportions"}, miner={"kind": "none"}, mining={"every": 0})
+    far_apart = dataclasses.replace(ground(), positions=10 * ground().positions)
+    objective = Objective(settings, far_apart, dim=2, device=CPU)
+    items = np.array([0, 4, 8, 12])
+    at = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # the nearest negative would be at distance 0
+    groups = torch.tensor([0, 1, 0, 1])
+    assert objective(at, Batch(items=items, groups=groups, clusters=None, seed=0)).item() == 0
+    unlike = objective(at, Batch(items=np.array([0, 1, 8, 9]), groups=groups, clusters=None, seed=0))
+    assert unlike.item() > 0.5

@@ -1,0 +1,151 @@
+"""What is known of the training tiles: their pool, their proportions, and who is no negative of whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayjobs.config import build
+from rayjobs.errors import ConfigError, TrainingError
+from rayjobs.experiment import Experiment
+from rayjobs.metric.mining import LabelGuard, ProportionGuard
+from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion
+from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, training_tiles
+
+CLASSES = ("crops", "forest", "water")
+
+
+def table(count: int = 300, seed: int = 0) -> pa.Table:
+    """Tiles of a picture, 40 pixels apart; a tenth belongs to another split, a seventh has no label, some are hardly covered."""
+    rng = np.random.default_rng(seed)
+    fractions = rng.dirichlet([1.0, 0.4, 0.1], count).astype(np.float32)
+    names = [CLASSES[entry.argmax()] if number % 7 else None for number, entry in enumerate(fractions)]
+    columns = {
+        "tile_id": [f"{number * 7919 % 100_003:05d}" for number in range(count)],
+        "scene_id": ["s"] * count,
+        "row": [0] * count,
+        "col": [40 * number for number in range(count)],
+        "height": [10] * count,
+        "width": [10] * count,
+        "place_id": ["p"] * count,
+        "block_id": ["b"] * count,
+        "split": ["train" if number % 10 else "test" for number in range(count)],
+        "label": names,
+        "label_purity": fractions.max(axis=1),
+        "label_coverage": np.where(np.arange(count) % 4 == 1, 0.3, 0.9).astype(np.float32),
+        "label_fractions": fractions.tolist(),
+    }
+    blank = {name: [None] * count for name in SCHEMA.names if name not in columns}
+    return pa.table({name: pa.array((columns | blank)[name], SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+
+
+def source(tiles: pa.Table) -> SimpleNamespace:
+    return SimpleNamespace(read=lambda name: geoparquet_bytes(tiles))  # noqa: ARG005  a set has one such file
+
+
+def experiment(**sections) -> Experiment:
+    return build(Experiment, {"name": "x", "rasters": {"sources": [{"kind": "files", "uris": ["x.tif"]}]}} | sections)
+
+
+def proportions(**keys) -> Experiment:
+    return experiment(train={"supervision": "proportions"} | keys)
+
+
+def test_without_a_pool_all_training_tiles_are_used_in_order_of_their_ids():
+    tiles = table()
+    found = training_tiles(source(tiles), experiment())
+    assert found["tile_id"].to_pylist() == sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == "train")
+
+
+def test_the_pool_takes_the_first_tiles_of_each_class_that_has_enough():
+    tiles = table()
+    settings = experiment(train={"supervision": "labels", "pool": {"per_class": 70, "min_per_class": 20}})
+    found = training_tiles(source(tiles), settings)
+    rows = sorted((row for row in tiles.to_pylist() if row["split"] == "train" and row["label"]), key=lambda row: row["tile_id"])
+    counts = Counter(row["label"] for row in rows)
+    assert counts["crops"] > 70 > counts["forest"] > 20 > counts["water"] > 0
+    expected = [row for row in rows if row["label"] == "crops"][:70] + [row for row in rows if row["label"] == "forest"]
+    assert found["tile_id"].to_pylist() == sorted(row["tile_id"] for row in expected)
+
+
+def test_with_proportions_the_pool_goes_by_dominant_class_where_it_is_known():
+    tiles = table()
+    found = training_tiles(source(tiles), proportions(pool={"per_class": 30}))
+    rows = [row for row in tiles.to_pylist() if row["split"] == "train" and row["label_coverage"] >= 0.5]
+    counts = Counter(int(np.argmax(row["label_fractions"])) for row in rows)
+    assert Counter(int(np.argmax(entry)) for entry in found["label_fractions"].to_pylist()) == {
+        name: min(count, 30) for name, count in counts.items()
+    }
+    assert min(found["label_coverage"].to_pylist()) >= 0.5
+
+
+def test_an_empty_pool_is_an_error_with_a_remedy():
+    for settings in (experiment(train={"supervision": "labels", "pool": {"min_per_class": 999}}), proportions(pool={"min_per_class": 999})):
+        with pytest.raises(TrainingError, match="min_per_class"):
+            training_tiles(source(table()), settings)
+
+
+def test_proportions_are_known_where_the_label_map_covers_enough():
+    tiles = table()
+    ground = ground_of(tiles, experiment())
+    for row, fractions, label in zip(tiles.to_pylist(), ground.fractions, ground.labels, strict=True):
+        assert fractions.tolist() == (row["label_fractions"] if row["label_coverage"] >= 0.5 else [0, 0, 0])
+        assert label == (-1 if row["label"] is None else CLASSES.index(row["label"]))
+
+
+def test_a_set_without_a_label_map_has_no_proportions():
+    tiles = table()
+    for name in ("label_coverage", "label_fractions", "label"):
+        tiles = tiles.set_column(tiles.schema.get_field_index(name), SCHEMA.field(name), pa.nulls(tiles.num_rows, SCHEMA.field(name).type))
+    ground = ground_of(tiles, proportions())
+    assert ground.fractions.shape == (tiles.num_rows, 0)
+    assert ground.classes == 0
+
+
+def test_each_kind_of_supervision_is_made():
+    tiles = table()
+    made = {
+        "geography": experiment(tiles={"max_pos_dist": 5.0, "min_neg_dist": 8.0}),
+        "labels": experiment(train={"supervision": "labels"}),
+        "proportions": proportions(),
+    }
+    found = {name: supervise(settings, ground_of(tiles, settings)) for name, settings in made.items()}
+    assert {name: type(one) for name, one in found.items()} == {"geography": ByGeography, "labels": ByLabel, "proportions": ByProportion}
+
+
+def test_pairs_that_share_too_much_are_forbidden_and_refused_by_the_guard():
+    settings = proportions(max_neg_shared=0.4)
+    tiles = table(60)
+    ground = ground_of(tiles, settings)
+    first, second = np.arange(0, 60, 2), np.arange(0, 60, 3)
+    forbidden = forbidden_pairs(settings, ground, first, second)
+    (guard,) = [one for one in guards_of(settings, ground) if one.name == "proportions"]
+    for row, one in enumerate(first.tolist()):
+        for column, other in enumerate(second.tolist()):
+            shared = sum(min(float(a), float(b)) for a, b in zip(ground.fractions[one], ground.fractions[other], strict=True))
+            assert forbidden[row, column] == (shared > 0.4 or one == other)
+            assert guard.refuses(np.array([one]), np.array([other]))[0] == (shared > 0.4)
+    assert not any(isinstance(one, LabelGuard) for one in guards_of(settings, ground))
+    assert not any(isinstance(one, ProportionGuard) for one in guards_of(experiment(), ground))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"supervision": "proportions", "min_pos_shared": 0.4}, "max_neg_shared 0.5 is above min_pos_shared 0.4"),
+        ({"pool": {"per_class": 5}}, "geography knows none"),
+        ({"supervision": "labels", "pool": {"per_class": 0}}, "per_class"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment(train=keys)
+
+
+def test_p_and_k_follow_from_two_keys():
+    assert experiment(train={"batch_size": 60, "tiles_per_group": 4}).train.groups_per_batch == 15
