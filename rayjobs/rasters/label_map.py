@@ -1,10 +1,10 @@
-"""Class fractions of tiles from a raster of classes, as codes or in colours, on any grid and in any CRS; looked up, never resampled."""
+"""Classes of pixels, and class fractions of tiles, from a raster of codes or colours on any grid and in any CRS; looked up exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyproj
@@ -28,6 +28,7 @@ _EDGE_PIXELS = 1e-6
 _CHUNK_PIXELS = 2**20
 """Tile pixels whose coordinates are held at once."""
 
+T = TypeVar("T")
 Transform = tuple[float, float, float, float, float, float]
 
 
@@ -82,25 +83,38 @@ class LabelMap:
         Raises:
             LabelMapError: the raster cannot be read, or tiles and labels cannot be related.
         """
+        classes = len(self.names)
+        return self._many(grid, windows, lambda found: _fractions(found, classes))
+
+    def classes_many(self, grid: Grid, windows: IntArray) -> list[IntArray]:
+        """Return the class of each pixel of tiles, (height, width) int64 each: a position in `names`, -1 where there is none.
+
+        Args and errors as in `fractions_many`.
+        """
+        return self._many(grid, windows, lambda found: found)
+
+    def _many(self, grid: Grid, windows: IntArray, answer: Callable[[IntArray], T]) -> list[T]:
+        """Return what `answer` makes of the classes (height, width) of each tile."""
         windows = np.asarray(windows, np.int64).reshape(-1, 4)
         if grid.crs is None:
             raise LabelMapError(f"the label map {self.uri} cannot label images without coordinates; drop rasters.label_map")
         try:
-            return self._fractions_many(grid, windows, fresh=False)
+            return self._looked_up(grid, windows, answer, fresh=False)
         except FAULTS:  # a remote answer may have been cut short
             try:
-                return self._fractions_many(grid, windows, fresh=True)
+                return self._looked_up(grid, windows, answer, fresh=True)
             except FAULTS as error:
                 raise LabelMapError(f"the label map {self.uri} cannot be read: {error}; replace the file") from error
 
-    def _fractions_many(self, grid: Grid, windows: IntArray, *, fresh: bool) -> list[LabelFractions]:
-        answers: list[LabelFractions | None] = [None] * len(windows)
+    def _looked_up(self, grid: Grid, windows: IntArray, answer: Callable[[IntArray], T], *, fresh: bool) -> list[T]:
+        answers: dict[int, T] = {}
         with environment():
             handle, header = self._opened(fresh=fresh)
             with handle.dataset:
                 for positions, rows, cols in _label_pixels(grid, windows, header.grid):
-                    self._count(handle, header, rows, cols, positions, answers)
-        return [answer for answer in answers if answer is not None]
+                    for tile, found in self._classes(handle, header, rows, cols):
+                        answers[int(positions[tile])] = answer(found)
+        return [answers[position] for position in range(len(windows))]
 
     def files(self) -> tuple[str, ...]:
         """Return the addresses of the files that the raster lies in, its own first.
@@ -149,29 +163,23 @@ class LabelMap:
             )
         return handle, header
 
-    def _count(
-        self,
-        handle: Handle,
-        header: Header,
-        rows: IntArray,
-        cols: IntArray,
-        positions: IntArray,
-        answers: list[LabelFractions | None],
-    ) -> None:
-        """Look up the classes of tiles (k, h, w) and write their fractions into `answers`."""
+    def _classes(self, handle: Handle, header: Header, rows: IntArray, cols: IntArray) -> Iterator[tuple[int, IntArray]]:
+        """Yield each of k tiles with the classes (h, w) of its pixels, whose label pixels are at `rows` and `cols` (k, h, w)."""
         legend = _Codes.of(self, header) if self.palette is None else _Colours.of(self, handle, header)
         shape = (header.grid.height, header.grid.width)
         inside = (rows >= 0) & (rows < shape[0]) & (cols >= 0) & (cols < shape[1])
-        touched = np.flatnonzero(inside.any(axis=(1, 2)))
-        for position in positions:
-            answers[position] = LabelFractions(np.zeros(len(self.names), np.float32), 0.0)
+        touching = inside.any(axis=(1, 2))
+        for tile in np.flatnonzero(~touching).tolist():
+            yield tile, np.full(inside.shape[1:], -1, np.int64)
+        touched = np.flatnonzero(touching)
         boxes = [_box(rows[tile][inside[tile]], cols[tile][inside[tile]]) for tile in touched]
         for group in plan_reads(np.array(boxes, np.int64), header.block, shape):
             labels = legend.read(handle, group.window)
-            for tile in touched[group.members]:
-                at = inside[tile]
+            for tile in touched[group.members].tolist():
+                at, classes = inside[tile], np.full(inside.shape[1:], -1, np.int64)
                 found = labels[:, rows[tile][at] - group.window.row, cols[tile][at] - group.window.col]
-                answers[positions[tile]] = _fractions(legend.classes_of(found), len(self.names), at.size)
+                classes[at] = legend.classes_of(found)
+                yield tile, classes
 
 
 class _Codes(NamedTuple):
@@ -245,10 +253,10 @@ def _box(rows: IntArray, cols: IntArray) -> tuple[int, int, int, int]:
     return top, left, int(rows.max()) - top + 1, int(cols.max()) - left + 1
 
 
-def _fractions(found: IntArray, classes: int, pixels: int) -> LabelFractions:
+def _fractions(found: IntArray, classes: int) -> LabelFractions:
     counts = np.bincount(found[found >= 0], minlength=classes)
     total = int(counts.sum())
-    return LabelFractions((counts / max(total, 1)).astype(np.float32), total / pixels)
+    return LabelFractions((counts / max(total, 1)).astype(np.float32), total / found.size)
 
 
 def _label_pixels(grid: Grid, windows: IntArray, labels: Grid) -> Iterator[tuple[IntArray, IntArray, IntArray]]:

@@ -71,6 +71,22 @@ def test_many_tiles_of_several_sizes_answer_in_order(tmp_path):
     np.testing.assert_allclose(many[4].fractions, expected, atol=1e-6)
 
 
+def test_classes_of_pixels_are_what_fractions_count(tmp_path):
+    path = write(tmp_path / "labels.tif", np.arange(1600).reshape(1, 40, 40) % 3 + 10)  # over the north-west tenth of UTM
+    label_map = LabelMap(uri=path, classes={12: "b", 10: "a"})
+    windows = np.array([(0, 0, 5, 6), (100, 100, 5, 6), (38, 36, 4, 8)])
+    near, beside, edge = label_map.classes_many(UTM, windows)
+    expected = np.array([1, -1, 0])  # code 10 is class 1 ("a" is named second), 11 is not listed, 12 is class 0
+    rows, cols = np.mgrid[0:5, 0:6]
+    np.testing.assert_array_equal(near, expected[(rows * 40 + cols) % 3])
+    assert (beside == -1).all()
+    np.testing.assert_array_equal(edge[:2, :4], expected[((38 + np.arange(2))[:, None] * 40 + 36 + np.arange(4)) % 3])
+    assert (edge[2:] == -1).all()
+    assert (edge[:, 4:] == -1).all()
+    for classes, answer in zip((near, beside, edge), label_map.fractions_many(UTM, windows), strict=True):
+        assert answer.coverage == pytest.approx((classes >= 0).mean())
+
+
 def test_a_tile_beside_the_labels_has_none(tmp_path):
     path = write(tmp_path / "labels.tif", np.full((1, 40, 40), 11, "uint8"))  # the north-west tenth of UTM
     label_map = LabelMap(uri=path, classes=CLASSES)
