@@ -19,13 +19,29 @@ class EvaluateSection:
     """`neighbourhood`: tiles whose centres lie within `radius`; `label`: tiles of the query's class."""
     radius: Annotated[float, pydantic.Field(gt=0)] = 1.5
     """Greatest distance between centres of relevant tiles, in tile sizes; 1.5 is the 8 tiles around one of a grid."""
-    ks: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = (1, 5, 10)
-    """Cut-offs of recall@k and precision@k."""
+    ks: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], ...], pydantic.Field(min_length=1)] = (1, 5, 10)
+    """Cut-offs of recall@k, precision@k and the others."""
     objective: str = "recall@10"
-    """The metric that counts."""
+    """The metric that counts: one of retrieval (recall@k, MAP@R, ...) or, of tiles with class proportions, nDCG@k/graded,
+    soft_precision@k or gSil."""
+    unit: Literal["auto", "block", "scene", "class"] = "auto"
+    """What is resampled for intervals. `auto`: what `tiles.splits.by` divides by, of plain images the scene; `class`: where the classes are
+    themselves a sample, as in the evaluation on classes that were never trained on."""
     resamples: Annotated[int, pydantic.Field(ge=100)] = 2000
-    """Bootstrap resamples of spatial blocks behind each interval."""
+    """Bootstrap resamples of those units behind each interval."""
+    probes: tuple[Literal["knn", "svc", "rfc", "mlp", "dt"], ...] = ("knn",)
+    """Simple predictors of classes, and of class proportions, fitted on the embeddings: k nearest neighbours, support vectors, random
+    forest, perceptron, decision tree. The first gives the table by class and the confusion matrix. [] for none."""
+    probe_repeats: Annotated[int, pydantic.Field(ge=1)] = 5
+    """Splits that each probe is fitted and tested on, by blocks or scenes; and as many random ones beside them."""
+    probe_test_share: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.3
+    """Share of the blocks or scenes that a probe is tested on."""
     seed: int = 0
-    """Of the resampling and of the random-init row."""
+    """Of the resampling, the probes and the random-init row."""
     weights: str | None = None
     """Weights of the frozen-pretrained row, as `model.pretrained`; default those of the model, if it has any."""
+
+    def __post_init__(self) -> None:
+        """Refuse a probe that is listed twice."""
+        if len(set(self.probes)) < len(self.probes):
+            raise ValueError(f"probes lists one twice: {', '.join(self.probes)}")

@@ -1,0 +1,288 @@
+"""Everything that is measured of one row. Arrays in, values out: knows neither Ray nor the workspace.
+
+Plan, then act: `plan` decides from what is known of the tiles what can be measured of them, and says what cannot; `measure` then measures
+it, on the same tiles and the same splits for every row, so that rows can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import joblib  # type: ignore[import-untyped]  # joblib ships no types
+import numpy as np
+
+from rayjobs.errors import RetrievalError, TrainingError
+from rayjobs.evaluate.relevance import UNKNOWN
+from rayjobs.retrieval import classes
+from rayjobs.retrieval.metrics import PairList, Pairs, metric_names, score
+from rayjobs.retrieval.probes import NEIGHBOURS, PROBES, ProbeResult, Split, probe, random_splits, unit_splits
+from rayjobs.retrieval.proportions import Proportions, generalised_silhouette, soft_precision_at_r
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rayjobs.evaluate.relevance import Question
+    from rayjobs.evaluate.section import EvaluateSection
+    from rayjobs.retrieval.ranking import BoolArray, Distance, FloatArray, IntArray, Vectors
+
+Target = Literal["classes", "proportions"]
+"""What a probe predicts."""
+
+By = Literal["ground", "random"]
+"""How a probe's training and test are divided: by whole blocks or scenes, or tile by tile."""
+
+GENERALISED_SILHOUETTE = "gSil"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileValues:
+    """A metric, tile by tile; its figure is their mean."""
+
+    tiles: IntArray
+    """(measured,) indices of the tiles that it is measured at."""
+    values: FloatArray
+    """(measured,)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """Splits of the tiles on which the probes of every row are fitted and tested."""
+
+    target: Target
+    by: By
+    splits: tuple[Split, ...]
+    """At least one, each of which every probe can serve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What can be measured of the tiles in question, the same for every row."""
+
+    labelled: bool
+    """Whether there are tiles of at least two classes."""
+    mixed: IntArray
+    """(tiles,) indices of the tiles whose class proportions are known; empty where they are not measured."""
+    divisions: tuple[Division, ...]
+    left_out: tuple[str, ...]
+    """What is not measured, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What a probe found on one division."""
+
+    kind: str
+    """Of `retrieval.probes.PROBES`."""
+    division: Division
+    result: ProbeResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One row: an encoder's embedding of the tiles in question and everything measured of it."""
+
+    name: str
+    """Of the row."""
+    question: Question
+    """The tiles, their classes and proportions."""
+    vectors: Vectors
+    """(tiles, dim) float32."""
+    distance: Distance
+    """What they are compared with."""
+    metrics: dict[str, TileValues]
+    """By name, as `metrics_of` lists them."""
+    figures: dict[str, float]
+    """Metrics of the whole embedding, by name; NaN where one is not defined."""
+    probes: tuple[Probed, ...]
+
+    @property
+    def class_probe(self) -> Probed | None:
+        """The first probe of classes, on whole blocks or scenes where there are enough of them: of it are table and confusion matrix."""
+        return next((probed for probed in self.probes if probed.result.table is not None), None)
+
+
+def plan(question: Question, settings: EvaluateSection) -> Plan:
+    """Decide what can be measured of the tiles."""
+    left_out: list[str] = []
+    labelled, mixed = len(question.classes) > 1, _mixed(question, left_out)
+    if len(question.classes) == 1:
+        left_out.append(f"all labelled tiles are of the class {question.classes[0]!r}: nothing that compares classes is measured")
+    divisions: list[Division] = []
+    if settings.probes and labelled:
+        divisions += _divisions("classes", question.codes, question, settings, left_out)
+    if _able(settings.probes, "proportions") and len(mixed):
+        divisions += _divisions("proportions", _dominant(question, mixed), question, settings, left_out)
+    return Plan(labelled=labelled, mixed=mixed, divisions=tuple(divisions), left_out=tuple(left_out))
+
+
+def metrics_of(found: Plan, ks: Sequence[int]) -> list[str]:
+    """Return the names of the metrics that have a value for each tile, and so an interval; any of them can be the objective."""
+    of_proportions = [*_graded(ks), *(f"soft_precision@{k}" for k in ks), GENERALISED_SILHOUETTE]
+    return metric_names(ks) + (of_proportions if len(found.mixed) else [])
+
+
+def _graded(ks: Sequence[int]) -> list[str]:
+    """Return the names of the metrics of gains."""
+    hits = metric_names(ks)
+    return [name for name in metric_names(ks, graded=True) if name not in hits]
+
+
+def fits(found: Plan, settings: EvaluateSection) -> list[tuple[str, Division]]:
+    """Return which probe is fitted on which division; the first of classes is the first of all."""
+    return [(kind, division) for kind in settings.probes for division in found.divisions if kind in _able([kind], division.target)]
+
+
+def measure(name: str, vectors: Vectors, distance: Distance, question: Question, found: Plan, settings: EvaluateSection) -> Measured:
+    """Measure one row.
+
+    Args:
+        name: of the row.
+        vectors: (tiles, dim) float32, in the order of the question's tiles.
+        distance: what they are compared with.
+        question: the tiles.
+        found: what `plan` says of them.
+        settings: the experiment's evaluate section.
+
+    Raises:
+        TrainingError: no tile has another relevant one.
+        RetrievalError: a vector is not finite.
+    """
+    metrics = _retrieval(vectors, distance, question, settings)
+    if len(found.mixed):
+        metrics |= _of_proportions(vectors, distance, question, found.mixed, settings)
+    figures = {metric: value(vectors, question.codes) for metric, value in classes.EMBEDDING.items()} if found.labelled else {}
+    with joblib.parallel_config(n_jobs=-1):  # the trees of a forest; the result is the same
+        probes = tuple(_probed(kind, vectors, question, division, settings.seed) for kind, division in fits(found, settings))
+    return Measured(name=name, question=question, vectors=vectors, distance=distance, metrics=metrics, figures=figures, probes=probes)
+
+
+def _retrieval(vectors: Vectors, distance: Distance, question: Question, settings: EvaluateSection) -> dict[str, TileValues]:
+    scores = score(
+        vectors,
+        vectors,
+        relevance=question.relevance,
+        excluded=question.excluded,
+        ks=settings.ks,
+        distance=distance,
+        seed=settings.seed,
+    )
+    if not len(scores.queries):
+        raise TrainingError(f"no tile of the {settings.split} split has another relevant one; widen evaluate.radius or take larger blocks")
+    return {name: TileValues(tiles=scores.queries, values=values) for name, values in scores.values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _OneCandidate:
+    """One candidate of each query, whichever: graded metrics need none that counts as relevant, and so ranks go no deeper than `ks`."""
+
+    excluded: Pairs
+
+    def rows(self, queries: IntArray) -> BoolArray:
+        out = self.excluded.rows(queries)
+        marked = np.zeros_like(out)
+        marked[np.arange(len(queries)), out.argmin(axis=1)] = True
+        return marked
+
+
+def _of_proportions(
+    vectors: Vectors, distance: Distance, question: Question, mixed: IntArray, settings: EvaluateSection
+) -> dict[str, TileValues]:
+    """Measure among the tiles whose proportions are known: what is not known can be neither right nor wrong."""
+    held, found, excluded = _held(question)[mixed], vectors[mixed], _among(question.excluded, mixed)
+    gains = Proportions(queries=held, gallery=held)
+    graded = score(
+        found,
+        found,
+        relevance=_OneCandidate(excluded),
+        excluded=excluded,
+        ks=settings.ks,
+        distance=distance,
+        seed=settings.seed,
+        gains=gains,
+    )
+    soft = soft_precision_at_r(found, found, proportions=gains, excluded=excluded, rs=settings.ks, distance=distance, seed=settings.seed)
+    silhouette = generalised_silhouette(found, held, seed=settings.seed)
+    return {
+        **{name: TileValues(tiles=mixed[graded.queries], values=graded.values[name]) for name in _graded(settings.ks)},
+        **{name: TileValues(tiles=mixed, values=values) for name, values in soft.items()},
+        # proportions sum to 1, so that all tiles weigh alike and the weighted mean is the mean
+        GENERALISED_SILHOUETTE: TileValues(tiles=mixed[silhouette.tiles], values=silhouette.values),
+    }
+
+
+def _among(pairs: PairList, tiles: IntArray) -> PairList:
+    """Return the pairs of two of the tiles, numbered among these."""
+    place = np.full(pairs.gallery, -1, np.int64)
+    place[tiles] = np.arange(len(tiles))
+    numbered = place[pairs.pairs]
+    return PairList(numbered[(numbered >= 0).all(axis=1)], len(tiles))
+
+
+def _held(question: Question) -> FloatArray:
+    if question.proportions is None:
+        raise AssertionError("there are no proportions")  # a fault of ours: the plan says whether there are
+    return question.proportions
+
+
+def _mixed(question: Question, left_out: list[str]) -> IntArray:
+    """Return the tiles whose proportions can be measured."""
+    if question.proportions is None:
+        return np.empty(0, np.int64)
+    known = np.flatnonzero(question.proportions.any(axis=1))
+    if len(known) < 2 or len(question.held_classes) < 2:  # noqa: PLR2004  a pair
+        held = f"{len(known)} tiles and {len(question.held_classes)} classes"
+        left_out.append(f"class proportions are known of {held}, and nothing is measured of fewer than two")
+        return np.empty(0, np.int64)
+    return known
+
+
+def _dominant(question: Question, mixed: IntArray) -> IntArray:
+    """Return (tiles,) the class that each tile holds most of, `UNKNOWN` where that is not known."""
+    found = np.full(len(question.tile_ids), UNKNOWN, np.int64)
+    found[mixed] = _held(question)[mixed].argmax(axis=1)
+    return found
+
+
+def _able(kinds: Sequence[str], target: Target) -> list[str]:
+    """Return the probes that can predict the target."""
+    return [kind for kind in kinds if target == "classes" or PROBES[kind].regressor]
+
+
+def _divisions(target: Target, labels: IntArray, question: Question, settings: EvaluateSection, left_out: list[str]) -> list[Division]:
+    """Divide the tiles by ground and at random, leaving out splits that no probe can serve."""
+    made: list[Division] = []
+    ways: dict[By, str] = {"ground": question.ground_means, "random": "single tiles"}
+    for by, means in ways.items():
+        try:
+            splits = _splits(by, labels, question, settings)
+        except RetrievalError as error:
+            left_out.append(f"no probes of {target} on splits by {means}: {error}")
+            continue
+        serving = tuple(split for split in splits if _serves(split, None if target == "proportions" else labels))
+        if len(serving) < len(splits):
+            few = (
+                f"{len(splits) - len(serving)} of {len(splits)} splits by {means} leave too little to train or test a probe of {target} on"
+            )
+            left_out.append(f"{few}; evaluate more ground, or smaller tiles.splits.block_m")
+        if serving:
+            made.append(Division(target=target, by=by, splits=serving))
+    return made
+
+
+def _splits(by: By, labels: IntArray, question: Question, settings: EvaluateSection) -> list[Split]:
+    repeats, share, seed = settings.probe_repeats, settings.probe_test_share, settings.seed
+    if by == "ground":
+        return unit_splits(question.ground, labels, repeats=repeats, test_share=share, seed=seed, near=question.near)
+    return random_splits(labels, repeats=repeats, test_share=share, seed=seed, near=question.excluded)
+
+
+def _serves(split: Split, labels: IntArray | None) -> bool:
+    """Whether a probe can be fitted and tested; labels: of a probe of classes."""
+    enough = len(split.train) >= NEIGHBOURS and len(split.test) > 0
+    return enough and (labels is None or len(np.unique(labels[split.train])) > 1)
+
+
+def _probed(kind: str, vectors: Vectors, question: Question, division: Division, seed: int) -> Probed:
+    targets = question.codes if division.target == "classes" else _held(question)
+    return Probed(kind=kind, division=division, result=probe(kind, vectors, targets, division.splits, seed=seed))

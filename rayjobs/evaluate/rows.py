@@ -1,0 +1,97 @@
+"""Which encoders are compared, and their embeddings of the same tiles: random weights, image statistics, frozen weights, the trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from rayjobs.cluster.session import wants_gpu
+from rayjobs.embed.job import Embeddings, embed, read_embeddings
+from rayjobs.errors import CheckpointError, ConfigError
+from rayjobs.models.checkpoint import from_files, to_files
+from rayjobs.models.encoder import build
+from rayjobs.models.spec import ModelSpec, standardised, statistics_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rayjobs.console import Console
+    from rayjobs.experiment import Experiment
+    from rayjobs.storage import Version
+
+    Embedded = Callable[..., Embeddings]
+
+RANDOM, STATISTICS, FROZEN, TRAINED = "random-init", "image-statistics", "frozen-pretrained", "trained"
+"""Names of the rows, in the order of the table."""
+
+_TRAINING = "train"
+
+
+def expected(experiment: Experiment) -> list[str]:
+    """Return the names of the rows, that of frozen weights among them where the experiment names any."""
+    return [RANDOM, STATISTICS, *([FROZEN] if _weights(experiment) else []), TRAINED]
+
+
+def standardised_on(experiment: Experiment, source: Version) -> str:
+    """Return the split whose tiles set the scale of the image statistics: that of training, or, of a set without one, the measured one."""
+    return _TRAINING if source.manifest["counts"]["by_split"].get(_TRAINING) else experiment.evaluate.split
+
+
+def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, bytes], console: Console) -> dict[str, Embeddings]:
+    """Return the embeddings of the measured split by every row's encoder.
+
+    Args:
+        experiment: names split, seed and weights.
+        source: the set.
+        trained: `model_json` and `tensors` of the trained encoder.
+        console: shows progress.
+    """
+    workspace, gpu = experiment.open_workspace(), wants_gpu(experiment.ray)
+
+    def embedded(name: str, encoder: Mapping[str, bytes], split: str = experiment.evaluate.split) -> Embeddings:
+        target = workspace.embeddings(name)
+        return read_embeddings(embed(source, encoder, target, console, gpu=gpu, splits=(split,), stage=f"embed/{name}"))
+
+    spec = from_files(**trained).spec
+    tables = {
+        RANDOM: embedded(RANDOM, _files(spec, seed=experiment.evaluate.seed)),
+        STATISTICS: embedded(STATISTICS, _statistics(spec, embedded, standardised_on(experiment, source))),
+    }
+    frozen = _frozen(experiment, spec, console)
+    if frozen:
+        tables[FROZEN] = embedded(FROZEN, frozen)
+    tables[TRAINED] = embedded(TRAINED, trained)
+    return tables
+
+
+def _weights(experiment: Experiment) -> str | None:
+    chosen = experiment.evaluate.weights or experiment.model.pretrained
+    return None if chosen == "none" else chosen
+
+
+def _files(spec: ModelSpec, *, seed: int = 0, pretrained: str = "none", rgb: Sequence[str] | None = None) -> dict[str, bytes]:
+    files = to_files(build(spec, seed, pretrained=pretrained, rgb=rgb), spec)
+    return {"model_json": files["model.json"], "tensors": files["model.safetensors"]}
+
+
+def _statistics(spec: ModelSpec, embedded: Embedded, split: str) -> dict[str, bytes]:
+    """Return the encoder of image statistics that have mean 0 and deviation 1 over a split."""
+    plain = statistics_spec(
+        bands=spec.bands, mean=spec.mean, std=spec.std, tile_size=spec.tile_size, resolution_m=spec.resolution_m, dtype=spec.dtype
+    )
+    return _files(standardised(plain, embedded(f"{STATISTICS}-plain", _files(plain), split).vectors))
+
+
+def _frozen(experiment: Experiment, spec: ModelSpec, console: Console) -> dict[str, bytes] | None:
+    """Return the pretrained backbone as it is, or None where there are no weights, or they cannot be had here."""
+    from rayjobs.models.backbones import feature_count  # noqa: PLC0415  needed in this row alone
+
+    weights = _weights(experiment)
+    if weights is None:
+        return None
+    bare = dataclasses.replace(spec, projection="none", dim=feature_count(spec.backbone, len(spec.bands)))
+    try:
+        return _files(bare, seed=experiment.evaluate.seed, pretrained=weights, rgb=experiment.model.rgb)
+    except (CheckpointError, ConfigError) as error:
+        console.say(f"evaluate         no frozen-pretrained row: {error}")
+        return None

@@ -1,0 +1,196 @@
+"""`rayjobs evaluate` in this process, from the tile table to the report; only the embedding, which is Ray's, is made up."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayjobs.config import build
+from rayjobs.console import Console
+from rayjobs.embed.job import Embeddings
+from rayjobs.errors import ConfigError
+from rayjobs.evaluate import job, rows
+from rayjobs.experiment import Experiment
+from rayjobs.geo import Grid
+from rayjobs.models.checkpoint import to_files
+from rayjobs.models.encoder import build as build_encoder
+from rayjobs.models.spec import statistics_spec
+from rayjobs.rasters.scenes import Asset, Scene
+from rayjobs.tiles.section import GridSampler, SplitsSection, TilesSection
+from rayjobs.tiles.table import geoparquet_bytes, plan_tiles, read_geoparquet
+
+CLASSES = ["water", "forest", "crops"]
+SPEC = statistics_spec(bands=["red"], mean=[0.0], std=[1.0], tile_size=8, resolution_m=30.0, dtype="uint16")
+
+
+def tile_table(*, labels):
+    grid = Grid(crs="EPSG:32760", transform=(30.0, 0, 500_000.0, 0, -30.0, 8_120_000.0), height=128, width=128)
+    scene = Scene(scene_id="a", assets={"red": Asset(uri="x.tif")}, grid=grid, block=(8, 8), dtype="uint16")
+    splits = SplitsSection(train=0.5, val=0, test=0.5, block_m=500)
+    table = plan_tiles([scene], TilesSection(size=8, sampler=GridSampler(), splits=splits))
+    if not labels:
+        return table
+    held = np.random.default_rng(0).dirichlet([0.4] * 3, table.num_rows)
+    values = {
+        "label": [CLASSES[place] for place in held.argmax(1)],
+        "label_fractions": held.tolist(),
+        "label_coverage": [1.0] * table.num_rows,
+    }
+    for name, column in values.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, table.schema.field(place), pa.array(column, table.schema.field(place).type))
+    return table
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """Make an experiment whose set and checkpoint are in the workspace, and whose rows are random vectors."""
+
+    def make(*, labels=True, **settings):
+        keys = {"resamples": 100, "ks": [1, 5], "objective": "recall@5", **settings}
+        made = build(
+            Experiment,
+            {
+                "name": "made-up",
+                "workspace": {"uri": str(tmp_path / "workspace")},
+                "rasters": {"sources": [{"kind": "files", "uris": ["*.tif"]}]},
+                "tiles": {"size": 8, "splits": {"block_m": 500}},
+                "evaluate": keys,
+                "tracking": {"enabled": False},
+            },
+        )
+        published(made, tile_table(labels=labels), CLASSES if labels else [])
+        return made
+
+    monkeypatch.setattr(job, "joined", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(job, "embed_rows", made_up)
+    return make
+
+
+def published(made, table, classes):
+    workspace = made.open_workspace()
+    by_split = {split: table["split"].to_pylist().count(split) for split in ("train", "test")}
+    draft = workspace.set.draft("one")
+    draft.write("tiles.parquet", geoparquet_bytes(table))
+    draft.publish({"parents": {}, "classes": classes, "counts": {"kept": table.num_rows, "by_split": by_split}})
+    files = to_files(build_encoder(SPEC, 0), SPEC)
+    draft = workspace.checkpoints.draft("epoch-0001")
+    for name, data in files.items():
+        draft.write(name, data)
+    draft.publish({"parents": {}, "encoder_fingerprint": "f" * 64})
+
+
+def made_up(experiment, source, trained, console):
+    """Two rows: one knows what tiles hold, where anything is known, and the other nothing."""
+    table = read_geoparquet(source.read("tiles.parquet"))
+    table = table.filter(pa.compute.equal(table["split"], experiment.evaluate.split)).sort_by("tile_id")
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(table.num_rows, 3)).astype(np.float32)
+    told = noise if table["label"].null_count else np.array(table["label_fractions"].to_pylist(), np.float32) + 0.01 * noise
+    return {
+        name: Embeddings(table=table, vectors=vectors, fingerprint="f" * 64, distance="euclidean")
+        for name, vectors in {"random-init": noise, "trained": told}.items()
+    }
+
+
+def evaluated(made):
+    screen = io.StringIO()
+    result = job.run(made, Console(io.StringIO(), screen))
+    return result, screen.getvalue().splitlines()
+
+
+def test_the_published_report_is_the_result_and_valid_json(experiment):
+    made = experiment(relevance="label", objective="nDCG@5/graded", probes=["knn", "dt"])
+    result, said = evaluated(made)
+    version = made.open_workspace().report.current()
+    report = json.loads(version.read("report.json"))
+    assert {name: report[name] for name in report} == {name: getattr(result, name) for name in report}
+    assert result.report.endswith("report.json")
+    assert report["differences"]["random-init"]["low"] > 0
+    assert {(entry["target"], entry["split"]) for entry in report["probes"]} == {
+        (target, split) for target in ("classes", "proportions") for split in ("ground", "random")
+    }
+    assert report["confusion"]["probe"] == "knn"
+    assert report["protocol"]["image_statistics"] == "standardised on the train split"
+    assert any("nDCG@5/graded" in line for line in said)
+    assert any("summed_error" in line for line in said)
+
+
+def test_the_plan_says_what_is_then_measured(experiment):
+    made = experiment(relevance="label")
+    told, result = job.preview(made), evaluated(made)[0]
+    assert told["metrics"] == list(result.rows[0]["metrics"])
+    assert told["queries"] == result.protocol["queries"]
+    assert told["gallery"] == result.protocol["gallery"]
+    assert told["units"] == f"{result.protocol['units']} spatial blocks"
+    assert told["probes"] == [
+        f"knn of {target}, 5 splits, {split}" for target in ("classes", "proportions") for split in ("ground", "random")
+    ]
+
+
+def test_a_set_without_labels_is_measured_by_retrieval_alone(experiment):
+    result, _ = evaluated(experiment(labels=False))
+    assert (result.probes, result.classes, result.confusion) == ([], {}, None)
+    assert "MAP@R" in result.rows[0]["metrics"]
+    assert not any("graded" in name or name == "gSil" for name in result.rows[0]["metrics"])
+    assert "proportions" not in result.protocol
+
+
+def test_one_report_after_another_is_counted(experiment):
+    made = experiment()
+    assert [evaluated(made)[0].protocol["earlier_reports_on_this_split"] for _ in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"labels": False, "objective": "nDCG@5/graded"}, "graded metrics need class proportions"),
+        ({"objective": "recall@7"}, "is not measured here"),
+        ({"split": "val"}, "no tile of the set belongs to the val split"),
+        ({"labels": False, "relevance": "label"}, "relevance is label"),
+    ],
+)
+@pytest.mark.parametrize("act", [job.preview, lambda made: job.run(made, Console(io.StringIO(), io.StringIO()))])
+def test_what_cannot_be_answered_is_refused_before_anything_is_embedded(experiment, monkeypatch, settings, words, act):
+    monkeypatch.setattr(job, "embed_rows", None)
+    with pytest.raises(ConfigError, match=words):
+        act(experiment(**settings))
+
+
+class Embedding:
+    """What `embed` and `read_embeddings` are asked, and vectors in their place."""
+
+    def __init__(self, monkeypatch):
+        self.asked = []
+        monkeypatch.setattr(rows, "wants_gpu", lambda _: False)
+        monkeypatch.setattr(rows, "embed", self.embed)
+        monkeypatch.setattr(
+            rows, "read_embeddings", lambda name: Embeddings(table=name, vectors=vectors(), fingerprint="", distance="cosine")
+        )
+
+    def embed(self, _source, encoder, target, _console, *, splits, **_):
+        self.asked.append((target.name.removeprefix("made-up-"), splits, encoder))
+        return target.name
+
+
+def vectors():
+    return np.random.default_rng(0).normal(size=(9, SPEC.dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("kept", "split"), [({"train": 5, "test": 9}, "train"), ({"test": 9}, "test")])
+def test_rows_are_embedded_in_the_order_of_the_table(experiment, monkeypatch, kept, split):
+    made, embedding = experiment(), Embedding(monkeypatch)
+    source = type("Source", (), {"manifest": {"counts": {"by_split": kept}}})
+    trained = {"model_json": SPEC.to_json(), "tensors": to_files(build_encoder(SPEC, 0), SPEC)["model.safetensors"]}
+    found = rows.embed_rows(made, source, trained, Console(io.StringIO(), io.StringIO()))
+    assert list(found) == rows.expected(made) == ["random-init", "image-statistics", "trained"]
+    asked = {name: (splits, encoder) for name, splits, encoder in embedding.asked}
+    assert asked["image-statistics-plain"][0] == (split,)
+    assert asked["trained"] == (("test",), trained)
+    scale = json.loads(asked["image-statistics"][1]["model_json"])
+    np.testing.assert_allclose(scale["feature_mean"], vectors().astype(float).mean(0))

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayjobs import config
+from rayjobs.errors import ConfigError
+from rayjobs.evaluate.relevance import ask, findable
+from rayjobs.evaluate.section import EvaluateSection
+from rayjobs.geo import Grid
+from rayjobs.rasters.scenes import Asset, Scene
+from rayjobs.tiles.section import GridSampler, SplitsSection, TilesSection
+from rayjobs.tiles.table import plan_tiles
+
+CLASSES = ("water", "forest", "crops")
+
+
+def scene(scene_id, *, crs="EPSG:32760", left=500_000.0):
+    grid = Grid(crs=crs, transform=(30.0, 0, left, 0, -30.0, 8_120_000.0), height=48, width=48)
+    return Scene(scene_id=scene_id, assets={"red": Asset(uri="x.tif")}, grid=grid, block=(8, 8), dtype="uint16")
+
+
+def tiles(*scenes, stride=8, labels=None, fractions=None, coverage=None):
+    section = TilesSection(size=8, sampler=GridSampler(stride=stride), splits=SplitsSection(train=0, val=0, test=1, block_m=500))
+    table = plan_tiles(scenes or [scene("a"), scene("b", left=600_000.0)], section)
+    for name, values in (("label", labels), ("label_fractions", fractions), ("label_coverage", coverage)):
+        if values is not None:
+            place = table.schema.get_field_index(name)
+            column = [values[number % len(values)] for number in range(table.num_rows)]
+            table = table.set_column(place, table.schema.field(place), pa.array(column, table.schema.field(place).type))
+    return table
+
+
+def asked(table, *, by_block=True, classes=CLASSES, coverage=0.0, **settings):
+    return ask(table, config.build(EvaluateSection, settings), classes=classes, by_block=by_block, min_label_coverage=coverage)
+
+
+@pytest.mark.parametrize(
+    ("unit", "by_block", "column", "words"),
+    [
+        ("auto", True, "block_id", "spatial blocks"),
+        ("auto", False, "block_id", "scenes"),
+        ("block", True, "block_id", "spatial blocks"),
+        ("scene", True, "scene_id", "scenes"),
+        ("class", True, "label", "classes"),
+    ],
+)
+def test_units_are_those_asked_for(unit, by_block, column, words):
+    table = tiles(labels=CLASSES)
+    question = asked(table, by_block=by_block, unit=unit)
+    assert question.units.tolist() == table[column].to_pylist()
+    assert question.unit_means == words
+    assert question.ground.tolist() == table["block_id"].to_pylist()
+
+
+def test_pictures_have_scenes_for_units_whatever_divides():
+    question = asked(tiles(scene("a", crs=None), scene("b", crs=None)))
+    assert set(question.units) == {"a", "b"}
+    assert question.unit_means == question.ground_means == "scenes"
+
+
+@pytest.mark.parametrize(
+    ("settings", "by_block", "words"),
+    [
+        ({"unit": "class"}, True, "evaluate.unit is class"),
+        ({"relevance": "label"}, True, "evaluate.relevance is label"),
+        ({"unit": "block"}, False, "evaluate.unit is block"),
+    ],
+)
+def test_what_the_tiles_do_not_have_is_refused_by_its_key(settings, by_block, words):
+    with pytest.raises(ConfigError, match=words):
+        asked(tiles(), by_block=by_block, **settings)
+
+
+def test_classes_keep_the_order_of_the_set_and_those_that_do_not_occur_have_no_number():
+    question = asked(tiles(labels=("crops", None, "water")), relevance="label")
+    assert question.classes == ("water", "crops")
+    assert question.codes[:3].tolist() == [1, -1, 0]
+    assert question.held_classes == CLASSES
+
+
+def test_proportions_sum_to_one_where_the_map_tells_enough():
+    fractions = ([0.2, 0.3, 0.5], [0.5, 0.5, 0.0], None, [0.0, 0.0, 0.0])
+    table = tiles(labels=("crops",), fractions=fractions, coverage=(1.0, 0.3, None, 0.9))
+    held = asked(table, coverage=0.5).proportions
+    np.testing.assert_allclose(held[:4], [[0.2, 0.3, 0.5], [0, 0, 0], [0, 0, 0], [0, 0, 0]], atol=1e-7)
+    np.testing.assert_allclose(asked(table, coverage=0.2).proportions[1], [0.5, 0.5, 0])
+    assert asked(tiles(labels=CLASSES)).proportions is None
+    assert asked(tiles(labels=CLASSES, fractions=([0.0, 0.0, 0.0],), coverage=(1.0,))).proportions is None
+
+
+def test_tiles_that_can_find_something_are_known_before_anything_is_embedded():
+    labels = ["water"] * 3 + [None] + ["forest"] + [None] * 67
+    question = asked(tiles(labels=labels), relevance="label")
+    assert findable(question).tolist() == [0, 1, 2]
+
+
+def test_overlapping_tiles_are_no_candidates_and_neighbours_are_the_buffer_of_probes():
+    question = asked(tiles(scene("a"), stride=4))
+    every = np.arange(len(question.tile_ids))
+    out, near = question.excluded.rows(every), question.near.rows(every)
+    assert out.diagonal().all()
+    assert (near >= out).all()
+    assert near.sum() > out.sum() > len(every)
