@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from rayjobs.errors import CheckpointError, ConfigError
 
 _STEPS = (1, 2, 4, 7, 8, 14, 16, 28, 32)
 """Networks that halve, patch or window their images want sides that are multiples of one of these."""
+_TOKENS, _MAP = 3, 4
+"""Dimensions of (batch, tokens, features) and of a map of features."""
 _WIDEST_STEP, _MORE_STEPS = 32, 8
 """Beyond the next multiples, so many further steps are tried: some networks have a least size."""
 
@@ -94,6 +97,36 @@ def feature_count(backbone: str, bands: int) -> int:
 def features_of(network: torch.nn.Module) -> int:
     """Return how many pooled features a network of `create` gives."""
     return int(getattr(network, "head_hidden_size", None) or network.num_features)  # type: ignore[arg-type]  # timm's own attributes
+
+
+def feature_map(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the last feature map (batch, features, h, w) of a network of `create`, before pooling.
+
+    Tokens of a transformer become the grid of their patches; class and register tokens are left out.
+
+    Args:
+        network: any of timm's.
+        images: (batch, bands, side, side), square.
+
+    Raises:
+        ConfigError: the network has no such map.
+    """
+    found = network.forward_features(images)  # type: ignore[operator]  # a method, not a submodule
+    channels = int(network.num_features)  # type: ignore[arg-type]  # timm's own attribute
+    if isinstance(found, torch.Tensor) and found.ndim == _TOKENS and found.shape[2] == channels:
+        found = _grid_of(found, network)
+    if isinstance(found, torch.Tensor) and found.ndim == _MAP and channels in {found.shape[1], found.shape[3]}:
+        return found if found.shape[1] == channels else found.permute(0, 3, 1, 2)
+    raise ConfigError(f"{type(network).__name__} has no feature map; segment with another model.backbone")
+
+
+def _grid_of(tokens: torch.Tensor, network: torch.nn.Module) -> torch.Tensor | None:
+    """Return the tokens of patches, of a square image, as (batch, side, side, features); None where they are no square."""
+    extra = tokens.shape[1] - math.isqrt(tokens.shape[1]) ** 2
+    first = int(getattr(network, "num_prefix_tokens", extra))
+    patches = tokens[:, first:]
+    side = math.isqrt(patches.shape[1])
+    return patches.reshape(len(patches), side, side, -1) if side**2 == patches.shape[1] else None
 
 
 def pretraining_normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -77,11 +77,26 @@ class Encoder(nn.Module):
         Raises:
             CheckpointError: another number of bands than the encoder takes.
         """
-        images = self.standardise(pixels, valid)
+        return functional.normalize(self.projection(self.backbone(self._images(pixels, valid))).float(), dim=1)
+
+    def feature_map(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the backbone's last feature map (batch, features, h, w) float32, before pooling and projection.
+
+        Its cells divide the image evenly. Args as in `forward`.
+
+        Raises:
+            ConfigError: the backbone has none.
+        """
+        found: torch.Tensor = backbones.feature_map(self.backbone, self._images(pixels, valid))
+        return found.float()
+
+    def _images(self, pixels: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """Return what the backbone sees: standardised pixels at its input size."""
+        images: torch.Tensor = self.standardise(pixels, valid)
         side = self.spec.input_size
-        if images.shape[-2:] != (side, side):
-            images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
-        return functional.normalize(self.projection(self.backbone(images)).float(), dim=1)
+        if images.shape[-2:] == (side, side):
+            return images
+        return functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
     def freeze(self, stages: int | Literal["all"]) -> None:
         """Keep leading stages of the backbone as they are: they get no gradient, and their batch-norm statistics do not move.
@@ -162,6 +177,11 @@ class ImageStatistics(nn.Module):
         least = torch.where(mask, images, torch.inf).amin(dim=2)
         greatest = torch.where(mask, images, -torch.inf).amax(dim=2)
         return (torch.cat([mean, variance.sqrt(), least, greatest], dim=1) - self.feature_mean) / self.feature_std
+
+    def feature_map(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (batch, bands, height, width) float32: the standardised pixels themselves; see `Encoder.feature_map`."""
+        found: torch.Tensor = self.standardise(pixels, valid)
+        return found
 
 
 _KINDS: dict[str, type[Encoder | ImageStatistics]] = {"encoder": Encoder, "statistics": ImageStatistics}

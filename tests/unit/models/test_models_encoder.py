@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayjobs.errors import CheckpointError
+from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models import backbones
 from rayjobs.models.encoder import Encoder, ImageStatistics, build, check_bands, parameter_count, standardised, statistics_spec
 from rayjobs.models.spec import ModelSpec
@@ -176,3 +176,49 @@ def test_an_encoder_keeps_its_normalisation_out_of_its_state(encoder):
     assert isinstance(encoder, Encoder)
     assert all(name.startswith(("backbone.", "projection.")) for name in encoder.state_dict())
     assert dataclasses.replace(spec(), mean=(0.0, 0.0, 0.0, 0.0)) != spec()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backbone", ["resnet10t", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_feature_map_is_what_timm_calls_the_last_one(backbone):
+    size = 224 if backbone.startswith("swin") else 64
+    module = build(spec(backbone=backbone, input_size=size)).eval()
+    found = module.feature_map(pixels_of(2))
+    images = nn.functional.interpolate(module.standardise(pixels_of(2), None), (size, size), mode="bilinear", antialias=True)
+    if backbone == "tf_efficientnet_lite0":  # timm's own intermediates stop before the last convolution
+        expected = module.backbone.forward_features(images)
+    else:
+        (expected,) = module.backbone.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+    torch.testing.assert_close(found, expected)
+    assert found.shape[1] == backbones.features_of(module.backbone)
+
+
+@torch.inference_mode()
+def test_features_lie_where_their_pixels_do():
+    module = build(spec(backbone="vit_tiny_patch16_224", input_size=64, tile_size=64)).eval()
+    pixels = pixels_of(1, size=64)
+    changed = pixels.clone()
+    changed[..., 48:, :16] += 3000  # the patch in the last row and first column
+    apart = (module.feature_map(changed) - module.feature_map(pixels)).norm(dim=1)[0]
+    assert apart.flatten().argmax() == 12
+
+
+def test_a_backbone_without_a_map_says_so():
+    with pytest.raises(ConfigError, match=r"model\.backbone"):
+        backbones.feature_map(Flat(), torch.zeros(1, 3, 8, 8))
+
+
+class Flat(nn.Module):
+    num_features = 5
+
+    def forward_features(self, images):
+        return images.flatten(1)[:, :5]
+
+
+def test_the_feature_map_of_image_statistics_is_the_pixels():
+    plain = build(statistics_spec(bands=("a", "b"), mean=(10.0, 20.0), std=(2.0, 4.0), tile_size=3, resolution_m=None, dtype="uint8"))
+    pixels, valid = torch.full((1, 2, 3, 3), 14, dtype=torch.uint8), torch.ones(1, 3, 3, dtype=torch.bool)
+    valid[0, 0, 0] = False
+    found = plain.feature_map(pixels, valid)
+    assert found[0, :, 1, 1].tolist() == [2.0, -1.5]
+    assert found[0, :, 0, 0].tolist() == [0.0, 0.0]
