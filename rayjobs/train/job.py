@@ -20,6 +20,7 @@ from rayjobs.cluster.mailbox import listening
 from rayjobs.cluster.session import even_cpus, joined, wants_gpu
 from rayjobs.config import changed_keys, to_dict
 from rayjobs.errors import ConfigError, TrainingError
+from rayjobs.models import backbones
 from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
 from rayjobs.models.spec import ModelSpec
@@ -58,9 +59,13 @@ class Result:
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
-    """Return what training will take, without starting Ray."""
+    """Return what training will take and how much of it is done, without starting Ray; refuse what `run` would refuse."""
     workspace = experiment.open_workspace()
+    workspace.store.check()
+    backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
+    _begun_before(experiment, workspace, source)
+    done = _epochs_done(workspace)
     tiles = training_tiles(source, experiment)
     ground = ground_of(tiles, experiment)
     check_objective(experiment, ground)
@@ -74,6 +79,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "anchors": len(supervision.anchors),
         "steps_per_epoch": steps,
         "steps": steps * settings.epochs,
+        "epochs_done": done,
+        "done_already": done >= settings.epochs,
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
         "parameters": parameter_count(spec),
         "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
@@ -121,29 +128,37 @@ def run(experiment: Experiment, console: Console) -> Result:
 
 
 def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
-    """Write the run's experiment the first time; later, refuse another one.
+    """Write the run's experiment the first time; later, refuse another one. Raises `ConfigError`."""
+    if not _begun_before(experiment, workspace, source):
+        pinned = {"decided": _decided(experiment, source), "resolved": experiment.to_dict()}
+        workspace.store.swap(workspace.pinned, yaml.safe_dump(pinned, sort_keys=False).encode(), expected=None)
+
+
+def _begun_before(experiment: Experiment, workspace: Workspace, source: Version) -> bool:
+    """Whether the run was begun, and with this experiment.
 
     Raises:
-        ConfigError: naming the keys that changed.
+        ConfigError: it was begun with another one; names the keys that changed.
     """
-    key = workspace.pinned
-    decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
-    # addresses may differ from one machine to another; `set_version` stands for what they hold
-    decided["rasters"] = {name: value for name, value in decided["rasters"].items() if name != "sources"}
-    decided["train"] = {name: value for name, value in decided["train"].items() if name not in _MAY_CHANGE}
-    decided["set_version"] = source.version
-    found = workspace.store.read_tagged(key)
+    found = workspace.store.read_tagged(workspace.pinned)
     if found is None:
-        workspace.store.swap(
-            key, yaml.safe_dump({"decided": decided, "resolved": experiment.to_dict()}, sort_keys=False).encode(), expected=None
-        )
-        return
-    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(decided)))
+        return False
+    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(_decided(experiment, source))))
     if changed:
         raise ConfigError(
             f"run {workspace.run!r} was begun with another experiment ({'; '.join(changed)}); "
             "give this one another name (--workspace.run NAME), or restore the keys"
         )
+    return True
+
+
+def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
+    """Return the keys that decide what a run learns, by section, with the set's version."""
+    decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
+    # addresses may differ from one machine to another; `set_version` stands for what they hold
+    decided["rasters"] = {name: value for name, value in decided["rasters"].items() if name != "sources"}
+    decided["train"] = {name: value for name, value in decided["train"].items() if name not in _MAY_CHANGE}
+    return {**decided, "set_version": source.version}
 
 
 def _epochs_done(workspace: Workspace) -> int:
