@@ -194,7 +194,8 @@ def _tell(walk: Walk, summary: dict[str, Any], url: str, answers: list[dict[str,
     say(f"\n{summary['objective']} on held-out ground (95 % interval over spatial blocks):")
     for row in summary["rows"]:
         metric = row["metrics"][summary["objective"]]
-        say(f"  {row['name']:<18}{metric['value']:.3f}  [{metric['low']:.3f}, {metric['high']:.3f}]")
+        interval = "" if metric["low"] is None else f"  [{metric['low']:.3f}, {metric['high']:.3f}]"
+        say(f"  {row['name']:<18}{metric['value']:.3f}{interval}")
     body = json.dumps({"positives": [{"tile_id": answers[0]["query"]}], "limit": 5})
     say(f"\npictures   {walk.folder}/results.png\nmap        {walk.folder}/map.html\nsummary    {walk.folder}/summary.json")
     say(f"service    {url}/docs\ntry        curl -s {url}/v1/search -H 'content-type: application/json' -d '{body}'")

@@ -38,8 +38,8 @@ class Result:
     """One per encoder: `name`, `metrics` ({metric: {value, low, high}}), `without_interval` ({metric: value})."""
     objective: str
     """The metric that counts."""
-    differences: dict[str, dict[str, float]]
-    """Trained minus each other row in the objective, paired by query: value, low, high."""
+    differences: dict[str, dict[str, float | None]]
+    """Trained minus each other row in the objective, paired by tile: value, low, high."""
     probes: list[dict[str, Any]]
     """One per row, probe, target and way of splitting."""
     classes: dict[str, list[dict[str, Any]]]
