@@ -86,7 +86,8 @@ class Searcher:
             without: ids of tiles to leave out: the query's own.
 
         Raises:
-            QueryError: `limit` below 1, or a vector of another dimension or that is not finite.
+            QueryError: `limit` below 1, a vector of another dimension or that is not finite, or a filter by what no tile has: a place, a
+                datetime.
         """
         vector = self._checked(vector)
         if limit < 1:
@@ -120,10 +121,14 @@ class Searcher:
     def _passing(self, only: SearchFilter) -> BoolArray:
         passing = self._alive.copy()
         if only.bbox is not None:
+            if shapely.is_missing(self._geometries).all():
+                raise QueryError("no tile of the index has a place on the ground, so that bbox can find none; leave bbox out")
             passing &= _boxes_meet(self._boxes, only.bbox)
         if only.interval is not None:
             first, last = only.interval
             when = self._table["datetime"].cast(_UTC)
+            if when.null_count == len(when):
+                raise QueryError("no tile of the index has a datetime, so that datetime can find none; leave datetime out")
             conditions = [pc.greater_equal(when, pa.scalar(first, _UTC))] if first else []
             conditions += [pc.less_equal(when, pa.scalar(last, _UTC))] if last else []
             for condition in conditions or [pc.is_valid(when)]:

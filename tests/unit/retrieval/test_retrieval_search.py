@@ -272,6 +272,19 @@ def test_vectors_that_cannot_be_searched_are_not_indexed(fault):
         build_segment("segment-00000", vectors, table)
 
 
+@pytest.mark.parametrize(
+    ("filters", "word"),
+    [({"bbox": BBox(0, 0, 1, 1)}, "bbox"), ({"interval": (DAY, None)}, "datetime"), ({"interval": (None, None)}, "datetime")],
+)
+def test_a_filter_by_what_no_tile_has_is_refused_and_not_answered_with_nothing(tmp_path, filters, word):
+    vectors = unit(np.random.default_rng(0), 2)
+    plain = searcher_of(tmp_path / "plain", vectors, table_of([None, None], [None, None]))
+    with pytest.raises(QueryError, match=f"no tile of the index has a .*; leave {word} out"):
+        plain.search(vectors[0], 1, only=SearchFilter(**filters))
+    some = searcher_of(tmp_path / "some", vectors, table_of([None, (50.0, 50.0)], [None, DAY - datetime.timedelta(days=1)]))
+    assert len(some.search(vectors[0], 1, only=SearchFilter(**filters)).rows) <= 1
+
+
 def test_a_segment_tells_its_bounds_and_dates():
     later = DAY + datetime.timedelta(days=3)
     table = table_of([(179.0, -5.0), (-179.5, 2.0), None], [later, None, DAY])
