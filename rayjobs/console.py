@@ -129,7 +129,6 @@ _NAME_WIDTH = 28
 _WIDE = 160
 """Characters of a value that a terminal still shows well."""
 _MOST_ENTRIES = 40
-_BYTES = "_bytes"
 
 
 def _lines(entries: Mapping[str, Any], depth: int) -> Iterator[str]:
@@ -150,7 +149,7 @@ def _lines(entries: Mapping[str, Any], depth: int) -> Iterator[str]:
 def _in_line(name: str, value: Any, depth: int) -> str | None:
     """Return a value as it follows its name, or None where it takes lines of its own."""
     if not isinstance(value, dict | list | tuple):
-        return _mebibytes(value) if name.endswith(_BYTES) and isinstance(value, int) else _scalar(value)
+        return _mebibytes(value) if "bytes" in name.split("_") and isinstance(value, int) else _scalar(value)
     if not value:
         return "none"
     inner = list(value.values()) if isinstance(value, dict) else value

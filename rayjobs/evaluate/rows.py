@@ -25,6 +25,9 @@ RANDOM, STATISTICS, FROZEN, TRAINED = "random-init", "image-statistics", "frozen
 """Names of the rows, in the order of the table."""
 
 _TRAINING = "train"
+_PLAIN = f"{STATISTICS}-plain"
+_STAGES = {_PLAIN: "embed/scale-of-statistics"}
+"""What progress is called, where the name of the table would say little."""
 
 
 def expected(experiment: Experiment) -> list[str]:
@@ -50,7 +53,7 @@ def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, by
 
     def embedded(name: str, encoder: Mapping[str, bytes], split: str = experiment.evaluate.split) -> Embeddings:
         target = workspace.embeddings(name)
-        return read_embeddings(embed(source, encoder, target, console, gpu=gpu, splits=(split,), stage=f"embed/{name}"))
+        return read_embeddings(embed(source, encoder, target, console, gpu=gpu, splits=(split,), stage=_STAGES.get(name, f"embed/{name}")))
 
     spec = from_files(**trained).spec
     tables = {
@@ -79,7 +82,7 @@ def _statistics(spec: ModelSpec, embedded: Embedded, split: str) -> dict[str, by
     plain = statistics_spec(
         bands=spec.bands, mean=spec.mean, std=spec.std, tile_size=spec.tile_size, resolution_m=spec.resolution_m, dtype=spec.dtype
     )
-    return _files(standardised(plain, embedded(f"{STATISTICS}-plain", _files(plain), split).vectors))
+    return _files(standardised(plain, embedded(_PLAIN, _files(plain), split).vectors))
 
 
 def _frozen(experiment: Experiment, spec: ModelSpec, console: Console) -> dict[str, bytes] | None:
