@@ -1,0 +1,205 @@
+"""The report of one evaluation as one page of HTML that needs nothing else: no network, no script, no other file."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import TYPE_CHECKING, Any
+
+from rayjobs.evaluate.page import tables
+from rayjobs.evaluate.page.markup import Html, element, joined
+from rayjobs.evaluate.page.style import STYLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Json = Mapping[str, Any]
+
+CAPTIONS = {
+    "rows": "Every metric with its 95 % interval, row by row. The trained row is blue, with a diamond.",
+    "neighbours": "Queries and what is nearest to them. A blue solid frame and ✓: relevant. An orange dashed frame and ✗: not relevant.",
+    "confusion": "Which class a probe takes for which. Colour is the share of the true class; numbers are tiles, over all splits.",
+    "pca": "The two directions of greatest variance. A line of sight onto a space of many dimensions: what lies apart here is apart, "
+    "but what overlaps here need not.",
+    "pca-thumbnails": "The same directions, with the tiles themselves; of those in one place, one is shown.",
+    "umap": "UMAP keeps neighbours together. Distances between groups, and their sizes, mean little.",
+    "umap-thumbnails": "The same layout, with the tiles themselves; of those in one place, one is shown.",
+    "curves": "What training told, epoch by epoch.",
+}
+"""What is to be known of each kind of picture; the kind is the part of its name before a slash."""
+
+_SECTIONS = {
+    "Embedding": ("pca", "pca-thumbnails", "umap", "umap-thumbnails"),
+    "Nearest neighbours": ("neighbours",),
+    "Training": ("curves",),
+}
+_WORDS = {
+    "set_version": "set",
+    "split": "part of the set",
+    "lone_queries": "tiles without another relevant one, not asked",
+    "gallery": "gallery, tiles",
+    "relevant": "relevant to a query",
+    "excluded": "excluded from its answers",
+    "units": "independent units",
+    "earlier_reports_on_this_split": "earlier reports of this run on this part",
+}
+_COMPARED = {"higher": "than", "lower": "than", "not told apart": "from"}
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(
+    report: Json,
+    pictures: Mapping[str, bytes],
+    *,
+    name: str,
+    experiment: str,
+    versions: Mapping[str, str],
+    notes: Sequence[str] = (),
+    ours: str = "trained",
+) -> str:
+    """Return the page.
+
+    Args:
+        report: as `report.json` holds it, see `rayjobs.evaluate.report`. Names in it may be hostile.
+        pictures: PNG by name: a kind of `CAPTIONS`, or `kind/of what`, such as `pca/trained`; of other kinds, without a caption.
+        name: of the experiment.
+        experiment: the resolved experiment file, YAML.
+        versions: of software and parents, and fingerprints, by name.
+        notes: what could not be shown, and what to do about it.
+        ours: the row that is set off from the others.
+
+    Raises:
+        ValueError: a picture is not a PNG.
+    """
+    parts = [(title, content) for title, content in _parts(report, pictures, experiment, versions, notes, ours) if content]
+    anchors = [f"part-{number}" for number in range(len(parts))]
+    title = f"{name}: how well it finds"
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("title", title),
+        element("style", STYLE),
+    )
+    links = element("nav", *(element("a", heading, href=f"#{anchor}") for anchor, (heading, _) in zip(anchors, parts, strict=True)))
+    sections = (
+        element("section", element("h2", heading), content, id=anchor) for anchor, (heading, content) in zip(anchors, parts, strict=True)
+    )
+    body = element("body", element("h1", title), _summary(report, ours), links, _cautions(report), *sections)
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _parts(
+    report: Json, pictures: Mapping[str, bytes], experiment: str, versions: Mapping[str, str], notes: Sequence[str], ours: str
+) -> list[tuple[str, Html]]:
+    protocol = {key: value for key, value in report["protocol"].items() if key != "cautions"}
+    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion"}
+    shown = [(title, _figures(pictures, kinds)) for title, kinds in _SECTIONS.items()]
+    rest = dict.fromkeys(_kind(picture) for picture in pictures if _kind(picture) not in known)
+    embedding, *others = shown
+    noted = joined(*(element("p", note, class_="soft") for note in notes))
+    return [
+        (f"{report['objective']}, the metric that counts", tables.headline(report, ours)),
+        ("How it was measured", _definitions(protocol)),
+        ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows",)))),
+        ("Probes", _probes(report, ours)),
+        ("Class by class", _classes(report, ours)),
+        ("Confusion", joined(_figures(pictures, ("confusion",)), _confusion(report, ours))),
+        (embedding[0], joined(embedding[1], noted)),
+        *others,
+        ("Further pictures", _figures(pictures, tuple(rest))),
+        ("Experiment", _folded("The resolved experiment file", element("pre", element("code", experiment)))),
+        ("Versions and fingerprints", _definitions(versions)),
+    ]
+
+
+def _summary(report: Json, ours: str) -> Html:
+    """Say what the differences in the objective allow to say."""
+    objective = report["objective"]
+    value = next((row["metrics"][objective] for row in report["rows"] if row["name"] == ours), None)
+    lines = [element("p", element("strong", ours, class_="ours"), f": {objective} ", tables.figure(value))]
+    for row, gap in report["differences"].items():
+        verdict = tables.verdict(gap)
+        if verdict in _COMPARED:
+            lines.append(element("p", f"{verdict} {_COMPARED[verdict]} {row}: ", tables.figure(gap, signed=True)))
+    return joined(*lines)
+
+
+def _cautions(report: Json) -> Html:
+    found = report["protocol"].get("cautions") or ()
+    if not found:
+        return Html()
+    items = element("ul", *(element("li", caution) for caution in found))
+    return element("div", element("strong", "What keeps these figures from saying more"), items, class_="cautions", role="note")
+
+
+def _definitions(values: Json) -> Html:
+    pairs = (joined(element("dt", _WORDS.get(key, key.replace("_", " "))), element("dd", _value(value))) for key, value in values.items())
+    return element("dl", *pairs) if values else Html()
+
+
+def _value(value: Any) -> Html:
+    if isinstance(value, dict):
+        return element("ul", *(element("li", f"{key}: ", _value(inner)) for key, inner in value.items()))
+    if isinstance(value, list | tuple):
+        return element("ul", *(element("li", _value(inner)) for inner in value))
+    return joined(tables.number(value) if isinstance(value, float) else value)
+
+
+def _probes(report: Json, ours: str) -> Html:
+    found = tables.probes(report, ours)
+    if not found:
+        return Html()
+    means = (
+        "What simple predictors, fitted on the embeddings of some tiles, tell of others. On a random split, neighbours of tested tiles are "
+        "trained on, which flatters; the difference to the split by ground shows by how much."
+    )
+    sizes = dict.fromkeys(
+        f"{entry['target']}, {entry['split']}: {entry['splits']} splits, {entry['test_ratio']:.2f} tested for each trained tile"
+        for entry in report["probes"]
+    )
+    foldable = (_folded(heading, content, unfolded=number == 0) for number, (heading, content) in enumerate(found))
+    return joined(element("p", means), element("p", "; ".join(sizes), class_="soft"), *foldable)
+
+
+def _classes(report: Json, ours: str) -> Html:
+    found = {row: entries for row, entries in (report.get("classes") or {}).items() if entries}
+    rows = sorted(found, key=lambda row: row != ours)
+    return joined(*(_folded(row, tables.classes(found[row]), unfolded=row == ours) for row in rows))
+
+
+def _confusion(report: Json, ours: str) -> Html:
+    found = report.get("confusion")
+    if not found:
+        return Html()
+    means = f"Counts of the probe {found['probe']}, {found['split']} split"
+    rows = sorted(found["rows"], key=lambda row: row != ours)
+    return joined(*(_folded(f"{means}: {row}", tables.confusion(found, row)) for row in rows))
+
+
+def _folded(heading: str, content: Html, *, unfolded: bool = False) -> Html:
+    return element("details", element("summary", heading), content, open="" if unfolded else None)
+
+
+def _kind(picture: str) -> str:
+    return picture.partition("/")[0]
+
+
+def _figures(pictures: Mapping[str, bytes], kinds: Sequence[str]) -> Html:
+    """Return the pictures of some kinds, those of one subject together."""
+    chosen = [picture for picture in pictures if _kind(picture) in kinds]
+    subjects = list(dict.fromkeys(picture.partition("/")[2] for picture in chosen))
+    chosen.sort(key=lambda picture: (subjects.index(picture.partition("/")[2]), kinds.index(_kind(picture))))
+    return joined(*(_figure(picture, pictures[picture]) for picture in chosen))
+
+
+def _figure(picture: str, png: bytes) -> Html:
+    if png[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"the picture {picture!r} is not a PNG")
+    width, height = struct.unpack(">II", png[16:24])
+    kind, _, subject = picture.partition("/")
+    caption = ". ".join(part for part in (subject, CAPTIONS.get(kind, "" if subject else kind)) if part)
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    image = element("img", src=source, alt=caption, width=width, height=height)
+    return element("figure", image, element("figcaption", caption))
