@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -140,3 +141,15 @@ def test_importing_loads_nothing_heavy(module, heavy):
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({heavy.split()!r})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_table_of_modules_says_what_each_module_says_of_itself():
+    """A row for each module, with the first paragraph of its docstring; no row for a module that is gone."""
+    text = (ROOT.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.*) \|$", text, re.MULTILINE)
+    purposes = [(path, ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "") for path in FILES]
+    wanted = {path.relative_to(ROOT).as_posix(): " ".join(purpose.partition("\n\n")[0].split()) for path, purpose in purposes}
+    missing = [f"| `{module}` | {purpose} |" for module, purpose in wanted.items() if (module, purpose) not in rows]
+    stale = [f"| `{module}` | {purpose} |" for module, purpose in rows if wanted.get(module) != purpose]
+    assert (missing, stale) == ([], []), "\n".join(["ARCHITECTURE.md lacks", *missing, "and should not have", *stale])
+    assert len(rows) == len(wanted), "a module stands in the table twice"
