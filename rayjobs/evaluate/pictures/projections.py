@@ -64,8 +64,8 @@ def umap_missing() -> str | None:
 def project_umap(vectors: FloatArray, seed: int) -> Projection:
     """Project by UMAP (McInnes et al., 2018): neighbours stay neighbours, but distances and sizes of groups mean little.
 
-    Deterministic for a seed, on one thread. Its compiler takes about 25 s of CPU once in a process, then 1000 tiles take 5 s; above 4096, where it searches
-    neighbours another way, it takes minutes: give it a sample.
+    Deterministic for a seed, on one thread. Its compiler takes about 25 s of CPU once in a process, then 1000 tiles take 5 s; more than
+    4096 tiles, whose neighbours it searches another way, take minutes: give it a sample.
 
     Args:
         vectors: (tiles, dim) finite float, at least four tiles.

@@ -20,12 +20,8 @@ if TYPE_CHECKING:
     Images = np.ndarray[Any, np.dtype[np.uint8]]
     BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
-_SIDE = 1.0
-_GAP = 0.12
-_CAPTION = 0.2
-_NAMES = 1.7
-_HEAD = 0.55
-_FOOT = 0.4
+_SIDE, _GAP, _CAPTION, _NAMES, _HEAD, _FOOT = (pixels / DPI for pixels in (128, 14, 24, 204, 66, 48))
+"""Inches, of whole pixels, so that those of a thumbnail of 64 or 128 pixels stay squares."""
 
 RIGHT = (BLUE, "solid", "✓")
 WRONG = (VERMILLION, (0, (2.5, 1.2)), "✗")
@@ -88,7 +84,7 @@ def _head(axes: Axes, depth: int, title: str) -> None:
 
 
 def _place(axes: Axes, picture: Image, left: float, top: float) -> None:
-    axes.imshow(picture, extent=(left, left + _SIDE, top + _SIDE, top), interpolation="antialiased", aspect="auto")
+    axes.imshow(picture, extent=(left, left + _SIDE, top + _SIDE, top), interpolation="nearest", aspect="auto")
 
 
 def _judge(axes: Axes, left: float, top: float, verdict: tuple[str, Any, str]) -> None:
