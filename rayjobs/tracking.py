@@ -86,6 +86,20 @@ class Tracker:
             self._client = None
 
 
+def history(settings: TrackingSection, *, workspace: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) of every metric of an MLflow run, by name; empty where tracking is off or cannot be read."""
+    from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
+
+    if not settings.enabled:
+        return {}
+    try:
+        client = MlflowClient(tracking_uri(settings, workspace))
+        names = sorted(client.get_run(run_id).data.metrics)
+        return {name: [(entry.step, entry.value) for entry in client.get_metric_history(run_id, name)] for name in names}
+    except Exception:  # noqa: BLE001  whatever a tracking server does, work goes on
+        return {}
+
+
 @contextmanager
 def tracked(
     settings: TrackingSection,

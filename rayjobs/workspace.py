@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated
 
@@ -64,6 +65,19 @@ class Workspace:
     def lease(self) -> str:
         """Key of the lease on the training run."""
         return f"runs/{self.run}/lease"
+
+    def mlflow_run(self) -> str | None:
+        """Return the id of the training run in MLflow, if it was tracked."""
+        found = self.store.read_tagged(self._mlflow)
+        return str(json.loads(found.data)["run_id"]) if found else None
+
+    def remember_mlflow_run(self, run_id: str) -> None:
+        """Write down the id of the training run in MLflow."""
+        self.store.write(self._mlflow, json.dumps({"run_id": run_id}).encode())
+
+    @property
+    def _mlflow(self) -> str:
+        return f"runs/{self.run}/mlflow.json"
 
     @property
     def set(self) -> Artefact:

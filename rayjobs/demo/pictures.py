@@ -12,17 +12,14 @@ from matplotlib.figure import Figure
 
 from rayjobs.embed.job import Embeddings, read_embeddings
 from rayjobs.retrieval.neighbours import nearest
-from rayjobs.tiles import chips
 from rayjobs.tiles.neighbours import outlines, overlapping_pairs
-from rayjobs.tiles.render import picture
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.render import pictures_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from rayjobs.experiment import Experiment
-    from rayjobs.storage import Version
 
 _ROWS = ("image-statistics", "random-init", "trained")
 _QUERIES = 3
@@ -50,7 +47,7 @@ def write_sheet(experiment: Experiment, path: Path) -> None:
     queries = chosen_queries(experiment)
     answers = {name: _neighbours(_read(experiment, name), queries, experiment.evaluate.split) for name in _ROWS}
     wanted = {tile for of_row in answers.values() for ids in of_row for tile in ids} | set(queries)
-    images = _images(source, wanted)
+    images = pictures_of(source, wanted)
     _draw(queries, answers, images, path)
 
 
@@ -71,17 +68,6 @@ def _neighbours(found: Embeddings, queries: Sequence[str], split: str) -> list[l
         [str(ids[hit]) for hit in hits.tolist() if hit != row and frozenset((row, hit)) not in same_ground][:_NEIGHBOURS]
         for row, hits in zip(rows.tolist(), ranking, strict=True)
     ]
-
-
-def _images(source: Version, wanted: set[str]) -> dict[str, np.ndarray[Any, Any]]:
-    manifest = source.manifest
-    tiles = read_geoparquet(source.read("tiles.parquet"))
-    shards = {tile: shard for tile, shard in zip(tiles["tile_id"].to_pylist(), tiles["shard"].to_pylist(), strict=True) if tile in wanted}
-    images = {}
-    for shard in sorted(set(shards.values())):
-        for chip in chips.read_chips(source.read(chips.shard_name(shard)), wanted):
-            images[chip.tile_id] = picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"])
-    return images
 
 
 def _draw(queries: Sequence[str], answers: dict[str, list[list[str]]], images: dict[str, np.ndarray[Any, Any]], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,16 @@ import pyarrow.compute as pc
 from rayjobs.cluster.session import joined
 from rayjobs.embed.job import described, encoder_files, idle_keys, newest_checkpoint, tell_encoder, tiles_of
 from rayjobs.errors import ConfigError
+from rayjobs.evaluate.illustrate import Illustrated, choose, illustrate
 from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, plan
+from rayjobs.evaluate.page import page
 from rayjobs.evaluate.relevance import Question, ask, findable
 from rayjobs.evaluate.report import cautions, shown, table, values_of
 from rayjobs.evaluate.rows import TRAINED, embed_rows, expected, standardised_on
 from rayjobs.models.checkpoint import from_files
+from rayjobs.tiles.render import pictures_of
 from rayjobs.tiles.table import read_geoparquet
-from rayjobs.tracking import tracked
+from rayjobs.tracking import history, tracked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +53,9 @@ class Result:
     protocol: dict[str, Any]
     """Queries, gallery, relevance, exclusion, resampling unit, seeds."""
     report: str
-    """Where the report lies in the workspace."""
+    """Where `report.json` lies in the workspace."""
+    page: str
+    """Where `report.html` lies: the same for people, with pictures, in one file."""
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
@@ -93,10 +99,12 @@ def run(experiment: Experiment, console: Console) -> Result:
     measured = _measure(experiment, tables, question, found, console)
     protocol = _protocol(experiment, source, question, found, measured[-1])
     report = {**table(measured, experiment.evaluate, ours=TRAINED), "protocol": protocol}
-    address = _publish(experiment, source, checkpoint, report)
-    _log(experiment, report, console)
+    files = _files(experiment, source, checkpoint, report, measured)
+    addresses = _publish(experiment, source, checkpoint, files)
+    _log(experiment, report, files, console)
     _show(console, report)
-    return Result(**report, report=address)
+    console.say(f"evaluate         report: {addresses['report.html']}")
+    return Result(**report, report=addresses["report.json"], page=addresses["report.html"])
 
 
 def _parents(experiment: Experiment) -> tuple[Version, Version]:
@@ -201,25 +209,70 @@ def _earlier_reports(experiment: Experiment) -> int:
     return len({key.removeprefix(report.prefix).partition("/")[0] for key in report.store.list(report.prefix + mark)})
 
 
-def _publish(experiment: Experiment, source: Version, checkpoint: Version, report: dict[str, Any]) -> str:
+def _files(
+    experiment: Experiment, source: Version, checkpoint: Version, report: dict[str, Any], measured: list[Measured]
+) -> dict[str, bytes]:
+    """Return the files of the report by name."""
+    illustrated = _illustrated(experiment, source, report, measured)
+    versions = {
+        "set": source.version,
+        "checkpoint": checkpoint.version,
+        "encoder fingerprint": str(checkpoint.manifest["encoder_fingerprint"]),
+        **{package: metadata.version(package) for package in ("rayjobs", "torch", "timm", "ray")},
+    }
+    shown = page(
+        report,
+        illustrated.pictures,
+        name=experiment.open_workspace().run,
+        experiment=experiment.to_yaml(),
+        versions=versions,
+        notes=illustrated.notes,
+        ours=TRAINED,
+    )
+    return {
+        "report.json": json.dumps(report, indent=1, allow_nan=False).encode(),
+        "report.html": shown.encode(),
+        "experiment.yaml": experiment.to_yaml().encode(),
+        **{f"pictures/{name}.png": data for name, data in illustrated.pictures.items()},
+        **{f"tensorboard/{name}": data for name, data in illustrated.board.items()},
+    }
+
+
+def _illustrated(experiment: Experiment, source: Version, report: dict[str, Any], measured: list[Measured]) -> Illustrated:
+    seed = experiment.evaluate.seed
+    chosen = choose(measured, seed)
+    tile_ids = measured[0].question.tile_ids
+    images = pictures_of(source, {tile_ids[tile] for tile in chosen.tiles().tolist()})
+    return illustrate(measured, report, chosen, images, _history(experiment), seed=seed)
+
+
+def _history(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:
+    """Return what training told MLflow, if that can be read here."""
     workspace = experiment.open_workspace()
-    data = json.dumps(report, indent=1, allow_nan=False).encode()
-    digest = hashlib.sha256(data + checkpoint.version.encode()).hexdigest()[:16]
+    run = workspace.mlflow_run()
+    found = history(experiment.tracking, workspace=workspace.store.uri, run_id=run) if run else {}
+    return {name: points for name, points in found.items() if name.startswith(("train/", "mine/"))}
+
+
+def _publish(experiment: Experiment, source: Version, checkpoint: Version, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Publish the report, and return where each of its files lies."""
+    workspace = experiment.open_workspace()
+    digest = hashlib.sha256(files["report.json"] + checkpoint.version.encode()).hexdigest()[:16]
     draft = workspace.report.draft(f"{experiment.evaluate.split}-{digest}")
-    draft.write("report.json", data)
-    draft.write("experiment.yaml", experiment.to_yaml().encode())
+    for name, data in files.items():
+        draft.write(name, data)
     parents = {"set": source.version, "checkpoint": checkpoint.version}
     version = draft.publish({"parents": parents, "encoder_fingerprint": checkpoint.manifest["encoder_fingerprint"], "counts": {}})
-    return workspace.store.address(version.prefix + version.entry("report.json").location)
+    return {name: workspace.store.address(version.prefix + version.entry(name).location) for name in files}
 
 
-def _log(experiment: Experiment, report: dict[str, Any], console: Console) -> None:
+def _log(experiment: Experiment, report: dict[str, Any], files: Mapping[str, bytes], console: Console) -> None:
     workspace = experiment.open_workspace()
     name = f"{workspace.run}-evaluate-{experiment.evaluate.split}"
     parameters = experiment.to_dict()
     with tracked(experiment.tracking, workspace=workspace.store.uri, run=name, parameters=parameters, say=console.say) as tracker:
         tracker.metrics(values_of(report), step=0)
-        tracker.files({"report.json": json.dumps(report, indent=1).encode()})
+        tracker.files(files)
 
 
 def _show(console: Console, report: dict[str, Any]) -> None:

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from rayjobs.tiles.chips import read_chips, shard_name
+from rayjobs.tiles.table import read_geoparquet
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from rayjobs.storage import Version
     from rayjobs.tiles.chips import Chip
 
 _NATURAL = (("red", "green", "blue"), ("r", "g", "b"), ("B4", "B3", "B2"), ("B04", "B03", "B02"), ("b4", "b3", "b2"))
@@ -44,6 +48,22 @@ def picture(chip: Chip, names: Sequence[str], mean: Sequence[float], std: Sequen
     values: np.ndarray[Any, np.dtype[np.uint8]] = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     values[~chip.valid] = 128
     return values
+
+
+def pictures_of(source: Version, wanted: Collection[str]) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Return tiles of a set as `picture` shows them, by tile id.
+
+    Args:
+        source: the set.
+        wanted: tile ids; the shards that hold them are read one after the other.
+    """
+    manifest, tiles = source.manifest, read_geoparquet(source.read("tiles.parquet"))
+    shards = {shard for tile, shard in zip(tiles["tile_id"].to_pylist(), tiles["shard"].to_pylist(), strict=True) if tile in wanted}
+    return {
+        chip.tile_id: picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"])
+        for shard in sorted(shards)
+        for chip in read_chips(source.read(shard_name(shard)), wanted)
+    }
 
 
 def png(

@@ -100,7 +100,7 @@ def run(experiment: Experiment, console: Console) -> Result:
             console.say(f"train            run {workspace.run} has all its {done} epochs already")
             return _result(workspace, done, None)
         parameters = {**experiment.to_dict(), "set_version": source.version}
-        resume = _mlflow_run(workspace)
+        resume = workspace.mlflow_run()
         with (
             joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
             tracked(
@@ -112,7 +112,8 @@ def run(experiment: Experiment, console: Console) -> Result:
                 resume=resume,
             ) as tracker,
         ):
-            _remember_mlflow_run(workspace, tracker)
+            if tracker.run_id:
+                workspace.remember_mlflow_run(tracker.run_id)
             _fit(experiment, source, lease.token, tracker, console)
             lease.check()
             newest = workspace.checkpoints.require("")
@@ -164,16 +165,6 @@ def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
 def _epochs_done(workspace: Workspace) -> int:
     newest = workspace.checkpoints.current()
     return int(newest.manifest["epoch"]) if newest else 0
-
-
-def _mlflow_run(workspace: Workspace) -> str | None:
-    found = workspace.store.read_tagged(f"runs/{workspace.run}/mlflow.json")
-    return str(json.loads(found.data)["run_id"]) if found else None
-
-
-def _remember_mlflow_run(workspace: Workspace, tracker: Tracker) -> None:
-    if tracker.run_id:
-        workspace.store.write(f"runs/{workspace.run}/mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
 
 
 def _spec(experiment: Experiment, source: Version) -> ModelSpec:
@@ -314,5 +305,5 @@ def _result(workspace: Workspace, resumed_from: int, mlflow_run: str | None) -> 
         encoder_fingerprint=newest.manifest["encoder_fingerprint"],
         epochs=int(newest.manifest["epoch"]),
         resumed_from=resumed_from,
-        mlflow_run=mlflow_run or _mlflow_run(workspace),
+        mlflow_run=mlflow_run or workspace.mlflow_run(),
     )

@@ -1,0 +1,201 @@
+"""What the pictures of a report show: which tiles, which queries, which rows. Arrays in, PNG out; draws through `evaluate.pictures`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+
+from rayjobs.evaluate import pictures, projector
+from rayjobs.evaluate.relevance import findable
+from rayjobs.retrieval.ranking import Ranker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rayjobs.evaluate.measure import Measured
+    from rayjobs.evaluate.relevance import Question
+    from rayjobs.retrieval.ranking import BoolArray, IntArray
+
+    Image = np.ndarray[Any, np.dtype[np.uint8]]
+    History = Mapping[str, Sequence[tuple[int, float]]]
+
+PICTURED = 1000
+"""Most tiles shown in a plane, as the earlier system did; of more, a random sample."""
+QUERIES, NEIGHBOURS = 8, 8
+"""Rows and columns of a sheet."""
+
+_SIDE = 64
+_FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """Queries and what one row finds for them."""
+
+    row: str
+    queries: IntArray
+    """(queries,) indices of tiles."""
+    found: IntArray
+    """(queries, depth) indices of tiles, the most similar first."""
+    right: BoolArray
+    """(queries, depth) True where the tile is relevant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which tiles the pictures show."""
+
+    pictured: IntArray
+    """(pictured,) indices of the tiles in a plane, ascending."""
+    sheets: tuple[Sheet, ...]
+    """One for each row."""
+
+    def tiles(self) -> IntArray:
+        """Return the indices of all tiles that are shown, ascending."""
+        return np.unique(np.concatenate([self.pictured, *(part.ravel() for sheet in self.sheets for part in (sheet.queries, sheet.found))]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Illustrated:
+    """The pictures of a report."""
+
+    pictures: dict[str, bytes]
+    """PNG by name, as `evaluate.page` takes them."""
+    board: dict[str, bytes]
+    """Files of TensorBoard by path: embedding of the trained row with thumbnails, training curves."""
+    notes: tuple[str, ...]
+    """What could not be shown, and what to do about it."""
+
+
+def choose(measured: Sequence[Measured], seed: int) -> Choice:
+    """Choose which tiles are shown.
+
+    Args:
+        measured: the rows, all of one question.
+        seed: of the choice.
+    """
+    question, rng = measured[0].question, np.random.default_rng(seed)
+    count = len(question.tile_ids)
+    pictured = np.sort(rng.choice(count, min(count, PICTURED), replace=False))
+    queries = _queries(question, rng)
+    return Choice(pictured=pictured, sheets=tuple(_found(row, queries, seed) for row in measured))
+
+
+def _queries(question: Question, rng: np.random.Generator) -> IntArray:
+    """Return queries of as many classes as there are places, in turn; without classes, any that have something to find."""
+    able = rng.permutation(findable(question))
+    turn = _turn(question.codes[able]) if question.classes else np.zeros(len(able))
+    chosen: IntArray = able[np.argsort(turn, kind="stable")[:QUERIES]]
+    return chosen[np.argsort(question.codes[chosen], kind="stable")]
+
+
+def _turn(codes: IntArray) -> IntArray:
+    """Return how many tiles of the same class come before each tile."""
+    order = np.argsort(codes, kind="stable")
+    turn = np.empty(len(codes), np.int64)
+    turn[order] = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
+    return turn
+
+
+def _found(row: Measured, queries: IntArray, seed: int) -> Sheet:
+    question = row.question
+    ranker = Ranker(row.vectors, row.vectors, distance=row.distance, seed=seed)
+    found = ranker.ranked(queries, question.excluded.rows(queries), min(NEIGHBOURS, len(question.tile_ids)))
+    return Sheet(row=row.name, queries=queries, found=found, right=np.take_along_axis(question.relevance.rows(queries), found, axis=1))
+
+
+def illustrate(
+    measured: Sequence[Measured], report: Mapping[str, Any], chosen: Choice, images: Mapping[str, Image], history: History, *, seed: int
+) -> Illustrated:
+    """Draw everything.
+
+    Args:
+        measured: the rows, the trained one last.
+        report: as `report.json` holds it.
+        chosen: which tiles.
+        images: (height, width, 3) uint8 of each tile that was chosen, by tile id; sizes may differ.
+        history: (epoch, value) by metric of the training; empty where nothing is known of it.
+        seed: of the layout of UMAP.
+    """
+    question, trained = measured[0].question, measured[-1]
+    thumbnails = {tile: _thumbnail(images[question.tile_ids[tile]]) for tile in chosen.tiles().tolist()}
+    planes, notes = _planes(measured, chosen, thumbnails, seed)
+    drawn = {"rows": pictures.rows_chart(report["rows"], report["objective"], ours=trained.name), **planes}
+    drawn |= {f"neighbours/{sheet.row}": _sheet(sheet, question, thumbnails) for sheet in chosen.sheets}
+    drawn |= _confusions(report)
+    if history:
+        drawn["curves"] = pictures.curves(history)
+    return Illustrated(pictures=drawn, board=_board(trained, chosen, thumbnails, history), notes=notes)
+
+
+def _thumbnail(image: Image) -> Image:
+    """Bring a tile to the size of a thumbnail; small ones keep their pixels to be seen."""
+    resampling = PIL.Image.Resampling.BOX if max(image.shape[:2]) > _SIDE else PIL.Image.Resampling.NEAREST
+    return np.asarray(PIL.Image.fromarray(image).resize((_SIDE, _SIDE), resampling))
+
+
+def _planes(
+    measured: Sequence[Measured], chosen: Choice, thumbnails: Mapping[int, Image], seed: int
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Draw every row's first two components, and the trained row by UMAP, too, as dots and as thumbnails."""
+    question, missing = measured[0].question, pictures.umap_missing()
+    small = len(chosen.pictured) < _FEWEST
+    if small:
+        return {}, (f"the embedding of {len(chosen.pictured)} tiles has no plane to be shown in",)
+    small_pictures = np.stack([thumbnails[tile] for tile in chosen.pictured.tolist()])
+    coloured = _coloured(question, chosen.pictured)
+    projections = {f"pca/{row.name}": pictures.project_pca(row.vectors[chosen.pictured]) for row in measured}
+    if missing is None:
+        projections[f"umap/{measured[-1].name}"] = pictures.project_umap(measured[-1].vectors[chosen.pictured], seed)
+    drawn = {}
+    for name, projection in projections.items():
+        kind, _, row = name.partition("/")
+        drawn[name] = pictures.scatter(projection, **coloured, title=row)
+        if row == measured[-1].name:
+            drawn[f"{kind}-thumbnails/{row}"] = pictures.scatter_thumbnails(projection, small_pictures, **coloured, title=row)
+    return drawn, (missing,) if missing else ()
+
+
+def _coloured(question: Question, tiles: IntArray) -> dict[str, Any]:
+    """Return what dots are coloured by: the class, or, without classes, the ground that they lie on."""
+    if question.classes:
+        return {"labels": question.codes[tiles], "classes": question.classes, "kind": "class"}
+    return {"labels": np.unique(question.ground, return_inverse=True)[1][tiles], "kind": question.ground_means}
+
+
+def _sheet(sheet: Sheet, question: Question, thumbnails: Mapping[int, Image]) -> bytes:
+    def shown(tiles: IntArray) -> Image:
+        return np.stack([thumbnails[tile] for tile in tiles.ravel().tolist()]).reshape(*tiles.shape, _SIDE, _SIDE, 3)
+
+    captions = [[_name(question, tile) for tile in row] for row in sheet.found.tolist()] if question.classes else None
+    titles = [_name(question, tile) for tile in sheet.queries.tolist()]
+    return pictures.sheet(shown(sheet.queries), shown(sheet.found), sheet.right, titles, captions=captions, title=sheet.row)
+
+
+def _name(question: Question, tile: int) -> str:
+    """Return a tile's class, or the start of its id where it has none."""
+    code = question.codes[tile]
+    return question.classes[code] if code >= 0 else question.tile_ids[tile][:8]
+
+
+def _confusions(report: Mapping[str, Any]) -> dict[str, bytes]:
+    found = report["confusion"]
+    if not found:
+        return {}
+    return {
+        f"confusion/{row}": pictures.confusion(np.array(matrix, np.int64), found["classes"], title=row)
+        for row, matrix in found["rows"].items()
+    }
+
+
+def _board(trained: Measured, chosen: Choice, thumbnails: Mapping[int, Image], history: History) -> dict[str, bytes]:
+    question, tiles = trained.question, chosen.pictured.tolist()
+    columns = {"tile_id": [question.tile_ids[tile] for tile in tiles], "ground": [question.ground[tile] for tile in tiles]}
+    if question.classes:
+        columns["class"] = [_name(question, tile) if question.codes[tile] >= 0 else "" for tile in tiles]
+    shown = np.stack([thumbnails[tile] for tile in tiles])
+    files = projector.projector({trained.name: trained.vectors[chosen.pictured]}, columns, shown)
+    return files | (projector.scalars(history) if history else {})
