@@ -92,7 +92,8 @@ def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, ba
     with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
         local = state.parallel(pixels, valid)
     loss = on.objective(gather(local.float()), batch)
-    if not torch.isfinite(loss):
+    value = float(loss.detach())  # one wait for the device, not one to look and one to tell
+    if not math.isfinite(value):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -100,7 +101,7 @@ def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, ba
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.module)
-    return float(loss.detach())
+    return value
 
 
 def precision(chosen: str, device: torch.device) -> str:
