@@ -108,7 +108,14 @@ def _found(row: Measured, queries: IntArray, seed: int) -> Sheet:
 
 
 def illustrate(
-    measured: Sequence[Measured], report: Mapping[str, Any], chosen: Choice, images: Mapping[str, Image], history: History, *, seed: int
+    measured: Sequence[Measured],
+    report: Mapping[str, Any],
+    chosen: Choice,
+    images: Mapping[str, Image],
+    history: History,
+    *,
+    umap: bool,
+    seed: int,
 ) -> Illustrated:
     """Draw everything.
 
@@ -118,11 +125,12 @@ def illustrate(
         chosen: which tiles.
         images: (height, width, 3) uint8 of each tile that was chosen, by tile id; sizes may differ.
         history: (epoch, value) by metric of the training; empty where nothing is known of it.
-        seed: of the layout of UMAP.
+        umap: whether the trained row is laid out by UMAP, too.
+        seed: of that layout.
     """
     question, trained = measured[0].question, measured[-1]
     thumbnails = {tile: _thumbnail(images[question.tile_ids[tile]]) for tile in chosen.tiles().tolist()}
-    planes, notes = _planes(measured, chosen, thumbnails, seed)
+    planes, notes = _planes(measured, chosen, thumbnails, seed if umap else None)
     drawn = {"rows": pictures.rows_chart(report["rows"], report["objective"], ours=trained.name), **planes}
     drawn |= {f"neighbours/{sheet.row}": _sheet(sheet, question, thumbnails) for sheet in chosen.sheets}
     drawn |= _confusions(report)
@@ -138,24 +146,23 @@ def _thumbnail(image: Image) -> Image:
 
 
 def _planes(
-    measured: Sequence[Measured], chosen: Choice, thumbnails: Mapping[int, Image], seed: int
+    measured: Sequence[Measured], chosen: Choice, thumbnails: Mapping[int, Image], umap_seed: int | None
 ) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """Draw every row's first two components, and the trained row by UMAP, too, as dots and as thumbnails."""
-    question, missing = measured[0].question, pictures.umap_missing()
-    small = len(chosen.pictured) < _FEWEST
-    if small:
-        return {}, (f"the embedding of {len(chosen.pictured)} tiles has no plane to be shown in",)
-    small_pictures = np.stack([thumbnails[tile] for tile in chosen.pictured.tolist()])
-    coloured = _coloured(question, chosen.pictured)
-    projections = {f"pca/{row.name}": pictures.project_pca(row.vectors[chosen.pictured]) for row in measured}
-    if missing is None:
-        projections[f"umap/{measured[-1].name}"] = pictures.project_umap(measured[-1].vectors[chosen.pictured], seed)
+    """Draw every row's first two components, and the trained row by UMAP, too, as dots and as thumbnails; None: without UMAP."""
+    trained, tiles = measured[-1], chosen.pictured
+    if len(tiles) < _FEWEST:
+        return {}, (f"the embedding of {len(tiles)} tiles has no plane to be shown in",)
+    missing = pictures.umap_missing() if umap_seed is not None else None
+    projections = {f"pca/{row.name}": pictures.project_pca(row.vectors[tiles]) for row in measured}
+    if umap_seed is not None and missing is None:
+        projections[f"umap/{trained.name}"] = pictures.project_umap(trained.vectors[tiles], umap_seed)
+    shown, coloured = np.stack([thumbnails[tile] for tile in tiles.tolist()]), _coloured(trained.question, tiles)
     drawn = {}
     for name, projection in projections.items():
         kind, _, row = name.partition("/")
         drawn[name] = pictures.scatter(projection, **coloured, title=row)
-        if row == measured[-1].name:
-            drawn[f"{kind}-thumbnails/{row}"] = pictures.scatter_thumbnails(projection, small_pictures, **coloured, title=row)
+        if row == trained.name:
+            drawn[f"{kind}-thumbnails/{row}"] = pictures.scatter_thumbnails(projection, shown, **coloured, title=row)
     return drawn, (missing,) if missing else ()
 
 

@@ -239,11 +239,11 @@ def _files(
 
 
 def _illustrated(experiment: Experiment, source: Version, report: dict[str, Any], measured: list[Measured]) -> Illustrated:
-    seed = experiment.evaluate.seed
-    chosen = choose(measured, seed)
+    settings = experiment.evaluate
+    chosen = choose(measured, settings.seed)
     tile_ids = measured[0].question.tile_ids
     images = pictures_of(source, {tile_ids[tile] for tile in chosen.tiles().tolist()})
-    return illustrate(measured, report, chosen, images, _history(experiment), seed=seed)
+    return illustrate(measured, report, chosen, images, _history(experiment), umap=settings.umap, seed=settings.seed)
 
 
 def _history(experiment: Experiment) -> dict[str, list[tuple[int, float]]]:

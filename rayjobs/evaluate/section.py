@@ -36,8 +36,10 @@ class EvaluateSection:
     """Splits that each probe is fitted and tested on, by blocks or scenes; and as many random ones beside them."""
     probe_test_share: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.3
     """Share of the blocks or scenes that a probe is tested on."""
+    umap: bool = True
+    """Whether the report shows the trained embedding by UMAP, too, where that is installed; it takes half a minute."""
     seed: int = 0
-    """Of the resampling, the probes and the random-init row."""
+    """Of the resampling, the probes, the pictures and the random-init row."""
     weights: str | None = None
     """Weights of the frozen-pretrained row, as `model.pretrained`; default those of the model, if it has any."""
 
