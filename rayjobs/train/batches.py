@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import scipy.spatial
 
 from rayjobs.errors import TrainingError
 from rayjobs.metric.guards import ROUNDING, Fractions, shared_proportion
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from rayjobs.tiles.neighbours import Neighbourhood
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
-
-_PROBE = 512
-"""Candidates among which tiles that share enough are looked for first: mostly there are some, however many tiles there are."""
-_CHOICE = 4
-"""Of each tile of a group, how many to choose from are enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +118,8 @@ class ByProportion:
     """Tiles that share most of their classes are alike; dominant classes come equally often, however many tiles they have.
 
     Whatever two tiles of a group are taken, they share at least `min_shared`. Tiles of two groups may share as much: that they are no
-    negatives of each other is for `rayjobs.train.ground.forbidden_pairs` to say. Partners are looked for when they are needed, in an
-    index of what tiles hold of each class, so that memory grows with the number of tiles alone.
+    negatives of each other is for `rayjobs.train.ground.forbidden_pairs` to say. Partners are looked for when they are needed, in a tree
+    of the different mixtures, so that memory grows with the number of tiles alone.
     """
 
     def __init__(self, fractions: Fractions, *, min_shared: float) -> None:
@@ -136,44 +132,47 @@ class ByProportion:
         Raises:
             TrainingError: no two tiles of one dominant class are alike, or only those of one class are.
         """
-        self._fractions, self._min_shared = fractions, min_shared - ROUNDING
-        self._known = np.flatnonzero(fractions.any(axis=1))
-        self._dominant = fractions.argmax(axis=1) if fractions.size else np.empty(0, np.int64)
-        self._holders = [_ascending(share) for share in fractions.T]
-        self.anchors: IntArray = self._known[self._have_partners()]
-        found = np.unique(self._dominant[self.anchors])
-        self._members = {int(name): self.anchors[self._dominant[self.anchors] == name] for name in found}
+        known = np.flatnonzero(fractions.any(axis=1))
+        self._mixtures, of_tile, counts = np.unique(fractions[known], axis=0, return_inverse=True, return_counts=True)
+        of_tile = of_tile.ravel()
+        self._of_tile = np.full(len(fractions), -1, np.int64)
+        self._of_tile[known] = of_tile
+        self._tiles = known[np.argsort(of_tile, kind="stable")]
+        self._offsets = np.concatenate([[0], np.cumsum(counts)])
+        self._min_shared = min_shared - ROUNDING
+        self._tree = scipy.spatial.cKDTree(self._mixtures, balanced_tree=False) if len(known) else None
+        self.anchors: IntArray = known[self._have_partners(counts)[of_tile]]
+        dominant = fractions[self.anchors].argmax(axis=1) if len(self.anchors) else self.anchors
+        self._members = {int(name): self.anchors[dominant == name] for name in np.unique(dominant)}
         if len(self._members) <= 1:
             raise TrainingError(
-                f"of {len(self._known)} training tiles with proportions, {len(self.anchors)} share {min_shared:g} with another, in "
-                f"{len(found)} dominant classes, and two are needed; lower train.min_pos_shared, or label more tiles"
+                f"of {len(known)} training tiles with proportions, {len(self.anchors)} share {min_shared:g} with another, in "
+                f"{len(self._members)} dominant classes, and two are needed; lower train.min_pos_shared, or label more tiles"
             )
 
-    def _have_partners(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Tell which of the known tiles have one alike: mostly the next one in an order that puts like mixtures side by side."""
-        mixtures = self._fractions[self._known]
-        order = np.lexsort((*mixtures.T, mixtures.max(axis=1, initial=0), self._dominant[self._known]))
-        near = shared_proportion(mixtures[order[:-1]], mixtures[order[1:]]) >= self._min_shared
-        found = np.zeros(len(order), bool)
-        found[order[:-1]] |= near
-        found[order[1:]] |= near
-        for alone in np.flatnonzero(~found):
-            found[alone] = len(self._alike(self._known[alone], self._candidates(self._known[alone]))) > 0
+    @property
+    def _reach(self) -> float:
+        """Greatest sum of differences of mixtures that are alike: of shares that sum to 1, two share 1 - sum |one - other| / 2."""
+        return 2 * (1 - self._min_shared)
+
+    def _have_partners(self, counts: IntArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Tell which of the mixtures, of so many tiles each, are alike with another or have several tiles."""
+        found: np.ndarray[Any, np.dtype[np.bool_]] = counts > 1
+        alone = np.flatnonzero(~found)
+        if self._tree is not None and len(alone):
+            apart, _ = self._tree.query(self._mixtures[alone], k=[2], p=1, distance_upper_bound=self._reach)  # the first is itself
+            found[alone] = np.isfinite(np.ravel(apart))
         return found
 
-    def _candidates(self, tile: int) -> IntArray:
-        """Return tiles among which are all that are alike: of no class does one hold more than another by what they need not share."""
-        holders, shares = self._holders[self._dominant[tile]]
-        own, slack = self._fractions[tile, self._dominant[tile]], 1 - self._min_shared
-        if own <= slack:
-            return self._known
-        found: IntArray = holders[np.searchsorted(shares, own - slack) : np.searchsorted(shares, own + slack, side="right")]
-        return found
-
-    def _alike(self, tile: int, candidates: IntArray) -> IntArray:
-        shared = shared_proportion(self._fractions[candidates], self._fractions[tile])
-        found: IntArray = candidates[(shared >= self._min_shared) & (candidates != tile)]
-        return found
+    def _alike(self, anchor: int) -> IntArray:
+        """Return all tiles alike with one, without itself."""
+        if self._tree is None:
+            return np.empty(0, np.int64)
+        near = np.array(self._tree.query_ball_point(self._mixtures[self._of_tile[anchor]], self._reach, p=1), np.int64)
+        first, count = self._offsets[near], self._offsets[near + 1] - self._offsets[near]
+        places = np.arange(count.sum()) + np.repeat(first - (count.cumsum() - count), count)
+        alike: IntArray = self._tiles[places[self._tiles[places] != anchor]]
+        return alike
 
     def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
         """Go through the dominant classes in turn; see `ByLabel`."""
@@ -181,29 +180,18 @@ class ByProportion:
 
     def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
         """Draw tiles one by one, each alike with all before it; they repeat where there are fewer than needed."""
-        candidates = self._candidates(anchor)
-        alike = np.empty(0, np.int64)
-        if len(candidates) > _PROBE:
-            alike = self._alike(anchor, np.unique(rng.choice(candidates, _PROBE)))
-        if len(alike) < _CHOICE * size:
-            alike = self._alike(anchor, candidates)
+        alike = self._alike(anchor)
         drawn: list[int] = []
         while len(drawn) < size - 1 and len(alike):
             drawn.append(int(rng.choice(alike)))
-            alike = self._alike(drawn[-1], alike)
+            shared = shared_proportion(self._mixtures[self._of_tile[alike]], self._mixtures[self._of_tile[drawn[-1]]])
+            alike = alike[(shared >= self._min_shared) & (alike != drawn[-1])]
         again = rng.choice(drawn or [anchor], size - 1 - len(drawn))
         return np.array([anchor, *drawn, *again], np.int64)
 
     def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  each mixture is its own kind
         """Each group is its own kind."""
         return count
-
-
-def _ascending(share: Fractions) -> tuple[IntArray, Fractions]:
-    """Return the tiles that hold something of a class, and how much, ascending."""
-    holders = np.flatnonzero(share)
-    holders = holders[np.argsort(share[holders], kind="stable")]
-    return holders, share[holders]
 
 
 def _of_classes_in_turn(rng: np.random.Generator, members: Mapping[int, IntArray], steps: int, groups: int) -> IntArray:
