@@ -1,4 +1,4 @@
-"""`rayjobs evaluate` in this process, from the tile table to the report; only the embedding, which is Ray's, is made up."""
+"""`rayjobs evaluate` from the tile table to the report; only the embedding, which is Ray's, is made up; nothing is drawn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rayjobs.console import Console
 from rayjobs.embed.job import Embeddings
 from rayjobs.errors import ConfigError
 from rayjobs.evaluate import job, rows
+from rayjobs.evaluate.illustrate import Illustrated
 from rayjobs.experiment import Experiment
 from rayjobs.geo import Grid
 from rayjobs.models.checkpoint import to_files
@@ -69,6 +70,7 @@ def experiment(tmp_path, monkeypatch):
 
     monkeypatch.setattr(job, "joined", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(job, "embed_rows", made_up)
+    monkeypatch.setattr(job, "_illustrated", lambda *_: Illustrated(pictures={}, board={}, notes=()))
     return make
 
 
@@ -111,6 +113,7 @@ def test_the_published_report_is_the_result_and_valid_json(experiment):
     report = json.loads(version.read("report.json"))
     assert {name: report[name] for name in report} == {name: getattr(result, name) for name in report}
     assert result.report.endswith("report.json")
+    assert b"nDCG@5/graded" in version.read("report.html")
     assert report["differences"]["random-init"]["low"] > 0
     assert {(entry["target"], entry["split"]) for entry in report["probes"]} == {
         (target, split) for target in ("classes", "proportions") for split in ("ground", "random")

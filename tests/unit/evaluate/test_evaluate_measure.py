@@ -112,6 +112,16 @@ def test_a_probe_of_classes_is_fitted_on_whole_blocks_and_on_random_tiles_beside
     assert row.class_probe.result.table.confusion.sum() == sum(len(split.test) for split in row.probes[0].division.splits)
 
 
+def test_neighbours_of_tested_tiles_train_on_random_splits_alone():
+    _, codes = classes_apart()
+    first = np.arange(COUNT - 1)
+    next_to = np.concatenate([np.column_stack([first, first + 1]), np.column_stack([first + 1, first])])
+    found = plan(dataclasses.replace(question(codes, blocks=9), near=PairList(next_to, COUNT)), section())
+    ground, random = ([np.isin(split.train, [split.test - 1, split.test + 1]).any() for split in each.splits] for each in found.divisions)
+    assert not any(ground)
+    assert all(random)
+
+
 def test_proportions_are_measured_among_the_tiles_whose_are_known():
     vectors, held = mixtures()
     codes = held.argmax(1)
