@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
+import ray
 
-from rayjobs.cluster.session import joined
+from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.job import described, encoder_files, idle_keys, newest_checkpoint, tell_encoder, tiles_of
 from rayjobs.errors import ConfigError
 from rayjobs.evaluate.illustrate import Illustrated, choose, illustrate
@@ -19,8 +20,10 @@ from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, 
 from rayjobs.evaluate.page import page
 from rayjobs.evaluate.relevance import Question, ask, findable
 from rayjobs.evaluate.report import cautions, shown, table, values_of
-from rayjobs.evaluate.rows import TRAINED, embed_rows, expected, standardised_on
+from rayjobs.evaluate.rows import TRAINED, Row, embed_rows, expected, standardised_on
+from rayjobs.evaluate.segmentation import segment
 from rayjobs.models.checkpoint import from_files
+from rayjobs.rasters.label_map import LabelMap
 from rayjobs.tiles.render import pictures_of
 from rayjobs.tiles.table import read_geoparquet
 from rayjobs.tracking import history, tracked
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rayjobs.console import Console
-    from rayjobs.embed.job import Embeddings
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
 
@@ -50,6 +52,8 @@ class Result:
     """By row, one entry per class."""
     confusion: dict[str, Any] | None
     """Of the first probe of classes, by row."""
+    segmentation: dict[str, Any] | None
+    """The probe of single pixels: `rows`, with mIoU, accuracy and IoU by class, and its own `protocol`."""
     protocol: dict[str, Any]
     """Queries, gallery, relevance, exclusion, resampling unit, seeds."""
     report: str
@@ -95,10 +99,11 @@ def run(experiment: Experiment, console: Console) -> Result:
     _check(experiment, found)
     tell_encoder(experiment, checkpoint, console, "evaluate")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
-        tables = embed_rows(experiment, source, encoder_files(checkpoint), console)
-    measured = _measure(experiment, tables, question, found, console)
+        rows = embed_rows(experiment, source, encoder_files(checkpoint), console)
+        segmentation = _segmented(experiment, source, rows, console)
+    measured = _measure(experiment, rows, question, found, console)
     protocol = _protocol(experiment, source, question, found, measured[-1])
-    report = {**table(measured, experiment.evaluate, ours=TRAINED), "protocol": protocol}
+    report = {**table(measured, experiment.evaluate, ours=TRAINED, segmentation=segmentation), "protocol": protocol}
     files = _files(experiment, source, checkpoint, report, measured)
     addresses = _publish(experiment, source, checkpoint, files)
     _log(experiment, report, files, console)
@@ -139,13 +144,34 @@ def _check(experiment: Experiment, found: Plan) -> None:
             f"evaluate.objective {settings.objective!r} is not measured here (cut-offs are evaluate.ks, and graded metrics need class "
             f"proportions, from rasters.label_map); choose one of {', '.join(known)}"
         )
+    if settings.segmentation and experiment.rasters.label_map is None:
+        raise ConfigError("evaluate.segmentation needs the class of each pixel; set rasters.label_map, or evaluate.segmentation: null")
 
 
-def _measure(experiment: Experiment, tables: Mapping[str, Embeddings], question: Question, found: Plan, console: Console) -> list[Measured]:
+def _segmented(experiment: Experiment, source: Version, rows: Mapping[str, Row], console: Console) -> dict[str, Any] | None:
+    """Fit and test the probe of single pixels on one worker, if it is asked for."""
+    settings, label_map = experiment.evaluate, experiment.rasters.label_map
+    if settings.segmentation is None or label_map is None:
+        return None
+    with console.stage("evaluate/segment", None, "rows"):
+        worker: Any = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu(experiment.ray) else 0)
+        task = worker(segment)
+        encoders = {name: row.encoder for name, row in rows.items()}
+        sizes = {"tiles": settings.segmentation.tiles, "cells": settings.segmentation.cells}
+        maps = LabelMap(**label_map.arguments())
+        pending = task.remote(
+            source, maps, encoders, split=settings.split, ours=TRAINED, **sizes, resamples=settings.resamples, seed=settings.seed
+        )
+        found: dict[str, Any] = ray.get(pending)
+    return found
+
+
+def _measure(experiment: Experiment, rows: Mapping[str, Row], question: Question, found: Plan, console: Console) -> list[Measured]:
     """Measure row by row, the trained one last."""
     measured = []
-    with console.stage("evaluate/measure", len(tables), "rows") as stage:
-        for name, embedded in tables.items():
+    with console.stage("evaluate/measure", len(rows), "rows") as stage:
+        for name, row in rows.items():
+            embedded = row.embedded
             if embedded.table["tile_id"].to_pylist() != question.tile_ids:
                 raise AssertionError("rows hold different tiles")  # a fault of ours: they could not be compared
             measured.append(measure(name, embedded.vectors, embedded.distance, question, found, experiment.evaluate))

@@ -13,6 +13,9 @@
                recall, f1} or null: of `confusion`'s probe. Empty where tiles have no classes.
 `confusion`    null where no probe of classes was measured; else `probe`; `split`; `classes`, names; `rows` {row: counts, one list for each
                true class, by predicted class}, summed over the splits.
+`segmentation` null where no probe of pixels was asked for; else `rows`, a list: `name` (with `majority-class`, which predicts the most
+               frequent class everywhere); `metrics` {mIoU, pixel accuracy: {value, low, high}}; `trained_minus` likewise, null in the
+               trained row; `iou` {class: value or null}; `penalty` of the probe or null; and its own `protocol`.
 `protocol`     queries, gallery, relevance, exclusion, units, splits, seeds, and `cautions`: what keeps the figures from saying much.
 
 Intervals of a single unit or a single split have no ends: null.
@@ -47,13 +50,14 @@ _REMEDIES = {
 }
 
 
-def table(measured: Sequence[Measured], settings: EvaluateSection, *, ours: str) -> Json:
+def table(measured: Sequence[Measured], settings: EvaluateSection, *, ours: str, segmentation: Json | None = None) -> Json:
     """Return the whole report but its protocol.
 
     Args:
         measured: the rows, all of one question and plan.
         settings: the experiment's evaluate section.
         ours: name of the row that the others are subtracted from.
+        segmentation: what the probe of single pixels found, where it was asked for.
     """
     trained = next(row for row in measured if row.name == ours)
     others = [row for row in measured if row is not trained]
@@ -64,6 +68,7 @@ def table(measured: Sequence[Measured], settings: EvaluateSection, *, ours: str)
         "probes": [entry for row in measured for entry in _probes(row, None if row is trained else trained)],
         "classes": {row.name: _by_class(row, settings) for row in measured} if measured[0].question.classes else {},
         "confusion": _confusion(measured),
+        "segmentation": segmentation,
     }
 
 
@@ -187,7 +192,7 @@ def shown(report: Mapping[str, Any]) -> list[str]:
     for row in report["rows"]:
         gap = report["differences"].get(row["name"])
         lines.append(f"  {row['name']:<18}{_text(row['metrics'][objective])}" + (f"    {_text(gap, signed=True)}" if gap else ""))
-    return [*lines, *_shown_probes(report["probes"])]
+    return [*lines, *_shown_probes(report["probes"]), *_shown_pixels(report["segmentation"])]
 
 
 _TOLD = {"classes": "balanced_accuracy", "proportions": "summed_error"}
@@ -206,6 +211,16 @@ def _shown_probes(probes: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["probes on splits by ground, and on random splits, which flatter:", *lines] if lines else []
 
 
+def _shown_pixels(segmentation: Json | None) -> list[str]:
+    if segmentation is None:
+        return []
+    rows = [
+        f"  {row['name']:<18}" + "    ".join(f"{metric} {_text(entry)}" for metric, entry in row["metrics"].items())
+        for row in segmentation["rows"]
+    ]
+    return ["a linear probe of single pixels:", *rows]
+
+
 def _text(entry: Mapping[str, float | None], *, signed: bool = False) -> str:
     """Write a figure and its interval, if it has one."""
     sign = "+" if signed else ""
@@ -222,4 +237,6 @@ def values_of(report: Mapping[str, Any]) -> dict[str, float]:
     for probe in report["probes"]:
         place = f"{probe['row']}/{probe['probe']}/{probe['split']}"
         figures |= {f"{place}/{metric}": entry["value"] for metric, entry in probe["metrics"].items()}
+    for row in (report["segmentation"] or {"rows": []})["rows"]:
+        figures |= {f"{row['name']}/segmentation/{metric}": entry["value"] for metric, entry in row["metrics"].items()}
     return {name.replace("@", "_at_"): value for name, value in figures.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayjobs.cluster.session import wants_gpu
@@ -40,8 +41,17 @@ def standardised_on(experiment: Experiment, source: Version) -> str:
     return _TRAINING if source.manifest["counts"]["by_split"].get(_TRAINING) else experiment.evaluate.split
 
 
-def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, bytes], console: Console) -> dict[str, Embeddings]:
-    """Return the embeddings of the measured split by every row's encoder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One encoder, and what it makes of the measured split."""
+
+    encoder: Mapping[str, bytes]
+    """`model_json` and `tensors`."""
+    embedded: Embeddings
+
+
+def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, bytes], console: Console) -> dict[str, Row]:
+    """Return every row's encoder and its embeddings of the measured split, by name, the trained one last.
 
     Args:
         experiment: names split, seed and weights.
@@ -56,15 +66,13 @@ def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, by
         return read_embeddings(embed(source, encoder, target, console, gpu=gpu, splits=(split,), stage=_STAGES.get(name, f"embed/{name}")))
 
     spec = from_files(**trained).spec
-    tables = {
-        RANDOM: embedded(RANDOM, _files(spec, seed=experiment.evaluate.seed)),
-        STATISTICS: embedded(STATISTICS, _statistics(spec, embedded, standardised_on(experiment, source))),
+    encoders = {
+        RANDOM: _files(spec, seed=experiment.evaluate.seed),
+        STATISTICS: _statistics(spec, embedded, standardised_on(experiment, source)),
+        FROZEN: _frozen(experiment, spec, console),
+        TRAINED: trained,
     }
-    frozen = _frozen(experiment, spec, console)
-    if frozen:
-        tables[FROZEN] = embedded(FROZEN, frozen)
-    tables[TRAINED] = embedded(TRAINED, trained)
-    return tables
+    return {name: Row(encoder=encoder, embedded=embedded(name, encoder)) for name, encoder in encoders.items() if encoder}
 
 
 def _weights(experiment: Experiment) -> str | None:

@@ -10,6 +10,16 @@ from rayjobs.config import section
 
 
 @section
+class SegmentationSection:
+    """A linear probe of single pixels on every row's last feature map; needs a label map."""
+
+    tiles: Annotated[int, pydantic.Field(ge=1)] = 200
+    """Most tiles of the training split that it is fitted on, and most of the measured split that it is tested on."""
+    cells: Annotated[int, pydantic.Field(ge=10)] = 20_000
+    """Most cells of the feature maps that it is fitted on."""
+
+
+@section
 class EvaluateSection:
     """What counts as relevant, and how it is measured."""
 
@@ -36,6 +46,8 @@ class EvaluateSection:
     """Splits that each probe is fitted and tested on, by blocks or scenes; and as many random ones beside them."""
     probe_test_share: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.3
     """Share of the blocks or scenes that a probe is tested on."""
+    segmentation: SegmentationSection | None = None
+    """The probe of single pixels, {} with its defaults; null: none."""
     umap: bool = True
     """Whether the report shows the trained embedding by UMAP, too, where that is installed; it takes half a minute."""
     seed: int = 0

@@ -105,6 +105,7 @@ def _parts(
         ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows",)))),
         ("Probes", _probes(report, ours)),
         ("Class by class", _classes(report, ours)),
+        ("Single pixels", _segmentation(report, ours)),
         ("Confusion", joined(_figures(pictures, ("confusion",)), _confusion(report, ours))),
         (embedding[0], joined(embedding[1], noted)),
         *others,
@@ -167,6 +168,14 @@ def _classes(report: Json, ours: str) -> Html:
     found = {row: entries for row, entries in (report.get("classes") or {}).items() if entries}
     rows = sorted(found, key=lambda row: row != ours)
     return joined(*(_folded(row, tables.classes(found[row]), unfolded=row == ours) for row in rows))
+
+
+def _segmentation(report: Json, ours: str) -> Html:
+    found = report.get("segmentation")
+    if not found:
+        return Html()
+    means = "What a linear probe, fitted on the cells of each row's last feature map, tells of the class of single pixels."
+    return joined(element("p", means), tables.segmentation(found, ours), _definitions(found["protocol"]))
 
 
 def _confusion(report: Json, ours: str) -> Html:

@@ -69,6 +69,26 @@ def _probe_table(name: str, found: Mapping[tuple[str, str], Mapping[str, Json]],
     return table(head, body)
 
 
+def segmentation(found: Json, ours: str) -> Html:
+    """Return the probe of single pixels, row by row: metrics, differences, and the IoU of each class."""
+    rows = found["rows"]
+    names, held = list(rows[0]["metrics"]), list(rows[0]["iou"])
+    body = [
+        _row(
+            row["name"],
+            [
+                *(figure(row["metrics"][name]) for name in names),
+                *(figure((row["trained_minus"] or {}).get(name), signed=True) for name in names),
+                number(row["penalty"]),
+                *(number(row["iou"][name]) for name in held),
+            ],
+            ours=row["name"] == ours,
+        )
+        for row in rows
+    ]
+    return table(["row", *names, *(f"{ours} minus row, {name}" for name in names), "penalty", *(f"IoU, {name}" for name in held)], body)
+
+
 def classes(entries: Sequence[Json]) -> Html:
     """Return one row's table of classes."""
     names = list(dict.fromkeys(name for entry in entries for name in entry["metrics"]))

@@ -95,7 +95,7 @@ def made_up(experiment, source, trained, console):
     noise = rng.normal(size=(table.num_rows, 3)).astype(np.float32)
     told = noise if table["label"].null_count else np.array(table["label_fractions"].to_pylist(), np.float32) + 0.01 * noise
     return {
-        name: Embeddings(table=table, vectors=vectors, fingerprint="f" * 64, distance="euclidean")
+        name: rows.Row(encoder=trained, embedded=Embeddings(table=table, vectors=vectors, fingerprint="f" * 64, distance="euclidean"))
         for name, vectors in {"random-init": noise, "trained": told}.items()
     }
 
@@ -197,3 +197,8 @@ def test_rows_are_embedded_in_the_order_of_the_table(experiment, monkeypatch, ke
     assert asked["trained"] == (("test",), trained)
     scale = json.loads(asked["image-statistics"][1]["model_json"])
     np.testing.assert_allclose(scale["feature_mean"], vectors().astype(float).mean(0))
+
+
+def test_a_probe_of_pixels_needs_a_label_map(experiment):
+    with pytest.raises(ConfigError, match=r"rasters\.label_map"):
+        job.preview(experiment(segmentation={}))

@@ -67,6 +67,12 @@ def by_class(name):
     ]
 
 
+def pixels(name):
+    metrics = {"mIoU": entry(0.347), "pixel_accuracy": entry(0.719)}
+    minus = None if name == "trained" else {metric: entry(0.077) for metric in metrics}
+    return {"name": name, "metrics": metrics, "trained_minus": minus, "iou": {HOSTILE: 0.613, "rare": None}, "penalty": 0.333}
+
+
 @pytest.fixture
 def report():
     rows = [
@@ -83,6 +89,7 @@ def report():
         "differences": {"random-init": entry(0.4), "frozen-pretrained": entry(0.02)},
         "probes": probes(),
         "classes": {name: by_class(HOSTILE) for name in ROWS},
+        "segmentation": {"rows": [pixels(name) for name in ROWS], "protocol": {"tested_pixels": {HOSTILE: 4321, "rare": 7}}},
         "confusion": {"probe": "knn", "split": "ground", "classes": [HOSTILE, "rare"], "rows": {name: [[271, 3], [1, 0]] for name in ROWS}},
         "protocol": {
             "split": "test",
@@ -209,11 +216,12 @@ def test_cautions_and_notes_stand_out(report):
 
 
 def test_a_report_without_classes_has_no_empty_parts(report):
-    report |= {"probes": [], "classes": {}, "confusion": None}
+    report |= {"probes": [], "classes": {}, "confusion": None, "segmentation": None}
     found = Reader(written(report, versions={}))
     assert "Probes" not in found.text
     assert "Class by class" not in found.text
     assert "Confusion" not in found.text
+    assert "Single pixels" not in found.text
     assert "Versions" not in found.text
 
 
