@@ -13,9 +13,11 @@ from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models import backbones
 from rayjobs.models.pretrained import load_pretrained
 from rayjobs.models.spec import ModelSpec, check_bands, standardised, statistics_spec
+from rayjobs.models.whitening import whitening
 
 __all__ = [
     "Encoder",
+    "Features",
     "ImageStatistics",
     "ModelSpec",
     "build",
@@ -77,7 +79,22 @@ class Encoder(nn.Module):
         Raises:
             CheckpointError: another number of bands than the encoder takes.
         """
-        return functional.normalize(self.projection(self.backbone(self._images(pixels, valid))).float(), dim=1)
+        return self.projected(self.features(pixels, valid))
+
+    def features(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the backbone's pooled features (batch, features), before the projection; see `forward`."""
+        found: torch.Tensor = self.backbone(self._images(pixels, valid))
+        return found
+
+    def projected(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings (batch, dim) of the backbone's pooled features."""
+        return functional.normalize(self.projection(features).float(), dim=1)
+
+    @torch.no_grad()
+    def whiten(self, features: torch.Tensor, shrinkage: float) -> None:
+        """Put a whitening of the backbone's features (images, features) over the training images in place of the linear projection."""
+        found = whitening(features, self.spec.dim, shrinkage)
+        self.projection.load_state_dict({"weight": found.weight, "bias": found.bias})
 
     def feature_map(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Return the backbone's last feature map (batch, features, h, w) float32, before pooling and projection.
@@ -131,6 +148,19 @@ class Encoder(nn.Module):
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         return self
+
+
+class Features(nn.Module):
+    """What an encoder gives before its projection."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Look into an encoder."""
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (batch, features); see `Encoder.features`."""
+        return self.encoder.features(pixels, valid)
 
 
 def _linear(features: int, dim: int) -> nn.Module:

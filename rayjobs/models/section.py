@@ -49,6 +49,10 @@ class ModelSection:
     """With `normalisation: imagenet`, the pixel value that stands for white. Default 255 for 8-bit imagery; other imagery needs it."""
     projection: Literal["linear", "mlp", "none"] = "linear"
     """From the backbone's pooled features to `dim`; `none` keeps the features as they are."""
+    whitening: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | None = None
+    """Begin the linear projection not at random but with a whitening of the backbone's features over the training tiles, which needs no
+    labels: they are centred, and a direction of variance v is scaled by sqrt(s / (v / v_max + s)) where s is this number; a large one only
+    centres. For pretrained weights, which a random projection would scramble."""
 
     def __post_init__(self) -> None:
         """Check that the packaged weights are asked for their own backbone, and that something learns."""
@@ -58,6 +62,8 @@ class ModelSection:
             raise ValueError(f"rgb names a band twice: {', '.join(self.rgb)}; name the red, the green and the blue band")
         if self.freeze in {-1, "all"} and self.projection == "none":
             raise ValueError("freeze: all with projection: none leaves nothing to learn; choose a projection, or freeze fewer stages")
+        if self.whitening is not None and self.projection != "linear":
+            raise ValueError(f"whitening begins a linear projection, and projection is {self.projection}; set it to linear")
 
 
 def spec_of(
@@ -135,15 +141,26 @@ def _dim(model: ModelSection, bands: int) -> int:
     from rayjobs.models import backbones  # noqa: PLC0415  torch and timm take seconds: reading an experiment file must not
 
     backbones.require(model.backbone)
-    if model.projection != "none":
+    if model.projection != "none" and model.whitening is None:
         return model.dim or DEFAULT_DIM
     features = backbones.feature_count(model.backbone, bands)
+    if model.projection != "none":
+        return _whitened_dim(model, features)
     if model.dim not in (None, features):
         raise ConfigError(
             f"model.projection is none, so embeddings have the {features} features of {model.backbone}, not model.dim = {model.dim}; "
             "leave out model.dim, or choose a projection"
         )
     return features
+
+
+def _whitened_dim(model: ModelSection, features: int) -> int:
+    dim = model.dim or DEFAULT_DIM
+    if dim > features:
+        raise ConfigError(
+            f"model.whitening makes no more numbers than the {features} features of {model.backbone}; lower model.dim ({dim})"
+        )
+    return dim
 
 
 def _imagenet(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray.train
@@ -11,6 +11,7 @@ import ray.train.torch
 
 from rayjobs.errors import TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
+from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
 from rayjobs.train.distributed import barrier
@@ -48,7 +49,9 @@ def _train(plan: TrainPlan) -> None:
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
     on = Bench(plan=plan, ground=ground, chips=local_chips(plan, tiles), device=device, objective=objective)
     supervision = supervise(plan.experiment, ground)
-    state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
+    state = initial(plan, objective, device)
+    begin_projection(on, state)
+    state = restore(plan, state, objective, ground.tile_ids)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch)
     while state.epoch < settings.epochs:
@@ -60,6 +63,13 @@ def _train(plan: TrainPlan) -> None:
             save(plan, state, objective)
         ray.train.report(metrics)
         plan.tell("epoch", epoch=state.epoch, done=steps * state.epoch, metrics=metrics)
+
+
+def begin_projection(on: Bench, state: State) -> None:
+    """Begin with a whitening of the backbone's features, where one is wanted; the same on every rank."""
+    encoder, shrinkage = cast("Encoder", state.module), on.plan.experiment.model.whitening
+    if shrinkage is not None:
+        encoder.whiten(embed_all(Features(encoder), on.chips, on.device), shrinkage)
 
 
 def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:

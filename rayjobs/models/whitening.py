@@ -1,0 +1,42 @@
+"""The projection that a pretrained encoder should begin with: features centred, and their strongest directions damped.
+
+Pooled activations of a network are positive and share a large mean, which makes all cosines alike, and a few directions hold most of their
+variance. Both are properties of the imagery as a whole and need no labels (Jegou & Chum, Negative evidences and co-occurrences in image
+retrieval: the benefit of PCA and whitening, 2012).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Affine(NamedTuple):
+    """A linear map and its offset."""
+
+    weight: torch.Tensor
+    """(dim, features)."""
+    bias: torch.Tensor
+    """(dim,)."""
+
+
+def whitening(features: torch.Tensor, dim: int, shrinkage: float) -> Affine:
+    """Return the shrunken whitening of some features, computed in float64.
+
+    A direction of variance v is scaled by sqrt(s / (v / v_max + s)): much variance is damped, no variance left as it is, and with a large
+    shrinkage s the map only centres. With as many numbers as features, these keep their axes (the symmetric, or ZCA, whitening); with
+    fewer, the directions of greatest variance are kept.
+
+    Args:
+        features: (images, features).
+        dim: numbers wanted, at most as many as features.
+        shrinkage: s, above 0.
+    """
+    values = features.double()
+    mean = values.mean(dim=0)
+    variance, directions = torch.linalg.eigh(torch.cov(values.T, correction=0))
+    scale = torch.sqrt(shrinkage / (variance.clamp(min=0) / variance[-1] + shrinkage))
+    scaled = scale[:, None] * directions.T
+    weight = directions @ scaled if dim == len(mean) else scaled.flip(0)[:dim]
+    return Affine(weight.float(), -(weight @ mean).float())
