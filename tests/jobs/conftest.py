@@ -85,6 +85,9 @@ class RayCluster:
         return Done(done.returncode, done.stdout, done.stderr)
 
 
+_TRIES = 3
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -119,14 +122,14 @@ def cluster(s3_server):
     nodes = [_start([*head, *common], environment, folder)]
     try:
         address = f"{_own_address()}:{port}"
-        _wait(address, environment, nodes=1)
+        assert _wait(address, environment, nodes[-1], count=1), Path(folder, "nodes.log").read_text()[-3000:]
         for count in (2, 3):  # one after the other: together they time out on a busy machine
-            nodes.append(_start([f"--address={address}", "--num-cpus=1", *common], environment, folder))
-            _wait(address, environment, nodes=count)
+            _join([f"--address={address}", "--num-cpus=1", *common], nodes, count, address, environment, folder)
         yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address})
     finally:
         for node in reversed(nodes):
-            os.killpg(node.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
             node.wait()
         _kill_strays(folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -146,18 +149,30 @@ def _own_address() -> str:
     return ray.util.get_node_ip_address()
 
 
-def _wait(address, environment, *, nodes):
+def _join(arguments, nodes, count, address, environment, folder):
+    """Start a node, and start it again where it gave up, as Ray does after 30 s of a busy machine."""
+    for _ in range(_TRIES):
+        nodes.append(_start(arguments, environment, folder))
+        if _wait(address, environment, nodes[-1], count=count):
+            return
+    raise RuntimeError(f"node {count} did not come up: {Path(folder, 'nodes.log').read_text()[-3000:]}")
+
+
+def _wait(address, environment, node, *, count):
+    """Return whether the cluster has so many nodes; False if the node that was started last has ended."""
     code = f"import ray; ray.init('{address}', log_to_driver=False); print('NODES', sum(n['Alive'] for n in ray.nodes()))"
     deadline = time.monotonic() + 180
     said = ""
     while time.monotonic() < deadline:
+        if node.poll() is not None:
+            return False
         try:
             done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=40)
         except subprocess.TimeoutExpired:
             continue
         said = done.stdout + done.stderr
-        if f"NODES {nodes}" in done.stdout:
-            return
+        if f"NODES {count}" in done.stdout:
+            return True
         time.sleep(1)
     log = Path(environment["RAY_TMPDIR"], "nodes.log").read_text()
     raise RuntimeError(f"the cluster did not come up: {said[-2000:]} {log[-3000:]}")
