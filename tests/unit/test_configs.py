@@ -54,6 +54,17 @@ def test_tile2vec_has_ground_for_every_split(data):
     assert len({row["block_id"] for row in tiles if row["split"] == "test"}) >= 15, "units enough for an interval"
 
 
+def test_aid_is_measured_on_classes_that_do_not_train(data):
+    found = load(CONFIGS / "aid-class-disjoint.yaml")
+    (source,) = to_dict(found)["rasters"]["sources"]
+    local = source | {"root": str(data("aid_15classes"))}
+    plan = plan_set(build(Experiment, to_dict(found) | {"rasters": to_dict(found)["rasters"] | {"sources": [local]}}).rasters, found.tiles)
+    classes = {split: {row["label"] for row in plan.tiles.to_pylist() if row["split"] == split} for split in ("train", "val", "test")}
+    assert [len(found) for found in classes.values()] == [8, 0, 7]
+    assert not classes["train"] & classes["test"]
+    assert plan.tiles.num_rows == 900
+
+
 def rows(page: str) -> list[tuple[str, str]]:
     """The rows of a page's tables: earlier key, ours."""
     cells = [line.strip("| ").split(" | ", 1) for line in page.splitlines() if line.startswith("| ")]
