@@ -33,14 +33,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/rayjobs demo --folder demo $(if $(filter 1,$(SERVE)),--serve)
 
-test: check
-	$(BIN)/python -m pytest
+test: check test-unit test-jobs
 
 test-jobs: install
 	$(BIN)/python -m pytest tests/jobs
 
 test-unit: install
-	$(BIN)/python -m pytest tests/unit tests/contracts tests/test_architecture.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/contracts tests/test_architecture.py
 
 check: install
 	$(BIN)/ruff check .
