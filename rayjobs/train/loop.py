@@ -49,9 +49,9 @@ def _train(plan: TrainPlan) -> None:
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
     on = Bench(plan=plan, ground=ground, chips=local_chips(plan, tiles), device=device, objective=objective)
     supervision = supervise(plan.experiment, ground)
-    state = initial(plan, objective, device)
-    begin_projection(on, state)
-    state = restore(plan, state, objective, ground.tile_ids)
+    state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
+    if not state.epoch:
+        begin_projection(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch)
     while state.epoch < settings.epochs:
