@@ -146,17 +146,22 @@ class PairList:
     """Pairs given one by one."""
 
     pairs: IntArray
-    """(pairs, 2) query and gallery item."""
+    """(pairs, 2) query and gallery item; kept in the order of the queries."""
     gallery: int
     """Number of gallery items."""
+
+    def __post_init__(self) -> None:
+        """Sort once, so that the pairs of a few queries are found without a look at all: there are thousands of blocks of queries."""
+        order = np.argsort(self.pairs[:, 0], kind="stable")
+        object.__setattr__(self, "pairs", np.asfortranarray(self.pairs[order], np.int64))
 
     def rows(self, queries: IntArray) -> BoolArray:
         """Mark the listed pairs."""
         marked = np.zeros((len(queries), self.gallery), bool)
-        place = np.full(int(max(queries.max(initial=0), self.pairs[:, 0].max(initial=0))) + 1, -1, np.int64)
-        place[queries] = np.arange(len(queries))
-        rows = place[self.pairs[:, 0]]
-        marked[rows[rows >= 0], self.pairs[rows >= 0, 1]] = True
+        first, end = (np.searchsorted(self.pairs[:, 0], queries, side) for side in ("left", "right"))
+        counts = end - first
+        at = np.arange(counts.sum()) + np.repeat(first - (counts.cumsum() - counts), counts)
+        marked[np.repeat(np.arange(len(queries)), counts), self.pairs[at, 1]] = True
         return marked
 
 

@@ -133,6 +133,14 @@ def test_pairs_are_marked_for_the_queries_asked_for_alone():
     assert not PairList(np.empty((0, 2), np.int64), 3).rows(np.array([0])).any()
 
 
+def test_pairs_in_any_order_are_marked_for_queries_in_any_order():
+    rng = np.random.default_rng(0)
+    pairs, queries = rng.integers(0, [30, 20], (200, 2)), rng.permutation(35)[:12]  # some pairs twice, some queries in none
+    listed = {tuple(pair) for pair in pairs.tolist()}
+    expected = [[(query, item) in listed for item in range(20)] for query in queries.tolist()]
+    assert PairList(pairs, 20).rows(queries).tolist() == expected
+
+
 def test_ties_are_fair_though_the_gallery_is_sorted_by_class():
     """With one and the same vector everywhere, a query of the first class must find what chance gives, not what lies first."""
     labels = np.repeat(np.arange(10), 30)
