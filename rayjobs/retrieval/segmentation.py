@@ -132,15 +132,16 @@ class PixelProbe:
             features: (tiles, features, h, w) float32.
             shapes: height and width in pixels of each tile, to which logits are interpolated (bilinear).
         """
-        tiles, dim, height, width = features.shape
-        flat = _logits(self.pipeline, np.moveaxis(features, 1, 3).reshape(-1, dim))
-        logits = torch.from_numpy(flat.reshape(tiles, height, width, -1)).permute(0, 3, 1, 2)
-        known = self.pipeline[-1].classes_
-        resized = (
-            functional.interpolate(one[None], shape, mode="bilinear", align_corners=False)[0]
-            for one, shape in zip(logits, shapes, strict=True)
-        )
-        return [known[one.argmax(0).numpy()] for one in resized]
+        return [self._predicted(of_tile, shape) for of_tile, shape in zip(features, shapes, strict=True)]
+
+    def _predicted(self, features: Vectors, shape: tuple[int, int]) -> IntArray:
+        """Return (height, width) class of each pixel of one tile: many classes of many tiles would take more memory than their features."""
+        dim, height, width = features.shape
+        flat = _logits(self.pipeline, features.reshape(dim, -1).T)
+        logits = torch.from_numpy(flat.reshape(1, height, width, -1)).permute(0, 3, 1, 2)
+        resized = functional.interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
+        found: IntArray = self.pipeline[-1].classes_[resized.argmax(0).numpy()]
+        return found
 
 
 def _penalty(cells: Cells, seed: int) -> float:

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from rayjobs.errors import RetrievalError
+from rayjobs.retrieval import segmentation
 from rayjobs.retrieval.intervals import bootstrap_interval
 from rayjobs.retrieval.segmentation import (
     SEGMENTATION,
@@ -147,6 +148,15 @@ def test_pixels_take_the_class_of_the_interpolated_logits(classes):
     logits = raw if raw.ndim > 1 else np.stack([np.zeros_like(raw), raw], axis=1)
     expected = np.array(classes)[naive_bilinear(logits.reshape(4, 4, -1), 13, 11).argmax(axis=2)]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_logits_are_held_of_one_tile_at_a_time(monkeypatch):
+    features, labels, units = divided()
+    probe, held = PixelProbe.fit(cells_of(features, labels, units)), []
+    logits = segmentation._logits
+    monkeypatch.setattr(segmentation, "_logits", lambda pipeline, cells: held.append(len(cells)) or logits(pipeline, cells))
+    probe.predict(features, [(16, 16)] * 12)
+    assert held == [4 * 4] * 12
 
 
 def test_a_cell_of_two_classes_counts_for_each_by_its_share():
