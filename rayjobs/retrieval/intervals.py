@@ -33,7 +33,12 @@ def bootstrap_interval(values: FloatArray, units: np.ndarray[Any, Any], *, resam
         units: (queries,) the unit of each query.
         resamples: number of resamples.
         seed: of the resampling.
+
+    Returns:
+        The interval; of no values, NaN and 0 units.
     """
+    if not len(values):
+        return Interval(value=float("nan"), low=float("nan"), high=float("nan"), units=0)
     names, inverse = np.unique(units, return_inverse=True)
     sums = np.bincount(inverse, values, len(names))
     counts = np.bincount(inverse, minlength=len(names)).astype(float)

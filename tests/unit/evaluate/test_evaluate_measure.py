@@ -11,6 +11,7 @@ from rayjobs import config
 from rayjobs.errors import TrainingError
 from rayjobs.evaluate.measure import measure, metrics_of, plan
 from rayjobs.evaluate.relevance import Question
+from rayjobs.evaluate.report import shown, table
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.retrieval.metrics import PairList, SameLabel
 from rayjobs.retrieval.proportions import generalised_silhouette, soft_relevance
@@ -198,6 +199,18 @@ def test_proportions_of_one_class_or_one_tile_are_left_out_and_said():
         assert not len(found.mixed)
         assert "proportions are known of" in found.left_out[0]
         assert "gSil" not in metrics_of(found, (1,))
+
+
+def test_proportions_that_no_two_tiles_share_are_a_figure_that_is_not_known():
+    held = np.zeros((COUNT, 3))
+    held[[0, 1], [0, 1]] = 1
+    settings = section(probes=[], objective="nDCG@5/graded")
+    row = measured(question(np.arange(COUNT) % 2, proportions=held), mixtures()[0], settings)
+    assert not len(row.metrics["nDCG@5/graded"].tiles)
+    report = table([row, dataclasses.replace(row, name="trained")], settings, ours="trained")
+    nothing = {"value": None, "low": None, "high": None}
+    assert report["rows"][0]["metrics"]["nDCG@5/graded"] == nothing == report["differences"]["row"]
+    assert shown(report)[1].split() == ["row", "-", "-"]
 
 
 def test_no_probe_is_fitted_where_none_is_asked_for():
