@@ -102,8 +102,9 @@ def _turn(codes: IntArray) -> IntArray:
 
 def _found(row: Measured, queries: IntArray, seed: int) -> Sheet:
     question = row.question
-    ranker = Ranker(row.vectors, row.vectors, distance=row.distance, seed=seed)
-    found = ranker.ranked(queries, question.excluded.rows(queries), min(NEIGHBOURS, len(question.tile_ids)))
+    ranker, out = Ranker(row.vectors, row.vectors, distance=row.distance, seed=seed), row.question.excluded.rows(queries)
+    depth = min(NEIGHBOURS, int((~out).sum(axis=1).min(initial=NEIGHBOURS)))  # after its candidates a query is given what is excluded
+    found = ranker.ranked(queries, out, depth)
     return Sheet(row=row.name, queries=queries, found=found, right=np.take_along_axis(question.relevance.rows(queries), found, axis=1))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_sheets_show_the_nearest_other_tiles_and_which_of_them_are_relevant(vect
             assert found.tolist() == np.argsort(apart)[:NEIGHBOURS].tolist()
             assert right.tolist() == (codes[found] == codes[query]).tolist()
     assert (chosen.sheets[0].queries == chosen.sheets[1].queries).all()
+
+
+def test_sheets_of_few_candidates_show_none_that_is_excluded(vectors):
+    codes = np.arange(COUNT) % 3
+    measured, _ = rows(codes, vectors)
+    near = np.argwhere((np.arange(COUNT)[:, None] - np.arange(COUNT)) % COUNT < COUNT - 5)  # each tile has five candidates
+    crowded = dataclasses.replace(measured[0].question, excluded=PairList(near, COUNT))
+    (sheet,) = choose([dataclasses.replace(measured[0], question=crowded)], seed=0).sheets
+    assert sheet.found.shape == (QUERIES, 5)
+    assert ((sheet.queries[:, None] - sheet.found) % COUNT >= COUNT - 5).all()
 
 
 def test_queries_are_of_all_classes_in_turn(vectors):
