@@ -36,7 +36,8 @@ def whitening(features: torch.Tensor, dim: int, shrinkage: float) -> Affine:
     values = features.double()
     mean = values.mean(dim=0)
     variance, directions = torch.linalg.eigh(torch.cov(values.T, correction=0))
-    scale = torch.sqrt(shrinkage / (variance.clamp(min=0) / variance[-1] + shrinkage))
+    greatest = variance[-1].clamp(min=torch.finfo(variance.dtype).tiny)  # 0 where all features are alike
+    scale = torch.sqrt(shrinkage / (variance.clamp(min=0) / greatest + shrinkage))
     scaled = scale[:, None] * directions.T
     weight = directions @ scaled if dim == len(mean) else scaled.flip(0)[:dim]
     return Affine(weight.float(), -(weight @ mean).float())

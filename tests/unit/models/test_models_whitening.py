@@ -58,6 +58,12 @@ def test_fewer_images_than_features_do():
     assert np.isfinite(applied(features(count=4), 7, 0.3)).all()
 
 
+def test_features_that_are_all_alike_stay_finite():
+    weight, bias = whitening(torch.full((5, 4), 3.0), 2, 0.3)
+    assert torch.isfinite(weight).all()
+    assert torch.isfinite(bias).all()
+
+
 def made(**model: object) -> tuple[ModelSection, ModelSpec]:
     section = build_section(ModelSection, {"backbone": "resnet10t", "dim": 512, "whitening": 0.3, **model})
     return section, spec_of(section, **BANDS)
