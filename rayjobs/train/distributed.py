@@ -60,6 +60,13 @@ def agree_on_buffers(module: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def agree_on_weights(module: torch.nn.Module) -> None:
+    """Give every rank the weights of rank 0, where each has computed them by itself: machines differ in last bits and signs."""
+    if world_size() > 1:
+        for parameter in module.parameters():
+            dist.broadcast(parameter.data, 0)
+
+
 def agree_on_gradients(module: torch.nn.Module) -> None:
     """Average the gradients of what every rank learns from the same batch, outside DDP: their last bits may differ on GPUs."""
     if world_size() > 1:

@@ -14,7 +14,7 @@ from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
-from rayjobs.train.distributed import barrier
+from rayjobs.train.distributed import agree_on_weights, barrier
 from rayjobs.train.ground import ground_of, guards_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mine_all
 from rayjobs.train.objective import Objective, needs_clusters
@@ -70,6 +70,7 @@ def begin_projection(on: Bench, state: State) -> None:
     encoder, shrinkage = cast("Encoder", state.module), on.plan.experiment.model.whitening
     if shrinkage is not None:
         encoder.whiten(embed_all(Features(encoder), on.chips, on.device), shrinkage)
+        agree_on_weights(encoder.projection)
 
 
 def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rayjobs.metric.losses import NTXentLoss
 from rayjobs.metric.miners import build_miner
 from rayjobs.metric.section import NoMiner
-from rayjobs.train.distributed import agree_on_buffers, gather, share_rows
+from rayjobs.train.distributed import agree_on_buffers, agree_on_weights, gather, share_rows
 
 RANKS, ROWS = 2, 8
 
@@ -42,12 +42,16 @@ def one_rank(rank: int, folder: str) -> None:
     norm = torch.nn.BatchNorm1d(2)
     norm.running_mean.fill_(rank + 1.0)
     agree_on_buffers(norm)
+    whitened = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(whitened.weight, 1.0 - 2 * rank)  # a direction of another sign
+    agree_on_weights(whitened)
     rows = torch.zeros(RANKS, 2)
     rows[rank] = rank + 1.0
     found = {
         "loss": loss.detach(),
         "gradients": [parameter.grad for parameter in model.module.parameters()],
         "buffer": norm.running_mean,
+        "weight": whitened.weight.detach(),
         "rows": share_rows(rows),
     }
     torch.save(found, f"{folder}/rank{rank}.pt")
@@ -66,4 +70,5 @@ def test_two_ranks_learn_what_one_does(tmp_path):
         for theirs, parameter in zip(found["gradients"], model.parameters(), strict=True):
             torch.testing.assert_close(theirs, parameter.grad)
         torch.testing.assert_close(found["buffer"], torch.ones(2))
+        torch.testing.assert_close(found["weight"], torch.ones(1, 2))
         torch.testing.assert_close(found["rows"], torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
