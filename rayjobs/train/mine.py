@@ -76,9 +76,9 @@ def embed_all(module: torch.nn.Module, cache: ChipCache, device: torch.device) -
         if vectors is None:
             vectors = torch.zeros(count, embedded.shape[1], device=device)
         vectors[block] = embedded
-    module.train(training)
     if vectors is None:  # more ranks than blocks
         vectors = torch.zeros(count, module(*_one(cache, device)).shape[1], device=device)
+    module.train(training)
     return share_rows(vectors).cpu()
 
 
