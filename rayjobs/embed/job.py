@@ -118,8 +118,8 @@ def idle_keys(experiment: Experiment) -> list[str]:
         return []
     changed = changed_keys({"model": yaml.safe_load(pinned.data)["decided"]["model"]}, {"model": to_dict(experiment.model)})
     told = (
-        f"run {workspace.run} was trained with other keys ({'; '.join(changed)}), and its checkpoint decides: the `model` section changes "
-        "nothing here; train another run (--workspace.run NAME) for the new ones"
+        f"run {workspace.run} was trained with other keys ({'; '.join(changed)}), and its checkpoint decides: the `model` section does "
+        "not change the encoder; train another run (--workspace.run NAME) for the new ones"
     )
     return [told] if changed else []
 
