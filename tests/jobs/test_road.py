@@ -34,7 +34,8 @@ def zion(data, s3_server, cluster):
         "--config", "configs/zion-landcover.yaml", "--json", "--workspace.uri", f"{bucket}/workspace",
         "--rasters.sources", json.dumps(sources), "--rasters.label_map.uri", f"{bucket}/imagery/nlcd2011.tif",
         "--tiles.sampler", "{kind: grid, stride: 36}", "--tiles.splits.block_m", "2500",
-        "--evaluate.resamples", "200", "--evaluate.ks", "[1, 5, 10]",
+        "--evaluate.resamples", "200", "--evaluate.ks", "[1, 5, 10]", "--evaluate.umap", "false",
+        "--evaluate.segmentation", "{tiles: 40, cells: 2000}",
     ]  # fmt: skip
 
 
@@ -59,6 +60,8 @@ def test_the_whole_road_through_the_job_api(cluster, zion, s3_server, tmp_path):
     for metrics in rows.values():
         assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in metrics.values())
     assert rows["frozen-pretrained"]["MAP@R"] != rows["random-init"]["MAP@R"]
+    assert [row["name"] for row in evaluated["segmentation"]["rows"]] == ["majority-class", *rows]
+    assert_report(evaluated)
     for name in ("image-statistics", "trained"):
         assert rows[name]["precision@1"]["value"] == pytest.approx(share_of_like_neighbours(zion, name), abs=1e-9)
 
@@ -67,6 +70,17 @@ def test_the_whole_road_through_the_job_api(cluster, zion, s3_server, tmp_path):
     assert indexed["encoder_fingerprint"] == trained["encoder_fingerprint"]
 
     served_and_asked(cluster, [*zion, *FAST], indexed, tmp_path)
+
+
+def assert_report(evaluated):
+    """The page and its pictures lie beside the figures, and the page says what the figures say."""
+    store = open_store(evaluated["page"].rpartition("/")[0])
+    page = store.read("report.html").decode()
+    assert page.count("data:image/png;base64,") >= 10
+    for row in evaluated["rows"]:
+        assert f"{row['metrics'][evaluated['objective']]['value']:.3f}" in page
+    assert store.read("pictures/neighbours/trained.png").startswith(b"\x89PNG")
+    assert store.read("tensorboard/sprite.png").startswith(b"\x89PNG")
 
 
 def share_of_like_neighbours(options, name):
