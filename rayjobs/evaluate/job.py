@@ -14,13 +14,13 @@ import ray
 
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.job import described, encoder_files, idle_keys, newest_checkpoint, tell_encoder, tiles_of
-from rayjobs.errors import ConfigError
+from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.evaluate.illustrate import Illustrated, choose, illustrate
-from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, plan
+from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, nothing_relevant, plan
 from rayjobs.evaluate.page import page
 from rayjobs.evaluate.relevance import Question, ask, findable
 from rayjobs.evaluate.report import cautions, shown, table, values_of
-from rayjobs.evaluate.rows import TRAINED, Row, embed_rows, expected, standardised_on
+from rayjobs.evaluate.rows import FROZEN, TRAINED, Row, embed_rows, expected, standardised_on
 from rayjobs.evaluate.segmentation import segment
 from rayjobs.models.checkpoint import from_files
 from rayjobs.rasters.label_map import LabelMap
@@ -29,7 +29,7 @@ from rayjobs.tiles.table import read_geoparquet
 from rayjobs.tracking import history, tracked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
@@ -68,7 +68,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     source, checkpoint = _parents(experiment)
     question = _question(experiment, source)
     found = plan(question, experiment.evaluate)
-    _check(experiment, found)
+    _check(experiment, source, question, found)
     tiles, dim = len(question.tile_ids), from_files(**encoder_files(checkpoint)).spec.dim
     rows = expected(experiment)
     return {
@@ -82,11 +82,19 @@ def preview(experiment: Experiment) -> dict[str, Any]:
             f"{kind} of {division.target}, {len(division.splits)} splits, {division.by}"
             for kind, division in fits(found, experiment.evaluate)
         ],
+        "segmentation": _segmentation_planned(experiment),
         "cautions": [*idle_keys(experiment), *found.left_out],
         "encoders": len(rows),
         "tiles_to_embed": tiles * len(rows) + tiles_of(source, (standardised_on(experiment, source),)),
         "memory_bytes": tiles * len(rows) * dim * 4,
     }
+
+
+def _segmentation_planned(experiment: Experiment) -> str | None:
+    settings = experiment.evaluate
+    if settings.segmentation is None:
+        return None
+    return f"at most {settings.segmentation.tiles} tiles each of the train and the {settings.split} split"
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -96,13 +104,13 @@ def run(experiment: Experiment, console: Console) -> Result:
     source, checkpoint = _parents(experiment)
     question = _question(experiment, source)
     found = plan(question, experiment.evaluate)
-    _check(experiment, found)
+    _check(experiment, source, question, found)
     tell_encoder(experiment, checkpoint, console, "evaluate")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         rows = embed_rows(experiment, source, encoder_files(checkpoint), console)
         segmentation = _segmented(experiment, source, rows, console)
     measured = _measure(experiment, rows, question, found, console)
-    protocol = _protocol(experiment, source, question, found, measured[-1])
+    protocol = _protocol(experiment, source, question, found, measured)
     report = {**table(measured, experiment.evaluate, ours=TRAINED, segmentation=segmentation), "protocol": protocol}
     files = _files(experiment, source, checkpoint, report, measured)
     addresses = _publish(experiment, source, checkpoint, files)
@@ -135,9 +143,11 @@ def _question(experiment: Experiment, source: Version) -> Question:
     )
 
 
-def _check(experiment: Experiment, found: Plan) -> None:
+def _check(experiment: Experiment, source: Version, question: Question, found: Plan) -> None:
     """Refuse what cannot be answered before anything is embedded."""
     settings = experiment.evaluate
+    if not len(findable(question)):
+        raise TrainingError(nothing_relevant(settings))
     known = metrics_of(found, settings.ks)
     if settings.objective not in known:
         raise ConfigError(
@@ -146,6 +156,8 @@ def _check(experiment: Experiment, found: Plan) -> None:
         )
     if settings.segmentation and experiment.rasters.label_map is None:
         raise ConfigError("evaluate.segmentation needs the class of each pixel; set rasters.label_map, or evaluate.segmentation: null")
+    if settings.segmentation and not tiles_of(source, ("train",)):
+        raise ConfigError("evaluate.segmentation is fitted on training tiles, and the set has none; set evaluate.segmentation: null")
 
 
 def _segmented(experiment: Experiment, source: Version, rows: Mapping[str, Row], console: Console) -> dict[str, Any] | None:
@@ -179,8 +191,8 @@ def _measure(experiment: Experiment, rows: Mapping[str, Row], question: Question
     return measured
 
 
-def _protocol(experiment: Experiment, source: Version, question: Question, found: Plan, row: Measured) -> dict[str, Any]:
-    settings, gallery = experiment.evaluate, len(question.tile_ids)
+def _protocol(experiment: Experiment, source: Version, question: Question, found: Plan, measured: Sequence[Measured]) -> dict[str, Any]:
+    settings, gallery, row = experiment.evaluate, len(question.tile_ids), measured[-1]
     queries = row.metrics[settings.objective].tiles
     retrieved = row.metrics["MAP@R"].tiles
     units = len(np.unique(question.units[queries]))
@@ -197,10 +209,28 @@ def _protocol(experiment: Experiment, source: Version, question: Question, found
         "image_statistics": f"standardised on the {standardised_on(experiment, source)} split",
         **_protocol_of_proportions(question, found),
         **_protocol_of_probes(experiment, question, found),
-        "cautions": [*idle_keys(experiment), *cautions(settings.ks, gallery, units, question.unit_means), *found.left_out],
+        "cautions": [
+            *idle_keys(experiment),
+            *_cautions_of_rows(experiment, [each.name for each in measured]),
+            *cautions(settings.ks, gallery, units, question.unit_means),
+            *found.left_out,
+        ],
         "earlier_reports_on_this_split": _earlier_reports(experiment),
         "seeds": {"train": experiment.train.seed, "random-init, bootstrap and probes": settings.seed},
     }
+
+
+def _cautions_of_rows(experiment: Experiment, rows: Sequence[str]) -> list[str]:
+    """Return which rows are missing, and what a difference between two of them does not tell apart."""
+    told = [
+        f"there is no row {name}: its weights could not be had here, or do not fit" for name in expected(experiment) if name not in rows
+    ]
+    if FROZEN in rows and experiment.model.whitening is not None:
+        told.append(
+            f"{TRAINED} minus {FROZEN} holds what model.whitening gives without labels, too; `python -m benchmarks.class_disjoint` tells "
+            "such a gain from that of the loss"
+        )
+    return told
 
 
 def _protocol_of_proportions(question: Question, found: Plan) -> dict[str, Any]:
@@ -231,8 +261,8 @@ def _protocol_of_probes(experiment: Experiment, question: Question, found: Plan)
 def _earlier_reports(experiment: Experiment) -> int:
     """Count this run's reports on the split: choices made after the first one on `test` are no longer blind."""
     report = experiment.open_workspace().report
-    mark = f"{experiment.evaluate.split}-"
-    return len({key.removeprefix(report.prefix).partition("/")[0] for key in report.store.list(report.prefix + mark)})
+    keys = report.store.list(f"{report.prefix}{experiment.evaluate.split}-")
+    return sum(key.endswith("/manifest.json") for key in keys)  # one that was cut off before its manifest was shown to nobody
 
 
 def _files(

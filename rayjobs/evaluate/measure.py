@@ -128,6 +128,12 @@ def _graded(ks: Sequence[int]) -> list[str]:
     return [name for name in metric_names(ks, graded=True) if name not in hits]
 
 
+def nothing_relevant(settings: EvaluateSection) -> str:
+    """Return what to say, and to do, where no tile has anything to find."""
+    remedy = "label more tiles of one class" if settings.relevance == "label" else "widen evaluate.radius or take larger blocks"
+    return f"no tile of the {settings.split} split has another relevant one; {remedy}"
+
+
 def fits(found: Plan, settings: EvaluateSection) -> list[tuple[str, Division]]:
     """Return which probe is fitted on which division; the first of classes is the first of all."""
     return [(kind, division) for kind in settings.probes for division in found.divisions if kind in _able([kind], division.target)]
@@ -168,7 +174,7 @@ def _retrieval(vectors: Vectors, distance: Distance, question: Question, setting
         seed=settings.seed,
     )
     if not len(scores.queries):
-        raise TrainingError(f"no tile of the {settings.split} split has another relevant one; widen evaluate.radius or take larger blocks")
+        raise TrainingError(nothing_relevant(settings))
     return {name: TileValues(tiles=scores.queries, values=values) for name, values in scores.values.items()}
 
 

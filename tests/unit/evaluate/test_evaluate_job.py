@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayjobs.config import build
+from rayjobs.config import build, to_dict
 from rayjobs.console import Console
 from rayjobs.embed.job import Embeddings
-from rayjobs.errors import ConfigError
+from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.evaluate import job, rows
 from rayjobs.evaluate.illustrate import Illustrated
 from rayjobs.experiment import Experiment
@@ -146,6 +146,7 @@ def test_a_set_without_labels_is_measured_by_retrieval_alone(experiment):
 
 def test_one_report_after_another_is_counted(experiment):
     made = experiment()
+    made.open_workspace().report.draft("test-cut-off").write("report.json", b"{}")
     assert [evaluated(made)[0].protocol["earlier_reports_on_this_split"] for _ in range(2)] == [0, 1]
 
 
@@ -199,6 +200,37 @@ def test_rows_are_embedded_in_the_order_of_the_table(experiment, monkeypatch, ke
     np.testing.assert_allclose(scale["feature_mean"], vectors().astype(float).mean(0))
 
 
+@pytest.mark.parametrize("act", [job.preview, lambda made: job.run(made, Console(io.StringIO(), io.StringIO()))])
+def test_a_split_without_anything_to_find_is_refused_before_anything_is_embedded(experiment, monkeypatch, act):
+    monkeypatch.setattr(job, "embed_rows", None)
+    with pytest.raises(TrainingError, match=r"no tile of the test split .*widen evaluate\.radius"):
+        act(experiment(radius=0.5))
+
+
+def test_a_row_that_could_not_be_made_is_a_caution(experiment):
+    cautions = evaluated(experiment(weights="timm"))[0].protocol["cautions"]
+    assert any("no row frozen-pretrained" in caution for caution in cautions)
+    assert not any("no row random-init" in caution for caution in cautions)
+
+
+@pytest.mark.parametrize(("keys", "said"), [({"whitening": 0.3}, 1), ({}, 0)])
+def test_what_whitening_gives_is_not_taken_for_training(experiment, monkeypatch, keys, said):
+    made = experiment()
+    made = build(Experiment, to_dict(made) | {"model": {"pretrained": "timm", **keys}})
+    monkeypatch.setattr(job, "embed_rows", lambda *given: {"frozen-pretrained": made_up(*given)["random-init"], **made_up(*given)})
+    cautions = evaluated(made)[0].protocol["cautions"]
+    assert sum("trained minus frozen-pretrained holds what model.whitening gives" in caution for caution in cautions) == said
+
+
 def test_a_probe_of_pixels_needs_a_label_map(experiment):
     with pytest.raises(ConfigError, match=r"rasters\.label_map"):
         job.preview(experiment(segmentation={}))
+
+
+def test_a_probe_of_pixels_needs_training_tiles_and_stands_in_the_plan(experiment, monkeypatch):
+    raw = to_dict(experiment(segmentation={"tiles": 7}))
+    made = build(Experiment, raw | {"rasters": raw["rasters"] | {"label_map": {"uri": "x.tif", "classes": {1: "water"}}}})
+    assert job.preview(made)["segmentation"] == "at most 7 tiles each of the train and the test split"
+    monkeypatch.setattr(job, "tiles_of", lambda *_: 0)
+    with pytest.raises(ConfigError, match="fitted on training tiles, and the set has none"):
+        job.preview(made)
