@@ -25,7 +25,7 @@ from rayjobs.retrieval.intervals import Interval
 from rayjobs.retrieval.ranking import FloatArray, IntArray, Vectors
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse strengths of regularisation, of which the probe takes the one that does best on training units held out for that."""
+"""Inverse strengths of regularisation, of which the probe takes that with the least cross-entropy on held-out training units."""
 
 _MIDDLING = PENALTIES[2]
 _HELD_OUT = 0.25
@@ -151,12 +151,14 @@ def _penalty(cells: Cells, seed: int) -> float:
     train, test = next(GroupShuffleSplit(1, test_size=_HELD_OUT, random_state=seed).split(cells.features, groups=cells.units))
     if np.count_nonzero(cells.shares[train].any(axis=0)) < 2:  # noqa: PLR2004  as in `fit`
         return _MIDDLING
-    right = []
-    for penalty in PENALTIES:
-        pipeline = _fitted(cells, train, penalty)
-        predicted = pipeline.predict(cells.features[test])
-        right.append(float(cells.shares[test, predicted].mean()))
-    return PENALTIES[int(np.argmax(right))]
+    losses = [_log_loss(_fitted(cells, train, penalty), cells.features[test], cells.shares[test]) for penalty in PENALTIES]
+    return PENALTIES[int(np.argmin(losses))]
+
+
+def _log_loss(pipeline: Pipeline, features: Vectors, shares: FloatArray) -> float:
+    """Return the cross-entropy of cells with the classes that the probe knows; accuracy would favour seeing the frequent class alone."""
+    known = pipeline[-1].classes_
+    return -float((shares[:, known] * pipeline.predict_log_proba(features)).sum())
 
 
 def _fitted(cells: Cells, chosen: IntArray, penalty: float) -> Pipeline:
