@@ -239,6 +239,8 @@ def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none", rgb: Sequ
         expected = {name: tensor.shape for name, tensor in module.projection.state_dict().items()}
         if expected and expected == {name: tensor.shape for name, tensor in rest.items()}:
             module.projection.load_state_dict(rest)
+    if isinstance(module, Encoder):
+        module.backbone.to(memory_format=backbones.memory_format(module.backbone))
     return module
 
 

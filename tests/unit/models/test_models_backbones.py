@@ -88,3 +88,14 @@ def test_a_backbone_whose_stages_timm_does_not_tell_is_an_error_with_a_remedy():
         network = backbones.create("pit_ti_224", bands=3, input_size=64)
     with pytest.raises(ConfigError, match=r"PoolingVisionTransformer; set model\.freeze to 0 or all"):
         backbones.stages(network)
+
+
+@pytest.mark.parametrize(("backbone", "last"), [("tf_efficientnet_lite0", True), ("resnext50_32x4d", True), ("resnet10t", False)])
+def test_grouped_convolutions_are_laid_out_channels_last(backbone, last, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    network = backbones.create(backbone, bands=3, input_size=32)
+    layout = backbones.memory_format(network)
+    assert (layout == torch.channels_last) == last
+    images = torch.rand(2, 3, 32, 32)
+    expected = network.eval()(images)
+    torch.testing.assert_close(network.to(memory_format=layout)(images), expected, atol=1e-4, rtol=1e-4)
