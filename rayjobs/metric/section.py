@@ -309,7 +309,8 @@ class MiningSection:
     distance: bool = True
     """Refuse candidates nearer than `tiles.min_neg_dist`."""
     label: bool = True
-    """Refuse candidates of the anchor's class, where both are known; with `train.supervision: proportions`, those that share too much."""
+    """Refuse candidates of the anchor's class, where both are known (`train.supervision: labels`), or those that share too much of their
+    classes (`proportions`). No supervision by geography asks labels."""
 
     def __post_init__(self) -> None:
         """Check that there is room for the negatives."""

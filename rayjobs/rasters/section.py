@@ -173,7 +173,8 @@ class LabelMapSection:
     tolerance: Annotated[int, pydantic.Field(ge=1, le=765)] = 15
     """With `palette`: a pixel has the class of the nearest colour if the differences in red, green and blue add up to less than this."""
     nodata: int | None = None
-    """The code of missing pixels; with `palette`, what their red, green and blue all are (null: as the file says)."""
+    """The code of missing pixels; with `palette`, what their red, green and blue all are (null: as the file says). Black margins need
+    the 0: to `corine` black is burnt areas."""
 
     @pydantic.model_validator(mode="after")
     def _one_legend(self) -> LabelMapSection:

@@ -127,16 +127,19 @@ def supervise(experiment: Experiment, ground: Ground) -> Supervision:
 
 
 def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
-    """Return the mining guards that the experiment switches on, in the order in which they are asked."""
-    mining, tiles = experiment.mining, experiment.tiles
+    """Return the mining guards that the experiment switches on, in the order in which they are asked.
+
+    Labels guard only what labels supervise: a training that is said to need none must not be told by them what is no negative.
+    """
+    mining, tiles, supervision = experiment.mining, experiment.tiles, experiment.train.supervision
     guards: list[Guard] = []
     if mining.overlap:
         guards.append(OverlapGuard(ground.positions, ground.reaches))
     if mining.distance:
         guards.append(DistanceGuard(ground.positions, ground.sizes, min_dist=tiles.min_neg_dist, max_dist=tiles.max_neg_dist))
-    if mining.label and experiment.train.supervision == "proportions":
+    if mining.label and supervision == "proportions":
         guards.append(ProportionGuard(ground.fractions, max_shared=experiment.train.max_neg_shared))
-    elif mining.label:
+    if mining.label and supervision == "labels":
         guards.append(LabelGuard(ground.labels))
     return guards
 

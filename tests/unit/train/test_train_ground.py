@@ -134,6 +134,13 @@ def test_pairs_that_share_too_much_are_forbidden_and_refused_by_the_guard():
     assert not any(isinstance(one, ProportionGuard) for one in guards_of(experiment(), ground))
 
 
+def test_labels_guard_nothing_where_they_do_not_supervise():
+    tiles = table(60)
+    for settings, guarded in ((experiment(), False), (experiment(train={"supervision": "labels"}), True)):
+        guards = guards_of(settings, ground_of(tiles, settings))
+        assert any(isinstance(one, LabelGuard) for one in guards) == guarded
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
