@@ -156,6 +156,12 @@ def experiment_of(root: str, settings: Mapping[str, Any]) -> Experiment:
     return experiments.load(CONFIG, [part for key, value in changed.items() for part in (f"--{key}", json.dumps(value))])
 
 
+def study_of(root: str) -> str:
+    """Return a digest of all settings: the experiment and the candidates."""
+    settings = json.dumps([experiment_of(root, {}).to_dict(), CANDIDATES, OTHER_SIDES], sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
 def images_of(experiment: Experiment) -> Images:
     """Read the pictures of an experiment."""
     scenes = {scene.scene_id: scene for scene in discover(experiment.rasters).scenes}
@@ -239,13 +245,22 @@ def random_vectors(root: str) -> np.ndarray[Any, Any]:
 
 
 class Record:
-    """Measurements in a file of JSON lines, each done once."""
+    """Measurements in a file of JSON lines, each done once; the first line names the study that they belong to."""
 
-    def __init__(self, path: Path) -> None:
-        """Take up what the file holds."""
+    def __init__(self, path: Path, study: str) -> None:
+        """Take up what the file holds.
+
+        Args:
+            path: the file.
+            study: digest of all that decides its figures; a file of another study is refused.
+        """
         self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.entries: dict[Keys, dict[str, Any]] = {tuple(entry["key"]): entry for entry in map(json.loads, lines)}
+        if not path.exists():
+            path.write_text(json.dumps({"study": study}) + "\n")
+        first, *lines = map(json.loads, path.read_text().splitlines())
+        if first.get("study") != study:
+            raise SystemExit(f"{path} holds measurements of other settings; give another --out")
+        self.entries: dict[Keys, dict[str, Any]] = {tuple(entry["key"]): entry for entry in lines}
 
     def once(self, name: Keys, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what stands under a name, after working it out if nothing does."""
@@ -421,7 +436,7 @@ def _gap(rows: Mapping[str, Sequence[Mapping[str, float]]], base: str) -> dict[s
 def run(root: str, out: Path, partitions: Sequence[int], *, quick: bool, baselines: bool) -> dict[str, float]:
     """Do what the file of measurements lacks, print the table, and return the figures."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    kept, record = Kept(out.with_suffix(".features.npz")), Record(out)
+    record, kept = Record(out, study_of(root)), Kept(out.with_suffix(".features.npz"))
     study = Study(root=root, images=images_of(experiment_of(root, {})), kept=kept, record=record, seeds=SEEDS[:1] if quick else SEEDS)
     found = [open_unseen(study, partition, baselines=baselines) for partition in partitions]
     return show({name: [rows[name] for rows in found] for name in found[0]})

@@ -76,9 +76,18 @@ def test_what_was_measured_is_not_measured_again(tmp_path, capsys):
         return {"MAP@R": 0.5, "hit_rate@1": 0.75}
 
     for _ in range(2):
-        assert study.Record(path).once(("0", "open", "supcon"), work)["MAP@R"] == 0.5
+        assert study.Record(path, "one").once(("0", "open", "supcon"), work)["MAP@R"] == 0.5
     assert len(calls) == 1
     assert "0 open supcon" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other settings"):
+        study.Record(path, "other")
+
+
+def test_a_study_is_known_by_its_settings(monkeypatch):
+    first = study.study_of("pictures")
+    assert study.study_of("pictures") == first
+    monkeypatch.setitem(study.CANDIDATES, "supcon", [])
+    assert study.study_of("pictures") != first
 
 
 def test_map_at_r_of_perfect_and_of_even_embeddings():
