@@ -139,6 +139,8 @@ def cluster(s3_server):
 
 
 def _start(arguments, environment, folder):
+    # Every node's agent would listen on 52365; one that finds it taken, by another cluster of this machine, takes no jobs.
+    arguments = [*arguments, f"--dashboard-agent-listen-port={free_port()}"]
     with Path(folder, "nodes.log").open("ab") as log:
         return subprocess.Popen([str(RAY), "start", *arguments], env=environment, stdout=log, stderr=log, start_new_session=True)
 
