@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 
 
 def rank() -> int:
@@ -18,32 +19,56 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-class _Gather(torch.autograd.Function):
-    """Concatenate the ranks' rows, with gradient.
+def share_of(count: int) -> slice:
+    """Return this rank's consecutive share of `count` rows; shares differ by one at most."""
+    least, more = divmod(count, world_size())
+    start = rank() * least + min(rank(), more)
+    return slice(start, start + least + (rank() < more))
 
-    Every rank computes the same loss of the same rows, so the gradient of the summed losses with respect to its own rows is
-    `world_size` times the slice it already has; DDP's mean over ranks then gives the gradient of one process on the whole batch.
+
+class _Gather(torch.autograd.Function):
+    """Concatenate the ranks' shares of rows, with gradient.
+
+    The ranks' losses add up to the loss of the batch, so the gradient of a row is the sum of what every rank's loss says of it. It is given
+    `world_size` times, since DDP then takes the mean over ranks: that makes the gradient of one process on the whole batch.
     """
 
     @staticmethod
-    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
-        ctx.rows = local.shape[0]
-        parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, local: torch.Tensor, count: int) -> torch.Tensor:
+        ctx.share = share_of(count)
+        most = -(-count // world_size())
+        padded = functional.pad(local, (0, 0, 0, most - len(local)))  # a collective wants equal shapes
+        parts = [torch.empty_like(padded) for _ in range(world_size())]
+        dist.all_gather(parts, padded)
+        full = count % world_size() or world_size()
+        return torch.cat([part if number < full else part[: most - 1] for number, part in enumerate(parts)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        start = rank() * ctx.rows
-        return gradients[0][start : start + ctx.rows] * world_size()
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        whole = gradients[0].contiguous()
+        dist.all_reduce(whole)
+        return whole[ctx.share] * world_size(), None
 
 
-def gather(local: torch.Tensor) -> torch.Tensor:
-    """Return all ranks' rows (world x rows, dim), in the order of ranks, with exact gradient; equal rows on every rank."""
+def gather(local: torch.Tensor, count: int) -> torch.Tensor:
+    """Return all ranks' rows (count, dim), in the order of ranks, with exact gradient.
+
+    Args:
+        local: this rank's rows, as many as `share_of(count)`.
+        count: of all ranks together.
+    """
     if world_size() == 1:
         return local
-    gathered: torch.Tensor = _Gather.apply(local)
+    gathered: torch.Tensor = _Gather.apply(local, count)
     return gathered
+
+
+def total(numbers: torch.Tensor) -> torch.Tensor:
+    """Return the sum over ranks, the same on all, without gradient."""
+    summed = numbers.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed
 
 
 def share_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -68,12 +93,11 @@ def agree_on_weights(module: torch.nn.Module) -> None:
 
 
 def agree_on_gradients(module: torch.nn.Module) -> None:
-    """Average the gradients of what every rank learns from the same batch, outside DDP: their last bits may differ on GPUs."""
+    """Sum over ranks the gradients of what is learned outside DDP, as the ranks' losses add up to that of the batch."""
     if world_size() > 1:
         for parameter in module.parameters():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
-                parameter.grad /= world_size()
 
 
 def agreed(yes: bool, device: torch.device) -> bool:  # noqa: FBT001  a question has one answer

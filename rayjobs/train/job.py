@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
 """Sections that decide what a run learns."""
-_MAY_CHANGE = ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every")
+_MAY_CHANGE = ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every", "loss_memory_mib")
 """Keys of `train` that may differ when a run is taken up again."""
 
 

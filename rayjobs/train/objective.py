@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from rayjobs.errors import ConfigError
-from rayjobs.metric.losses import Loss, MagnetLoss, build_loss
+from rayjobs.metric.losses import Loss, MagnetLoss, Part, TupleLoss, build_loss
 from rayjobs.metric.memory import CrossBatchMemory
 from rayjobs.metric.miners import Miner, build_miner
+from rayjobs.metric.relations import Reference, Tuples
 from rayjobs.metric.section import MagnetLossSection, require_tuples, why_no_tuples
+from rayjobs.train.distributed import share_of, total, world_size
 from rayjobs.train.ground import forbidden_pairs
 
 if TYPE_CHECKING:
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from rayjobs.train.ground import Ground
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+_PAIR_BYTES = 100
+"""Of an anchor and another: distances on the ground and between embeddings, what is alike, unlike and forbidden, and the gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +72,32 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
         raise ConfigError("train.supervision is proportions, and of no training tile are they known; set rasters.label_map")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Others:
+    """What the anchors of a batch are compared with."""
+
+    items: IntArray
+    """(m,) index of each tile among the training tiles."""
+    embeddings: torch.Tensor
+    """(m, dim)."""
+    groups: torch.Tensor
+    """(m,) int64."""
+    within: bool
+    """Whether they are the batch itself: then a row is the anchor's own by its place, else by its tile."""
+
+    def reference(self, items: IntArray, rows: slice) -> Reference:
+        """Return them as the other side of the anchors `rows` of the batch, which show the tiles `items`."""
+        own = np.arange(rows.start, rows.stop)[:, None] == np.arange(len(self.items)) if self.within else items[:, None] == self.items
+        return Reference(embeddings=self.embeddings, groups=self.groups, itself=torch.from_numpy(own).to(self.groups.device))
+
+
 class Objective:
-    """Maps a batch of embeddings to one number, and remembers past batches if asked to."""
+    """Maps a batch of embeddings to one number, and remembers past batches if asked to.
+
+    Each rank takes its own anchors against the embeddings of all ranks, some at a time so that what lies between stays within
+    `train.loss_memory_mib`. Losses that are no sum over anchors, all but `TupleLoss`, compare with class weights, with clusters or with
+    pairs of pairs: each rank computes those of the whole batch, and takes its even share of them.
+    """
 
     def __init__(self, experiment: Experiment, ground: Ground, *, dim: int, device: torch.device) -> None:
         """Make loss, miner and memory."""
@@ -81,38 +111,76 @@ class Objective:
         """(tiles,) latest loss of each tile, NaN where unknown: clusters of great loss are drawn more often."""
 
     def __call__(self, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the loss of a whole batch of embeddings (n, dim)."""
+        """Return this rank's share of the loss of a whole batch of embeddings (n, dim): over the ranks, the shares add up to it."""
         if isinstance(self.loss, MagnetLoss) and batch.clusters is not None:
-            return self._by_clusters(self.loss, embeddings, batch)
+            return self._by_clusters(self.loss, embeddings, batch) / world_size()
         if not self.loss.takes_tuples:
             loss: torch.Tensor = self.loss(embeddings, batch.groups)
-            return loss
-        within = self._by_tuples(embeddings, batch)
-        return within if self._memory is None else within + self._against(self._memory, embeddings, batch)
+            return loss / world_size()
+        within = self._against(_Others(items=batch.items, embeddings=embeddings, groups=batch.groups, within=True), embeddings, batch)
+        past = self._past(embeddings, batch)
+        return within if past is None else within + self._experiment.memory.weight * self._against(past, embeddings, batch)
 
     def _by_clusters(self, loss: MagnetLoss, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
         costs = loss.per_item(embeddings, batch.groups, batch.clusters)
         self.recent[batch.items] = costs.detach().cpu().numpy()
         return costs.mean()
 
-    def _by_tuples(self, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
-        forbidden = forbidden_pairs(self._experiment, self._ground, batch.items, batch.items)
-        tuples = self._miner(embeddings.detach(), batch.groups, torch.from_numpy(forbidden).to(embeddings.device), seed=batch.seed)
-        loss: torch.Tensor = self.loss(embeddings, batch.groups, tuples)
-        return loss
+    def _past(self, embeddings: torch.Tensor, batch: Batch) -> _Others | None:
+        """Return past batches, after taking this one into the memory; None while it is cold, or where there is none."""
+        memory = self._memory
+        if memory is None:
+            return None
+        memory.update(embeddings.detach(), batch.groups, torch.from_numpy(batch.items).to(embeddings.device))
+        if not memory.ready:
+            return None
+        held = memory.held
+        items = memory.items[:held].cpu().numpy()
+        return _Others(items=items, embeddings=memory.embeddings[:held].to(embeddings.dtype), groups=memory.groups[:held], within=False)
 
-    def _against(self, memory: CrossBatchMemory, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the weighted loss against past batches; 0 while the memory is cold."""
-        items = torch.from_numpy(batch.items).to(embeddings.device)
-        memory.update(embeddings.detach(), batch.groups, items)
-        reference = memory.reference(items)
-        if reference is None:
-            return embeddings.sum() * 0.0
-        held = memory.items[: memory.held].cpu().numpy()
-        forbidden = torch.from_numpy(forbidden_pairs(self._experiment, self._ground, batch.items, held)).to(embeddings.device)
-        tuples = self._miner(embeddings.detach(), batch.groups, forbidden, reference=reference, seed=batch.seed)
+    def _against(self, others: _Others, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return this rank's share of the loss of a batch compared with others."""
+        if not isinstance(self.loss, TupleLoss):
+            return self._whole(others, embeddings, batch) / world_size()
+        rows = share_of(len(embeddings))
+        chunks = _chunks(rows, len(others.items), self._experiment.train.loss_memory_mib)
+        if len(chunks) == 1:
+            part = self._part(self.loss, others, embeddings, batch, rows)
+            return part.over(total(part.counts))
+        # what lies between is computed again on the way back: kept, it would take as much room as without chunks
+        parts = [
+            checkpoint(self._part, self.loss, others, embeddings, batch, chunk, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
+        ]
+        counts = total(torch.stack([part.counts for part in parts]).sum(0))
+        return torch.stack([part.over(counts) for part in parts]).sum()
+
+    def _part(self, loss: TupleLoss, others: _Others, embeddings: torch.Tensor, batch: Batch, rows: slice) -> Part:
+        """Return what the anchors `rows` add to the loss."""
+        reference = others.reference(batch.items[rows], rows)
+        anchors, groups = embeddings[rows], batch.groups[rows]
+        return loss.part(anchors, groups, self._tuples(others, anchors, groups, batch, rows, reference), reference=reference)
+
+    def _tuples(
+        self, others: _Others, anchors: torch.Tensor, groups: torch.Tensor, batch: Batch, rows: slice, reference: Reference | None
+    ) -> Tuples:
+        forbidden = forbidden_pairs(self._experiment, self._ground, batch.items[rows], others.items)
+        return self._miner(
+            anchors.detach(),
+            groups,
+            torch.from_numpy(forbidden).to(anchors.device),
+            reference=reference,
+            rows=torch.arange(rows.start, rows.stop, device=anchors.device),
+            seed=batch.seed,
+        )
+
+    def _whole(self, others: _Others, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of the whole batch."""
+        rows = slice(0, len(embeddings))
+        reference = None if others.within else others.reference(batch.items, rows)
+        tuples = self._tuples(others, embeddings, batch.groups, batch, rows, reference)
         loss: torch.Tensor = self.loss(embeddings, batch.groups, tuples, reference=reference)
-        return self._experiment.memory.weight * loss
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep: tensors alone."""
@@ -125,3 +193,9 @@ class Objective:
         if self._memory is not None:
             self._memory.load_state_dict(state["memory"])
         self.recent = state["recent"].numpy()
+
+
+def _chunks(rows: slice, others: int, mib: int) -> list[slice]:
+    """Cut anchors into consecutive chunks of which each, compared with so many others, stays within a memory."""
+    size = max(1, mib * 2**20 // (_PAIR_BYTES * max(1, others)))
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)] or [rows]

@@ -84,6 +84,9 @@ class TrainSection:
     """Decay of the running average of the weights, which is then what checkpoints hold, such as 0.999; 0: no average."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` takes bf16 on a GPU and on a CPU with matrix units for it."""
+    loss_memory_mib: Annotated[int, pydantic.Field(ge=1)] = 512
+    """Most memory of each worker for comparing its anchors with the tiles of the batch, and with the memory of past ones: where it is not
+    enough, anchors are taken some at a time, and computed twice. Miners that list every triplet take more."""
     augment: AugmentSection = AugmentSection()
     """Random changes of the training tiles."""
     checkpoint_every: Annotated[int, pydantic.Field(ge=1)] = 1

@@ -12,7 +12,7 @@ import torch
 
 from rayjobs.errors import TrainingError
 from rayjobs.train.augment import augment
-from rayjobs.train.distributed import agree_on_gradients, gather, rank, world_size
+from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total
 from rayjobs.train.objective import Batch
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]
 
 def _local_batch(on: Bench, members: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this rank's consecutive share of a batch."""
-    share = len(members) // world_size()
-    mine = members[rank() * share : (rank() + 1) * share]
+    mine = members[share_of(len(members))]
     pixels, valid = torch.from_numpy(on.chips.pixels[mine]), torch.from_numpy(on.chips.valid[mine])
     return pixels.to(on.device, non_blocking=True), valid.to(on.device, non_blocking=True)
 
@@ -91,8 +90,8 @@ def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, ba
     reduced = precision(on.plan.experiment.train.precision, on.device) == "bf16"
     with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
         local = state.parallel(pixels, valid)
-    loss = on.objective(gather(local.float()), batch)
-    value = float(loss.detach())  # one wait for the device, not one to look and one to tell
+    loss = on.objective(gather(local.float(), len(batch.items)), batch)
+    value = float(total(loss))  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows
     if not math.isfinite(value):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
     state.optimizer.zero_grad(set_to_none=True)

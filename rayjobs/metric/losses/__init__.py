@@ -10,7 +10,7 @@ from rayjobs.metric.losses.contrastive import ContrastiveLoss
 from rayjobs.metric.losses.magnet import MagnetLoss
 from rayjobs.metric.losses.multi_similarity import MultiSimilarityLoss
 from rayjobs.metric.losses.ntxent import NTXentLoss
-from rayjobs.metric.losses.protocol import ClassLoss, Loss, TupleLoss
+from rayjobs.metric.losses.protocol import ClassLoss, Loss, Part, TupleLoss
 from rayjobs.metric.losses.proxy_anchor import ProxyAnchorLoss
 from rayjobs.metric.losses.quadruplet import QuadrupletLoss
 from rayjobs.metric.losses.softmax import SoftmaxLoss
@@ -27,6 +27,7 @@ __all__ = [
     "MagnetLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
+    "Part",
     "ProxyAnchorLoss",
     "QuadrupletLoss",
     "SoftmaxLoss",

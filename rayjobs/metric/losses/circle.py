@@ -20,4 +20,4 @@ class CircleLoss(TupleLoss):
 
     def __init__(self, *, margin: float = 0.4, gamma: float = 80.0) -> None:
         """Take the relaxation m and the scale gamma."""
-        super().__init__(_Circle(m=margin, gamma=gamma), as_pairs)
+        super().__init__(_Circle(m=margin, gamma=gamma), as_pairs, of="positive")

@@ -19,4 +19,5 @@ class ContrastiveLoss(TupleLoss):
 
     def __init__(self, *, pos_margin: float = 0.0, neg_margin: float = 1.0, distance: Distance = "euclidean") -> None:
         """Take the two margins and the distance that they are measured in."""
-        super().__init__(_Contrastive(pos_margin=pos_margin, neg_margin=neg_margin, distance=DISTANCES[distance]()), as_pairs)
+        formula = _Contrastive(pos_margin=pos_margin, neg_margin=neg_margin, distance=DISTANCES[distance]())
+        super().__init__(formula, as_pairs, of="positive")

@@ -17,4 +17,4 @@ class MultiSimilarityLoss(TupleLoss):
 
     def __init__(self, *, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5) -> None:
         """Take the sharpness over positives and negatives, and the similarity about which pairs are weighed."""
-        super().__init__(_MultiSimilarity(alpha=alpha, beta=beta, base=base), as_pairs)
+        super().__init__(_MultiSimilarity(alpha=alpha, beta=beta, base=base), as_pairs, of="all")

@@ -19,7 +19,7 @@ class NTXentLoss(TupleLoss):
 
     def __init__(self, *, temperature: float = 0.1) -> None:
         """Take the temperature T."""
-        super().__init__(_NTXent(temperature), as_pairs)
+        super().__init__(_NTXent(temperature), as_pairs, of="all")
 
 
 class _NTXent(nn.Module):
@@ -28,14 +28,14 @@ class _NTXent(nn.Module):
         self.temperature = temperature
         self.similarity = CosineSimilarity()
 
-    def forward(
+    def compute_loss(
         self,
         embeddings: torch.Tensor,
         groups: torch.Tensor,  # noqa: ARG002  called as the library's losses
         tuples: Tuples,
-        reference: torch.Tensor | None = None,
-        reference_groups: torch.Tensor | None = None,  # noqa: ARG002  likewise
-    ) -> torch.Tensor:
+        reference: torch.Tensor,
+        reference_groups: torch.Tensor,  # noqa: ARG002  likewise
+    ) -> dict[str, dict[str, torch.Tensor]]:
         anchor, positive, other, negative = tuples
         scores: torch.Tensor = self.similarity(embeddings, reference) / self.temperature
         unlike = torch.zeros_like(scores, dtype=torch.bool)
@@ -43,4 +43,4 @@ class _NTXent(nn.Module):
         # Not -inf: an anchor without negatives then costs 0 and has gradients that are numbers.
         crowd = scores.masked_fill(~unlike, torch.finfo(scores.dtype).min).logsumexp(1)
         wanted = scores[anchor, positive]
-        return (torch.logaddexp(wanted, crowd[anchor]) - wanted).sum() / max(1, len(anchor))
+        return {"loss": {"losses": torch.logaddexp(wanted, crowd[anchor]) - wanted}}

@@ -6,13 +6,28 @@ The formulas are pytorch-metric-learning's where it has them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.metric.relations import Reference, Tuples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What some anchors add to the loss of their batch: a loss is a sum of means, whose sums and counts both add up over anchors."""
+
+    sums: torch.Tensor
+    """(means,) with gradient."""
+    counts: torch.Tensor
+    """(means,) of how many things, of the same dtype; without gradient."""
+
+    def over(self, counts: torch.Tensor) -> torch.Tensor:
+        """Return these anchors' share of the loss, given the counts (means,) of the whole batch; 0 of a mean over nothing."""
+        return (self.sums / counts.clamp_min(1)).sum()
 
 
 class Loss(nn.Module):
@@ -39,7 +54,7 @@ class Loss(nn.Module):
 
 
 class TupleLoss(Loss):
-    """A formula of pairs or triplets, of embeddings brought to length 1, with two gaps of the library closed.
+    """A formula of pairs or triplets, of embeddings brought to length 1, whose value is a sum over anchors: see `part`.
 
     The library takes a batch of a single pair for an empty one, and weighs a pair by the triplets that it is in; here a single pair counts,
     and each pair counts once. A batch without a valid tuple costs 0, with the graph kept, so that every rank still has gradients to share.
@@ -47,11 +62,18 @@ class TupleLoss(Loss):
 
     takes_tuples = True
 
-    def __init__(self, formula: nn.Module, form: Callable[[Tuples], Tuples]) -> None:
-        """Take a loss of the library, or one called likewise, and what brings tuples into the form it is defined on."""
+    def __init__(self, formula: nn.Module, form: Callable[[Tuples], Tuples], *, of: Literal["all", "positive"]) -> None:
+        """Take a formula and how it is applied.
+
+        Args:
+            formula: a loss of the library, or one that has its `compute_loss`.
+            form: brings tuples into the form that it is defined on.
+            of: what each mean is over: all of its losses, or those above 0.
+        """
         super().__init__()
         self.formula = formula
         self._form = form
+        self._of = of
 
     def forward(
         self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples | None = None, *, reference: Reference | None = None
@@ -63,12 +85,17 @@ class TupleLoss(Loss):
         """
         if tuples is None:
             raise TrainingError("a loss on pairs or triplets was called without them; give it what a miner chose")
-        formed = self._form(tuples)
-        if not any(len(part) for part in formed):
-            return embeddings.sum() * 0.0
-        others = (None, None) if reference is None else (reference.embeddings, reference.groups)
-        loss: torch.Tensor = self.formula(embeddings, groups, formed, *others)
-        return loss
+        part = self.part(embeddings, groups, tuples, reference=reference)
+        return part.over(part.counts)
+
+    def part(self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples, *, reference: Reference | None = None) -> Part:
+        """Return what anchors add to the loss of a batch that may have others, as of another rank; arguments as of `forward`."""
+        others = (embeddings, groups) if reference is None else (reference.embeddings, reference.groups)
+        record = self.formula.compute_loss(embeddings, groups, self._form(tuples), *others)
+        # The library says 0 where there is nothing to lose.
+        losses = [mean["losses"] if torch.is_tensor(mean["losses"]) else embeddings.sum(1) * 0.0 for mean in record.values()]
+        counts = [torch.as_tensor(len(mean)) if self._of == "all" else (mean > 0).sum() for mean in losses]
+        return Part(sums=torch.stack([mean.sum() for mean in losses]), counts=torch.stack(counts).to(embeddings))
 
 
 class EveryPair:

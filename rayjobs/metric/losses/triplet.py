@@ -25,7 +25,10 @@ class TripletLoss(TupleLoss):
     def __init__(self, *, form: Literal["margin", "ratio"] = "margin", margin: float = 0.2, distance: Distance = "euclidean") -> None:
         """Take the form, the margin, which the form `ratio` does without, and the distance."""
         measure = DISTANCES[distance]()
-        super().__init__(losses.TripletMarginLoss(margin=margin, distance=measure) if form == "margin" else _Ratio(measure), as_triplets)
+        if form == "margin":
+            super().__init__(losses.TripletMarginLoss(margin=margin, distance=measure), as_triplets, of="positive")
+        else:
+            super().__init__(_Ratio(measure), as_triplets, of="all")
 
 
 class _Ratio(nn.Module):
@@ -33,16 +36,16 @@ class _Ratio(nn.Module):
         super().__init__()
         self.distance = distance
 
-    def forward(
+    def compute_loss(
         self,
         embeddings: torch.Tensor,
         groups: torch.Tensor,  # noqa: ARG002  called as the library's losses
         tuples: Tuples,
-        reference: torch.Tensor | None = None,
-        reference_groups: torch.Tensor | None = None,  # noqa: ARG002  likewise
-    ) -> torch.Tensor:
+        reference: torch.Tensor,
+        reference_groups: torch.Tensor,  # noqa: ARG002  likewise
+    ) -> dict[str, dict[str, torch.Tensor]]:
         anchor, positive, negative = tuples
         distances = self.distance(embeddings, reference)
         # The softmax of two is the logistic function of their difference.
         near: torch.Tensor = (distances[anchor, positive] - distances[anchor, negative]).sigmoid()
-        return 4 * near.square().mean()
+        return {"loss": {"losses": 4 * near.square()}}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from rayjobs.metric.miners.protocol import Compared, Miner
 from rayjobs.metric.relations import Tuples
+
+_GOLDEN = 0.6180339887498949
 
 
 class DistanceWeightedMiner(Miner):
@@ -24,10 +27,7 @@ class DistanceWeightedMiner(Miner):
         weights = self._log_weights(compared).softmax(1).nan_to_num(0)  # a row without any candidate is no number
         upto = weights.cumsum(1)
         anchor, positive = torch.where(compared.positive & (upto[:, -1:] > 0))
-        generator = torch.Generator().manual_seed(compared.seed)
-        # Drawn on the CPU, so that ranks agree whatever their devices; from (0, 1], so that no item of weight 0 is met.
-        drawn = (1 - torch.rand(len(anchor), dtype=upto.dtype, generator=generator)).to(upto.device)
-        negative = _where_reached(upto, anchor, drawn * upto[anchor, -1])
+        negative = _where_reached(upto, anchor, _drawn(compared, anchor) * upto[anchor, -1])
         return anchor, positive, negative
 
     def _log_weights(self, compared: Compared) -> torch.Tensor:
@@ -38,10 +38,26 @@ class DistanceWeightedMiner(Miner):
         return rarity.masked_fill(~compared.negative | (distances >= self.farthest), -torch.inf)
 
 
+def _drawn(compared: Compared, anchor: torch.Tensor) -> torch.Tensor:
+    """Draw a number from (0, 1], so that no item of weight 0 is met, for each positive pair of anchors in ascending order.
+
+    An anchor begins at a number that depends on its row in the batch and on the seed alone, and goes on by the golden ratio: each draw by
+    itself is uniform, those of one anchor spread evenly, and neither another anchor nor a rank's device changes them.
+    """
+    rows = compared.rows.cpu().numpy()
+    first = np.random.default_rng(compared.seed).random(int(rows.max(initial=-1)) + 1)[rows]
+    begun = torch.from_numpy(first).to(anchor.device)
+    return 1 - (begun[anchor] + _nth(anchor) * _GOLDEN).frac()
+
+
+def _nth(rows: torch.Tensor) -> torch.Tensor:
+    """Return for each of some ascending rows the how-manieth of its kind it is, from 0."""
+    return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+
+
 def _where_reached(upto: torch.Tensor, rows: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Return where each of some rows, ascending, first reaches its level; rows of one anchor are looked up together."""
-    place = torch.arange(len(rows), device=rows.device)
-    place = place - torch.searchsorted(rows, rows)  # the how-manieth of its anchor
+    place = _nth(rows)
     width = int(place.max()) + 1 if len(place) else 0
     wanted = upto.new_zeros(len(upto), width)
     wanted[rows, place] = levels

@@ -24,12 +24,14 @@ class Compared:
     """(n, m) bool, True where it may take it for a negative."""
     dim: int
     """Of the embeddings."""
+    rows: torch.Tensor
+    """(n,) int64 position of each item in its whole batch, of which these may be a part."""
     seed: int
     """Of what is drawn by chance."""
 
 
 class Miner(ABC):
-    """Chooses tuples. Stateless: the same batch and seed give the same tuples, on every rank."""
+    """Chooses tuples. Stateless: the same batch and seed give an anchor the same tuples, whichever others are asked for with it."""
 
     distance: Distance = "euclidean"
     """Which distances it looks at."""
@@ -46,6 +48,7 @@ class Miner(ABC):
         forbidden: torch.Tensor | None = None,
         *,
         reference: Reference | None = None,
+        rows: torch.Tensor | None = None,
         seed: int = 0,
     ) -> Tuples:
         """Return triplets or pairs; see `rayjobs.metric.relations`.
@@ -56,12 +59,15 @@ class Miner(ABC):
             forbidden: (n, m) bool, True where two items must not be called unlike; such a pair neither is mined nor hides another. None for
                 nowhere.
             reference: the m items among which positives and negatives are sought; None for the batch itself.
+            rows: (n,) int64 positions of these anchors in their batch, where they are a part of it; None for all.
             seed: of what is drawn by chance; give each step its own.
         """
         positive, negative = relations(groups, forbidden, reference)
         others = embeddings if reference is None else reference.embeddings
         distances = DISTANCES[self.distance]()(embeddings, others)
-        return self.choose(Compared(distances=distances, positive=positive, negative=negative, dim=embeddings.shape[1], seed=seed))
+        rows = torch.arange(len(embeddings), device=embeddings.device) if rows is None else rows
+        dim = embeddings.shape[1]
+        return self.choose(Compared(distances=distances, positive=positive, negative=negative, dim=dim, rows=rows, seed=seed))
 
 
 def farthest_positives(compared: Compared) -> torch.Tensor:
