@@ -1,35 +1,23 @@
-"""Exact mining over a whole set: each anchor's most similar tiles that the guards admit as negatives.
+"""Mining over a whole set: each anchor's most similar tiles that the guards admit as negatives.
 
-Work is cut into canonical blocks of anchors. A block's answer depends on nothing but the vectors, the guards and the block itself, so
-workers may share the blocks as they like. Memory: the vectors, and about b x (16,384 + max_candidates) x 32 bytes for a block of b anchors.
+Work is cut into canonical blocks of anchors. A block's answer depends on nothing but the ranking, the guards and the block itself, so
+workers may share the blocks as they like.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from rayjobs.errors import TrainingError
-from rayjobs.metric.guards import BoolArray, DistanceGuard, Guard, IntArray, LabelGuard, OverlapGuard, ProportionGuard
+from rayjobs.metric.guards import Fractions, Guard, IntArray, Pairs
+from rayjobs.metric.ranking import NOBODY, Keys, Ranking, Scores, unpacked
 
-__all__ = ["DistanceGuard", "Guard", "LabelGuard", "MinedBlock", "OverlapGuard", "ProportionGuard", "canonical_blocks", "mine"]
-
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
-_Keys = np.ndarray[Any, np.dtype[np.uint64]]
-
-_GALLERY = 16_384
-"""Tiles compared with a block at once."""
 _FIRST_LOOK = 4
 """Candidates first shown to the guards, in multiples of the negatives wanted."""
 _SHORT = 24
 """Candidates ranked at first, likewise."""
-_NOBODY = np.uint64(2**64 - 1)
-_LOW_HALF = np.uint64(2**32 - 1)
-_SIGN = np.uint32(2**31)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,127 +26,111 @@ class MinedBlock:
 
     candidates: IntArray
     """(anchors, negatives) index of each negative, most similar first; -1 where there are fewer."""
-    scores: Vectors
+    scores: Scores
     """(anchors, negatives) float32 inner product; 0 where there is none."""
     refused: dict[str, int]
     """By guard: candidates that it was the first to refuse, among those more similar than the anchor's last negative."""
 
 
-def canonical_blocks(count: int, size: int) -> list[slice]:
-    """Cut `count` tiles into consecutive blocks of `size`, the last one shorter."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def mine(vectors: Vectors, block: slice, guards: Sequence[Guard], *, negatives: int, max_candidates: int) -> MinedBlock:
+def mine(
+    ranking: Ranking, block: slice, guards: Sequence[Guard], *, negatives: int, max_candidates: int, ceilings: Fractions | None = None
+) -> MinedBlock:
     """Find the negatives of one block of anchors among all tiles.
 
     Args:
-        vectors: (tiles, dim) float32 of length 1, at most 2**32 of them.
-        block: the anchors; see `canonical_blocks`.
+        ranking: of all tiles.
+        block: the anchors; see `rayjobs.metric.ranking.canonical_blocks`.
         guards: asked in this order; the first that refuses a candidate is the one that is counted.
         negatives: wanted per anchor.
         max_candidates: most similar tiles that are looked at per anchor; where the guards refuse too many of them, it gets fewer negatives.
+        ceilings: (anchors,) similarity of each anchor and the most similar of its known positives, infinity where it has none; None where
+            no guard asks.
 
     Returns:
         Most similar first, equal similarities by index; the anchor itself is never among them.
 
     Raises:
-        TrainingError: a vector is not finite.
+        TrainingError: the vector of an anchor is not finite.
     """
-    if not np.isfinite(vectors[block]).all():  # the other blocks are checked by whoever mines them
-        raise TrainingError(
-            "an embedding is not finite, so there is nothing to mine; lower train.learning_rate, or set train.precision: fp32"
-        )
-    anchors = np.arange(len(vectors))[block]
-    # The short ranking is much cheaper and mostly enough; if it is not, the long one gives the same answer as if it had been taken first.
-    short = _SHORT * negatives
-    if short < min(max_candidates, len(vectors)):
-        mined = _walk(_most_similar(vectors, block, anchors, short), anchors, guards, negatives)
-        if (mined.candidates >= 0).all():
-            return mined
-    return _walk(_most_similar(vectors, block, anchors, max_candidates), anchors, guards, negatives)
+    anchors = np.arange(block.start, block.stop)
+    if ceilings is None:
+        ceilings = np.full(len(anchors), np.inf, np.float32)
+    # A short ranking is cheaper and mostly enough; the anchors that it is not enough for are looked at again.
+    short = min(_SHORT * negatives, max_candidates)
+    walk = _Walk(guards, negatives)
+    found = walk.down(ranking.most_similar(anchors, short), anchors, ceilings)
+    lacking = np.flatnonzero(found.candidates[:, -1] < 0)
+    if len(lacking) and short < max_candidates:
+        again = walk.down(ranking.most_similar(anchors[lacking], max_candidates), anchors[lacking], ceilings[lacking])
+        for part, longer in ((found.candidates, again.candidates), (found.scores, again.scores), (found.refused, again.refused)):
+            part[lacking] = longer
+    counts = found.refused.sum(axis=0).tolist()
+    return MinedBlock(
+        candidates=found.candidates, scores=found.scores, refused={guard.name: n for guard, n in zip(guards, counts, strict=True)}
+    )
 
 
-def _most_similar(vectors: Vectors, block: slice, anchors: IntArray, count: int) -> _Keys:
-    """Return (anchors, at most count) keys of the most similar tiles, most similar first."""
-    count = min(count, len(vectors))
-    best = np.full((len(anchors), count), _NOBODY)
-    queries = np.ascontiguousarray(vectors[block])
-    # One thread: how BLAS shares a product among threads may change its last bit, and with it the table.
-    with threadpool_limits(limits=1, user_api="blas"):
-        for part in canonical_blocks(len(vectors), _GALLERY):
-            scores = queries @ vectors[part].T
-            inside = (anchors >= part.start) & (anchors < part.stop)
-            scores[inside, anchors[inside] - part.start] = -np.inf
-            best = np.concatenate([best, _rivals(scores, part.start, best, count)], axis=1)
-            best = np.partition(best, count - 1, axis=1)[:, :count]
-    best.sort(axis=1)
-    return best
-
-
-def _rivals(scores: Vectors, first: int, best: _Keys, count: int) -> _Keys:
-    """Return the keys of those of some tiles that may be among the best `count`, padded: few, once good ones are known."""
-    worst = best.max(axis=1)
-    _, floor = _unpacked(worst)
-    floor[worst == _NOBODY] = np.finfo(np.float32).min
-    if first == 0 and count < scores.shape[1]:
-        floor = np.partition(scores, -count, axis=1)[:, -count].clip(min=np.finfo(np.float32).min)
-    rows, columns = np.divmod(np.flatnonzero(scores >= floor[:, None]), scores.shape[1])
-    per_row = np.bincount(rows, minlength=len(scores))
-    place = np.arange(len(rows)) - (per_row.cumsum() - per_row)[rows]
-    padded = np.full((len(scores), int(per_row.max(initial=0))), _NOBODY)
-    padded[rows, place] = _keys(scores[rows, columns], columns + first)
-    return padded
-
-
-def _keys(scores: Vectors, indices: IntArray) -> _Keys:
-    """Pack score and index into one number whose order is: greater score first, equal scores by index."""
-    bits = (scores + np.float32(0)).view(np.uint32)  # the sum makes -0.0 equal 0.0
-    ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    packed: _Keys = ((~ascending).astype(np.uint64) << np.uint64(32)) | indices.astype(np.uint64)
-    return packed
-
-
-def _unpacked(keys: _Keys) -> tuple[IntArray, Vectors]:
-    ascending = ~(keys >> np.uint64(32)).astype(np.uint32)
-    bits = np.where(ascending & _SIGN, ascending & ~_SIGN, ~ascending)
-    return (keys & _LOW_HALF).astype(np.int64), bits.view(np.float32)
-
-
-def _walk(keys: _Keys, anchors: IntArray, guards: Sequence[Guard], negatives: int) -> MinedBlock:
-    """Go down each anchor's ranking until it has enough; look farther, twice as far each time, only for those that have not."""
-    candidates = np.full((len(anchors), negatives), -1, np.int64)
-    scores = np.zeros((len(anchors), negatives), np.float32)
-    refused = np.zeros(len(guards), np.int64)
-    have = np.zeros(len(anchors), np.int64)
-    start, stop = 0, _FIRST_LOOK * negatives
-    wanting = np.arange(len(anchors))
-    while len(wanting) and start < keys.shape[1]:
-        shown = keys[wanting, start:stop]
-        refuser = _refusers(shown, anchors[wanting], guards)
-        admitted = refuser == _ADMITTED
-        place = have[wanting, None] + admitted.cumsum(axis=1) - admitted  # admitted before this one
-        visited = place < negatives
-        refused += np.bincount(refuser[visited & (refuser >= 0)], minlength=len(guards))
-        rows, columns = np.nonzero(admitted & visited)
-        at = wanting[rows], place[rows, columns]
-        candidates[at], scores[at] = _unpacked(shown[rows, columns])
-        have[wanting] += (admitted & visited).sum(axis=1)
-        wanting = wanting[have[wanting] < negatives]
-        start, stop = stop, 2 * stop
-    counts = {guard.name: int(count) for guard, count in zip(guards, refused, strict=True)}
-    return MinedBlock(candidates=candidates, scores=scores, refused=counts)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    candidates: IntArray
+    scores: Scores
+    refused: IntArray
+    """(anchors, guards)."""
 
 
 _ADMITTED, _ABSENT = -1, -2
 
 
-def _refusers(shown: _Keys, anchors: IntArray, guards: Sequence[Guard]) -> IntArray:
-    """Return for each shown candidate the number of the first guard that refuses it, or -1: none does, or -2: there is no candidate."""
-    refuser = np.where(shown == _NOBODY, _ABSENT, _ADMITTED).astype(np.int64)
-    indices = (shown & _LOW_HALF).astype(np.int64)
-    for number, guard in enumerate(guards):
-        rows, columns = np.nonzero(refuser == _ADMITTED)
-        no: BoolArray = guard.refuses(anchors[rows], indices[rows, columns])
-        refuser[rows[no], columns[no]] = number
-    return refuser
+class _Walk:
+    """Goes down each anchor's ranking until it has enough; looks farther, twice as far each time, only for those that have not."""
+
+    def __init__(self, guards: Sequence[Guard], negatives: int) -> None:
+        self._guards, self._negatives = guards, negatives
+
+    def down(self, keys: Keys, anchors: IntArray, ceilings: Fractions) -> _Found:
+        """Return what the ranking (anchors, candidates) gives each anchor."""
+        found = _Found(
+            candidates=np.full((len(anchors), self._negatives), -1, np.int64),
+            scores=np.zeros((len(anchors), self._negatives), np.float32),
+            refused=np.zeros((len(anchors), len(self._guards)), np.int64),
+        )
+        have = np.zeros(len(anchors), np.int64)
+        start, stop = 0, _FIRST_LOOK * self._negatives
+        wanting = np.arange(len(anchors))
+        while len(wanting) and start < keys.shape[1]:
+            self._look(keys[wanting, start:stop], wanting, anchors, ceilings, have, found)
+            wanting = wanting[have[wanting] < self._negatives]
+            start, stop = stop, 2 * stop
+        return found
+
+    def _look(self, shown: Keys, wanting: IntArray, anchors: IntArray, ceilings: Fractions, have: IntArray, found: _Found) -> None:
+        """Give those that want more what the guards admit of the candidates shown, (wanting, candidates)."""
+        indices, scores = unpacked(shown)
+        refuser = self._refusers(shown, indices, scores, anchors[wanting], ceilings[wanting], found.candidates[wanting])
+        admitted = refuser == _ADMITTED
+        place = have[wanting, None] + admitted.cumsum(axis=1) - admitted  # admitted before this one
+        visited = place < self._negatives
+        for number in range(len(self._guards)):
+            found.refused[wanting, number] += (visited & (refuser == number)).sum(axis=1)
+        rows, columns = np.nonzero(admitted & visited)
+        at = wanting[rows], place[rows, columns]
+        found.candidates[at], found.scores[at] = indices[rows, columns], scores[rows, columns]
+        have[wanting] += (admitted & visited).sum(axis=1)
+
+    def _refusers(
+        self, shown: Keys, indices: IntArray, scores: Scores, anchors: IntArray, ceilings: Fractions, chosen: IntArray
+    ) -> IntArray:
+        """Return the number of the first guard that refuses each candidate, or -1: none does, or -2: there is no candidate."""
+        refuser = np.where(shown == NOBODY, _ABSENT, _ADMITTED).astype(np.int64)
+        for number, guard in enumerate(self._guards):
+            rows, columns = np.nonzero(refuser == _ADMITTED)
+            pairs = Pairs(
+                anchors=anchors[rows],
+                candidates=indices[rows, columns],
+                scores=scores[rows, columns],
+                ceilings=ceilings[rows],
+                chosen=chosen[rows],
+            )
+            no = guard.refuses(pairs)
+            refuser[rows[no], columns[no]] = number
+        return refuser

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from scipy.spatial.distance import cdist
 
 from rayjobs.errors import TrainingError
-from rayjobs.metric.guards import ROUNDING
-from rayjobs.metric.mining import DistanceGuard, Guard, LabelGuard, OverlapGuard, ProportionGuard
+from rayjobs.metric.guards import ROUNDING, DistanceGuard, Guard, LabelGuard, OverlapGuard, ProportionGuard
 from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_geoparquet

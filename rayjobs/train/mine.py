@@ -6,6 +6,7 @@ the number of workers. Memory per worker: the vectors of all training tiles (til
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rayjobs.metric.mining import canonical_blocks, mine
+from rayjobs.metric.mining import MinedBlock, mine
+from rayjobs.metric.ranking import ExactRanking, canonical_blocks, one_thread
 from rayjobs.train.distributed import agree_on_buffers, rank, share_rows, world_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from rayjobs.metric.mining import Guard
+    from rayjobs.metric.guards import Guard
     from rayjobs.train.cache import ChipCache
 
 _EMBED_BLOCK = 128
-_SEARCH_BLOCK = 256
+_SEARCH_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +91,18 @@ def _one(cache: ChipCache, device: torch.device) -> tuple[torch.Tensor, torch.Te
 def mine_all(vectors: torch.Tensor, guards: Sequence[Guard], *, negatives: int, max_candidates: int, device: torch.device) -> Mined:
     """Find every tile's nearest admissible negatives, each rank its share of the canonical blocks of queries."""
     count = len(vectors)
+    ranking = ExactRanking(vectors, device)
     candidates = torch.zeros(count, negatives, dtype=torch.int64)
     scores = torch.zeros(count, negatives)
     refused = torch.zeros(len(guards), dtype=torch.int64)
-    for block in canonical_blocks(count, _SEARCH_BLOCK)[rank() :: world_size()]:
-        found = mine(vectors.numpy(), block, guards, negatives=negatives, max_candidates=max_candidates)
+
+    def mined(block: slice) -> tuple[slice, MinedBlock]:
+        return block, mine(ranking, block, guards, negatives=negatives, max_candidates=max_candidates)
+
+    for block, found in _in_threads(mined, canonical_blocks(count, _SEARCH_BLOCK)[rank() :: world_size()]):
         candidates[block] = torch.from_numpy(found.candidates)
         scores[block] = torch.from_numpy(found.scores)
-        refused += torch.tensor([found.refused[guard.name] for guard in guards])
+        refused += torch.tensor([found.refused[guard.name] for guard in guards], dtype=torch.int64)
     for shared in (candidates, scores, refused):
         shared.copy_(share_rows(shared.to(device)).cpu())
     return Mined(
@@ -104,3 +110,9 @@ def mine_all(vectors: torch.Tensor, guards: Sequence[Guard], *, negatives: int, 
         scores=scores.numpy(),
         refused={guard.name: int(count) for guard, count in zip(guards, refused, strict=True)},
     )
+
+
+def _in_threads(mined: Callable[[slice], tuple[slice, MinedBlock]], blocks: Sequence[slice]) -> Iterator[tuple[slice, MinedBlock]]:
+    """Mine blocks on all threads of this worker, each block on one: so its answer does not depend on how many there are."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
+        yield from pool.map(mined, blocks)

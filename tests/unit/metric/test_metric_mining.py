@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_limits
 
 from rayjobs.errors import TrainingError
-from rayjobs.metric import mining
-from rayjobs.metric.mining import DistanceGuard, LabelGuard, OverlapGuard, canonical_blocks, mine
+from rayjobs.metric import mining, ranking
+from rayjobs.metric.guards import DistanceGuard, LabelGuard, OverlapGuard, Pairs
+from rayjobs.metric.ranking import ExactRanking, canonical_blocks
 
 
 def scattered(rng, count, dim=8, *, coarse=False):
@@ -46,6 +49,10 @@ def oracle(vectors, positions, sizes, labels, *, min_dist, negatives, max_candid
     return np.array(found), refused
 
 
+def mine(vectors, *given, **keys):
+    return mining.mine(ExactRanking(torch.from_numpy(vectors)), *given, **keys)
+
+
 def guards_of(positions, sizes, labels, min_dist):
     return [OverlapGuard(positions, sizes / 2**0.5), DistanceGuard(positions, sizes, min_dist=min_dist), LabelGuard(labels)]
 
@@ -72,7 +79,8 @@ def test_how_the_set_is_cut_for_comparison_changes_nothing(monkeypatch, gallery)
     vectors, positions, sizes, labels = scattered(np.random.default_rng(1), 200, coarse=True)
     guards = guards_of(positions, sizes, labels, 3.0)
     whole = mine(vectors, slice(0, 50), guards, negatives=3, max_candidates=40)
-    monkeypatch.setattr(mining, "_GALLERY", gallery)
+    monkeypatch.setattr(ranking, "_GALLERY", gallery)
+    monkeypatch.setattr(ranking, "_MARKS", 3 * gallery)
     cut = mine(vectors, slice(0, 50), guards, negatives=3, max_candidates=40)
     np.testing.assert_array_equal(cut.candidates, whole.candidates)
     assert cut.refused == whole.refused
@@ -103,18 +111,46 @@ def test_the_table_is_the_same_byte_for_byte_however_blocks_and_threads_are_shar
         return b"".join(done[start].candidates.tobytes() + done[start].scores.tobytes() for start in sorted(done)), refused
 
     alone = table([blocks])
-    with threadpool_limits(limits=threads, user_api="blas"):
+    with on_threads(threads):
         assert table([blocks[worker::workers] for worker in reversed(range(workers))]) == alone
 
 
-def test_a_lone_anchor_gets_the_same_scores_with_any_number_of_threads():
-    """BLAS shares the product of one vector with many among its threads in a way that changes last bits."""
-    vectors = scattered(np.random.default_rng(4), 16_385, dim=128)[0]
-    tables = []
-    for threads in (1, 2, 3, 5, 7):
-        with threadpool_limits(limits=threads, user_api="blas"):
-            tables.append(mine(vectors, slice(16_384, 16_385), [], negatives=16_384, max_candidates=16_384))
-    assert all(table.scores.tobytes() == tables[0].scores.tobytes() for table in tables)
+@contextmanager
+def on_threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("offset", range(1, 16))
+def test_a_lone_anchor_gets_the_same_scores_with_any_number_of_threads_and_wherever_vectors_lie(offset):
+    """BLAS shares the product of one vector with many among its threads, and by where they lie, in ways that change last bits."""
+    vectors = scattered(np.random.default_rng(4), 5_000, dim=129)[0]
+    elsewhere = np.empty(vectors.size + 16, np.float32)[offset : offset + vectors.size].reshape(vectors.shape)
+    elsewhere[:] = vectors
+    wanted = mine(vectors, slice(4_096, 4_097), [], negatives=4_999, max_candidates=4_999)
+    with on_threads(1 + offset % 3):
+        found = mine(elsewhere, slice(4_096, 4_097), [], negatives=4_999, max_candidates=4_999)
+    assert found.scores.tobytes() == wanted.scores.tobytes()
+
+
+def test_a_crowd_of_equal_tiles_is_ranked_by_index():
+    """All of them reach the floor of all: what waits to be ranked is ranked in between."""
+    vectors = np.tile(np.eye(1, 8, dtype=np.float32), (9_000, 1))
+    found = mine(vectors, slice(0, 3), [], negatives=4, max_candidates=50)
+    assert found.candidates.tolist() == [[1, 2, 3, 4], [0, 2, 3, 4], [0, 1, 3, 4]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_ranks_as_the_processor_does():
+    vectors = torch.from_numpy(scattered(np.random.default_rng(5), 3_000, dim=64)[0])
+    anchors = np.arange(500)
+    here, there = (ExactRanking(vectors, torch.device(name)).most_similar(anchors, 40) for name in ("cpu", "cuda"))
+    (ours, scores), (theirs, of_theirs) = ranking.unpacked(here), ranking.unpacked(there)
+    np.testing.assert_allclose(scores, of_theirs, atol=1e-6)
+    assert (ours == theirs).mean() > 0.999
 
 
 @given(
@@ -125,8 +161,8 @@ def test_keys_sort_by_score_and_then_by_index(scores, indices):
     order = list(range(len(scores)))
     indices.shuffle(order)
     values = np.array(scores, np.float32)
-    keys = np.sort(mining._keys(values, np.array(order)))
-    found, back = mining._unpacked(keys)
+    keys = np.sort(ranking.packed(values, np.array(order)))
+    found, back = ranking.unpacked(keys)
     assert found.tolist() == [index for _, index in sorted(zip((-values).tolist(), order, strict=True))]
     np.testing.assert_array_equal(back, np.sort(values)[::-1])
 
@@ -138,15 +174,22 @@ def test_a_vector_that_is_not_finite_ends_mining():
         mine(vectors, slice(0, 4), [], negatives=1, max_candidates=3)
 
 
+def refused(guard, anchors, candidates, scores=None, ceilings=None, chosen=None):
+    """What a guard refuses of some pairs."""
+    given = {"scores": scores, "ceilings": ceilings, "chosen": chosen}
+    filled = {name: np.zeros(len(anchors), np.float32) if value is None else np.array(value) for name, value in given.items()}
+    return guard.refuses(Pairs(anchors=np.array(anchors), candidates=np.array(candidates), **filled)).tolist()
+
+
 def test_candidates_farther_than_the_greatest_distance_are_refused():
     positions = np.array([[0.0, 0, 0], [5, 0, 0], [20, 0, 0]])
     guard = DistanceGuard(positions, np.ones(3), min_dist=4, max_dist=10)
-    assert guard.refuses(np.array([0, 0, 1]), np.array([1, 2, 2])).tolist() == [False, True, True]
+    assert refused(guard, [0, 0, 1], [1, 2, 2]) == [False, True, True]
 
 
 def test_unknown_labels_refuse_nothing():
     guard = LabelGuard(np.array([-1, -1, 2, 2]))
-    assert guard.refuses(np.array([0, 0, 2]), np.array([1, 2, 3])).tolist() == [False, False, True]
+    assert refused(guard, [0, 0, 2], [1, 2, 3]) == [False, False, True]
 
 
 def test_canonical_blocks_cover_every_tile_once():

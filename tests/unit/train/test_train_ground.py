@@ -12,7 +12,7 @@ import pytest
 from rayjobs.config import build
 from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.experiment import Experiment
-from rayjobs.metric.mining import LabelGuard, ProportionGuard
+from rayjobs.metric.guards import LabelGuard, Pairs, ProportionGuard
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion
 from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, training_tiles
@@ -129,7 +129,9 @@ def test_pairs_that_share_too_much_are_forbidden_and_refused_by_the_guard():
         for column, other in enumerate(second.tolist()):
             shared = sum(min(float(a), float(b)) for a, b in zip(ground.fractions[one], ground.fractions[other], strict=True))
             assert forbidden[row, column] == (shared > 0.4 or one == other)
-            assert guard.refuses(np.array([one]), np.array([other]))[0] == (shared > 0.4)
+            blank = np.zeros(1, np.float32)
+            pair = Pairs(anchors=np.array([one]), candidates=np.array([other]), scores=blank, ceilings=blank, chosen=np.full((1, 1), -1))
+            assert guard.refuses(pair)[0] == (shared > 0.4)
     assert not any(isinstance(one, LabelGuard) for one in guards_of(settings, ground))
     assert not any(isinstance(one, ProportionGuard) for one in guards_of(experiment(), ground))
 
