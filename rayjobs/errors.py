@@ -4,6 +4,7 @@
     ├─ ConfigError                 unknown key, wrong value, a run name used for another experiment   (exit 2)
     ├─ StorageError                a bucket, a key, a credential
     │  ├─ NotFoundError            nothing at that address
+    │  ├─ DamagedError             an object that is not what its manifest says: altered, or cut short
     │  └─ PublishConflictError     another writer published first, or holds the lease
     ├─ ImageryError
     │  ├─ EmptySearchError         no scene fits source, area and dates
@@ -47,6 +48,10 @@ class StorageError(RayjobsError):
 
 class NotFoundError(StorageError):
     """Nothing lies at the address."""
+
+
+class DamagedError(StorageError):
+    """An object is not what its manifest says, or a manifest cannot be read."""
 
 
 class PublishConflictError(StorageError):

@@ -24,6 +24,7 @@ class Mailbox:
     def __init__(self) -> None:
         """Begin empty."""
         self._messages: list[dict[str, Any]] = []
+        self._ending = False
 
     def post(self, message: dict[str, Any]) -> None:
         """Leave a message."""
@@ -33,6 +34,14 @@ class Mailbox:
         """Return what came since the last call."""
         messages, self._messages = self._messages, []
         return messages
+
+    def end(self) -> None:
+        """Have distant workers know that the driver is about to end."""
+        self._ending = True
+
+    def is_ending(self) -> bool:
+        """Whether the driver is about to end."""
+        return self._ending
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[
     try:
         _check_workspace(workspace, shared=shared)
         _quieten()
+        _end_as_if_interrupted()
         yield
     finally:
         if not already:
@@ -80,6 +83,15 @@ def _quieten() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _end_as_if_interrupted() -> None:
+    """Have SIGTERM, such as `ray job stop` sends, end a command in order: what it holds is given back, and it says how to go on.
+
+    After Ray's start, which takes the signal for itself.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def even_cpus(workers: int) -> int:

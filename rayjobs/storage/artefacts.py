@@ -16,14 +16,18 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
+from rayjobs.errors import DamagedError, NotFoundError, PublishConflictError, StorageError
 from rayjobs.storage.stores import Tagged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from rayjobs.storage.stores import Store
+
+
+_DEPTH = 2
+"""Parts of a manifest's key below the artefact: the version and the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +129,25 @@ class Version:
         """Return a file's bytes after comparing them with the manifest.
 
         Raises:
-            NotFoundError: the manifest names no such file.
-            StorageError: the bytes differ from the manifest's digest.
+            NotFoundError: the manifest names no such file, or it is gone.
+            DamagedError: the bytes differ from the manifest's digest.
         """
         entry = self.entry(name)
         key = self.prefix + entry.location
         return verified(self.store.read(key), entry, self.store.address(key))
+
+    def damage(self) -> str | None:
+        """Return what is wrong with the files, of which every byte is read; None where all are what the manifest says.
+
+        Raises:
+            StorageError: storage cannot be asked, which says nothing of the files.
+        """
+        for entry in self.files:
+            try:
+                self.read(entry.name)
+            except (NotFoundError, DamagedError) as error:
+                return str(error)
+        return None
 
     def holds(self, entry: FileDigest) -> bool:
         """Whether the file of an entry is there, and is what the entry says."""
@@ -142,11 +159,34 @@ def verified(data: bytes, entry: FileDigest, address: str) -> bytes:
     """Return `data` if it is what the manifest says.
 
     Raises:
-        StorageError: it is not.
+        DamagedError: it is not.
     """
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise StorageError(f"{address} differs from its manifest; it was altered or cut short: publish it again")
+        raise DamagedError(f"{address} differs from its manifest; it was altered or cut short: publish it again")
     return data
+
+
+def _parsed(store: Store, prefix: str, data: bytes) -> Version | None:
+    """Return the version of a manifest's bytes, or None where they are none of a manifest."""
+    try:
+        manifest = json.loads(data)
+        found = Version(store, prefix, manifest)
+        _ = found.version, found.files
+    except (ValueError, LookupError, TypeError):
+        return None
+    return found
+
+
+def _pointing_to(version: str) -> bytes:
+    return json.dumps({"version": version}).encode()
+
+
+def _pointed_to(data: bytes) -> str | None:
+    """Return the version that a pointer's bytes name, or None where they are none of a pointer."""
+    try:
+        return str(json.loads(data)["version"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 @dataclass(slots=True)
@@ -220,9 +260,11 @@ class Draft:
         """Return the version that stands under this name: with our manifest, or with one that was there and can be read."""
         store, key = self.artefact.store, f"{self.prefix}manifest.json"
         found = keep_first(store, key, manifest)
-        standing = Version(store, self.prefix, json.loads(found.data))
+        standing = _parsed(store, self.prefix, found.data)
         # what we wrote or met ourselves need not be read again
-        if found.data == manifest or all(entry == self._files.get(entry.name) or standing.holds(entry) for entry in standing.files):
+        if standing and (
+            found.data == manifest or all(entry == self._files.get(entry.name) or standing.holds(entry) for entry in standing.files)
+        ):
             return standing
         store.swap(key, manifest, expected=found.tag)
         return Version(store, self.prefix, json.loads(manifest))
@@ -230,10 +272,9 @@ class Draft:
     def _make_current(self) -> None:
         store, key = self.artefact.store, self.artefact.pointer
         try:
-            store.swap(key, json.dumps({"version": self.version}).encode(), expected=self.base)
+            store.swap(key, _pointing_to(self.version), expected=self.base)
         except PublishConflictError as error:
-            found = store.read_tagged(key)
-            leads_to = json.loads(found.data)["version"] if found else None
+            leads_to = self.artefact.leads_to()
             if leads_to != self.version:
                 raise PublishConflictError(
                     f"{store.address(key)} was changed to {leads_to} while {self.version} was written, which is whole and stays; "
@@ -266,14 +307,77 @@ class Artefact:
         return Draft(self, version, pointer.tag if pointer else None)
 
     def at(self, version: str) -> Version:
-        """Return a version by name. Raises `NotFoundError` where it is not finished."""
+        """Return a version by name. Raises `NotFoundError` where it is not finished, `DamagedError` where its manifest cannot be read."""
         prefix = f"{self.prefix}{version}/"
-        return Version(self.store, prefix, json.loads(self.store.read(f"{prefix}manifest.json")))
+        found = _parsed(self.store, prefix, self.store.read(f"{prefix}manifest.json"))
+        if found is None:
+            raise DamagedError(f"{self.store.address(prefix)}manifest.json cannot be read; it was altered or cut short: publish it again")
+        return found
+
+    def leads_to(self) -> str | None:
+        """Return the name of the current version; None before the first, and where the pointer cannot be read."""
+        pointer = self.store.read_tagged(self.pointer)
+        return _pointed_to(pointer.data) if pointer else None
 
     def current(self) -> Version | None:
-        """Return the current version, or None before the first."""
+        """Return the current version, or None before the first. Raises `DamagedError` where the pointer cannot be read."""
         pointer = self.store.read_tagged(self.pointer)
-        return self.at(json.loads(pointer.data)["version"]) if pointer else None
+        if pointer is None:
+            return None
+        name = _pointed_to(pointer.data)
+        if name is None:
+            raise DamagedError(f"{self.store.address(self.pointer)} cannot be read; it was altered or cut short: publish a version again")
+        return self.at(name)
+
+    def finished(self) -> list[str]:
+        """Return the sorted names of all versions that have a manifest."""
+        keys = (key.removeprefix(self.prefix).split("/") for key in self.store.list(self.prefix))
+        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == "manifest.json")
+
+    def newest_sound(self, say: Callable[[str], None], last: str | None = None) -> Version | None:
+        """Return the last version, in the order of names, whose files all are what its manifest says; None where there is none.
+
+        Damaged versions after it are said, lose their manifest, so that they can be published again, and are not current any more.
+
+        Args:
+            say: told of each damaged version, in one line.
+            last: name of the last version that may be returned.
+
+        Raises:
+            StorageError: storage cannot be asked.
+        """
+        names = [name for name in self.finished() if last is None or name <= last]
+        for name in reversed(names):
+            reason = self._damage(name)
+            if reason is None:
+                if last is None:
+                    self._lead_to(name)
+                return self.at(name)
+            before = next((other for other in reversed(names) if other < name), None)
+            say(f"{self.kind}/{self.name}/{name} is damaged ({reason}); {f'{before} before it' if before else 'nothing'} is taken")
+            self._withdraw(name, before)
+        return None
+
+    def _damage(self, name: str) -> str | None:
+        try:
+            return self.at(name).damage()
+        except (NotFoundError, DamagedError) as error:
+            return str(error)
+
+    def _lead_to(self, name: str) -> None:
+        """Make a version current where a pointer that was not switched in time, or is damaged, leads elsewhere."""
+        pointer = self.store.read_tagged(self.pointer)
+        if self.leads_to() != name:
+            self.store.swap(self.pointer, _pointing_to(name), expected=pointer.tag if pointer else None)
+
+    def _withdraw(self, name: str, before: str | None) -> None:
+        pointer = self.store.read_tagged(self.pointer)
+        if pointer and self.leads_to() in {name, None}:
+            if before is None:
+                self.store.delete(self.pointer)
+            else:
+                self.store.swap(self.pointer, _pointing_to(before), expected=pointer.tag)
+        self.store.delete(f"{self.prefix}{name}/manifest.json")
 
     def require(self, remedy: str) -> Version:
         """Return the current version; `remedy` says which command makes one.

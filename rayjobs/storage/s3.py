@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import boto3.exceptions
 import botocore.config
 import botocore.exceptions
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403"}
+_WAITS_S = (0.2, 1.0, 4.0)
+"""Before each further try to read an object whose bytes broke off: boto3 tries a request again (after 5xx, throttling, a lost connection),
+but not the reading of an answer that had begun."""
+_CUT_SHORT = (
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    botocore.exceptions.ReadTimeoutError,
+)
 _LOST = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 
 
@@ -27,6 +37,7 @@ _LOST = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 def _client() -> Any:
     """One client per process; boto3 renews its credentials by itself, and its clients are safe to share between threads."""
     settings = botocore.config.Config(
+        # 5xx, SlowDown, timeouts and lost connections; waits double up to 20 s, of which chance takes a share: half a minute in all
         retries={"mode": "standard", "total_max_attempts": 6},
         connect_timeout=10,
         read_timeout=60,
@@ -82,10 +93,20 @@ class S3Store:
         """Return an object's bytes and its ETag."""
         try:
             with self._explained(key):
-                answer = _client().get_object(Bucket=self._bucket, Key=self._key(key))
-                return Tagged(answer["Body"].read(), answer["ETag"])
+                return self._read_whole(key)
         except NotFoundError:
             return None
+
+    def _read_whole(self, key: str) -> Tagged:
+        for wait in (*_WAITS_S, None):
+            try:
+                answer = _client().get_object(Bucket=self._bucket, Key=self._key(key))
+                return Tagged(answer["Body"].read(), answer["ETag"])
+            except _CUT_SHORT:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        raise AssertionError("the last try answers or raises")
 
     def write(self, key: str, data: bytes) -> None:
         """Put an object."""
@@ -145,7 +166,7 @@ class S3Store:
             raise self._meaning(error, where) from error
         except botocore.exceptions.NoCredentialsError as error:
             raise StorageError(f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role") from error
-        except botocore.exceptions.BotoCoreError as error:
+        except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error) as error:
             raise StorageError(f"cannot reach {where}: {error}; check AWS_ENDPOINT_URL and the network") from error
 
     def _meaning(self, error: botocore.exceptions.ClientError, where: str) -> StorageError:

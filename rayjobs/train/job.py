@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import urllib.parse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,12 @@ _DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering",
 """Sections that decide what a run learns."""
 _MAY_CHANGE = ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every", "loss_memory_mib")
 """Keys of `train` that may differ when a run is taken up again."""
+
+
+_START_TIMEOUT_S = 20
+"""How long Ray Train waits for nodes that it believes to have: its default of 60 s is lost whenever a node dies."""
+_GRACE_S = 2.5
+"""How long a command that is told to end waits for a last checkpoint: `ray job stop` kills it after 3 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +102,8 @@ def run(experiment: Experiment, console: Console) -> Result:
     source = workspace.set.require("run `rayjobs sample` first")
     with Lease(workspace.store, workspace.lease) as lease:
         _pin(experiment, workspace, source)
-        done = _epochs_done(workspace)
+        newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"))
+        done = int(newest.manifest["epoch"]) if newest else 0
         if done >= experiment.train.epochs:
             console.say(f"train            run {workspace.run} has all its {done} epochs already")
             return _result(workspace, done, None)
@@ -199,7 +207,9 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
     check_objective(experiment, ground_of(tiles, experiment))
     spec = _spec(experiment, source)
     gpu = wants_gpu(experiment.ray)
-    cpus = settings.cpus_per_worker or even_cpus(settings.num_workers)
+    least, most = settings.workers
+    cpus = settings.cpus_per_worker or even_cpus(most)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
     filesystem, path = _arrow_filesystem(workspace.store.uri)
     listener = _Listener(console, tracker)
     with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
@@ -209,7 +219,9 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
             datasets={"chips": cache.chip_dataset(source, tiles, spec.tile_size)},
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=settings.num_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})}
+                num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # Ray's hint has no pairs yet
+                use_gpu=gpu,
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
             ),
             run_config=ray.train.RunConfig(
                 name="ray",
@@ -220,10 +232,19 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
         )
         try:
             trainer.fit()
+        except KeyboardInterrupt:
+            _leave_a_checkpoint(mailbox, listener)
+            raise
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise own_error(error) or _last_words(error, settings.max_failures) from error
     if listener.failure:
         raise listener.failure
+
+
+def _leave_a_checkpoint(mailbox: Any, listener: _Listener) -> None:
+    """Give the workers the time that a stopped job has to make a checkpoint; where they need longer, the one before stands."""
+    mailbox.end.remote()
+    listener.left.wait(_GRACE_S)
 
 
 def _arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -253,9 +274,14 @@ class _Listener:
     def __init__(self, console: Console, tracker: Tracker) -> None:
         self._console, self._tracker = console, tracker
         self.failure: TrainingError | None = None
+        self.left = threading.Event()
+        """Set when the workers have answered that the driver is about to end."""
         self._hear = {
             "begun": self._begun,
             "resumed": self._resumed,
+            "damaged": self._damaged,
+            "upload_failed": self._upload_failed,
+            "cut_off": self._cut_off,
             "mined": self._mined,
             "step": self._step,
             "epoch": self._epoch,
@@ -273,7 +299,24 @@ class _Listener:
         self.failure = message["error"]
 
     def _resumed(self, message: dict[str, Any]) -> None:
-        self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs are done")
+        steps = f" and {message['step']} steps" if message["step"] else ""
+        self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs{steps} are done")
+
+    def _damaged(self, message: dict[str, Any]) -> None:
+        self._console.say(f"train            {message['text']}")
+
+    def _upload_failed(self, message: dict[str, Any]) -> None:
+        again = "with the next checkpoint" if message["wait"] is None else f"in {message['wait']:.0f} s"
+        self._console.say(f"train            {message['what']} failed: {message['reason']}; it is tried again {again}")
+
+    def _cut_off(self, message: dict[str, Any]) -> None:
+        why = "the command is to end" if message["ending"] else "a node is about to be taken away"
+        left = (
+            f"a checkpoint is made after {message['epoch']} epochs and {message['step']} steps" if message["published"] else "no checkpoint"
+        )
+        self._console.say(f"train            {why}: {left}")
+        if message["ending"]:
+            self.left.set()
 
     def _mined(self, message: dict[str, Any]) -> None:
         refused = ", ".join(f"{count:,} by {name}" for name, count in message["refused"].items())

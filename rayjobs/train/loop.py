@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
-from rayjobs.train.distributed import agree_on_weights, barrier
+from rayjobs.train.distributed import agree_on_weights, agreed, barrier
 from rayjobs.train.ground import ground_of, guards_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mine_all
 from rayjobs.train.objective import Objective, needs_clusters
@@ -50,19 +51,48 @@ def _train(plan: TrainPlan) -> None:
     on = Bench(plan=plan, ground=ground, chips=local_chips(plan, tiles), device=device, objective=objective)
     supervision = supervise(plan.experiment, ground)
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
-    if not state.epoch:
+    if not state.epoch and not state.step:
         begin_projection(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
-    plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch)
+    plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step)
     while state.epoch < settings.epochs:
+        _train_epoch(on, state, supervision, steps)
+
+
+def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int) -> None:
+    """Train one epoch, or what is left of the one that a checkpoint was made in."""
+    plan, settings = on.plan, on.plan.experiment.train
+    if state.batches is None:
         if is_time_to_mine(plan.experiment, state.epoch):
             _mine(on, state)
-        metrics = train_epoch(on, state, plan_next(on, state, supervision, steps))
-        state.epoch += 1
-        if state.epoch % settings.checkpoint_every == 0 or state.epoch == settings.epochs:
-            save(plan, state, objective)
-        ray.train.report(metrics)
-        plan.tell("epoch", epoch=state.epoch, done=steps * state.epoch, metrics=metrics)
+        state.batches = plan_next(on, state, supervision, steps)
+    metrics = train_epoch(on, state, state.batches, functools.partial(_after_step, on, state))
+    state.epoch, state.step, state.batches = state.epoch + 1, 0, None
+    last = state.epoch == settings.epochs
+    if state.epoch % settings.checkpoint_every == 0 or last:
+        save(plan, state, on.objective, last=last)
+    metrics |= {"train/failed_uploads": float(state.failed_uploads)}
+    ray.train.report(metrics)
+    plan.tell("epoch", epoch=state.epoch, done=steps * state.epoch, metrics=metrics)
+
+
+def _after_step(on: Bench, state: State) -> None:
+    """Make a checkpoint within the epoch where one is due, or where training is about to be cut off; all ranks ask in the same step."""
+    settings = on.plan.experiment.train
+    if state.step % settings.ask_every == 0 and _is_cut_off_soon(on, state):
+        return
+    if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
+        save(on.plan, state, on.objective)
+
+
+def _is_cut_off_soon(on: Bench, state: State) -> bool:
+    """Ask whether the driver was told to end, or a node is about to be taken away; if so, make a checkpoint and tell the driver."""
+    ending = not agreed(not on.plan.is_ending(), on.device)
+    if not ending and ray.train.get_preemption_info() is None:
+        return False
+    published = save(on.plan, state, on.objective)
+    on.plan.tell("cut_off", ending=ending, published=published, epoch=state.epoch, step=state.step)
+    return True
 
 
 def begin_projection(on: Bench, state: State) -> None:

@@ -9,6 +9,7 @@ import pydantic
 from rayjobs.config import section
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+Count = Annotated[int, pydantic.Field(ge=1)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
@@ -87,14 +88,22 @@ class TrainSection:
     loss_memory_mib: Annotated[int, pydantic.Field(ge=1)] = 512
     """Most memory of each worker for comparing its anchors with the tiles of the batch, and with the memory of past ones: where it is not
     enough, anchors are taken some at a time, and computed twice. Miners that list every triplet take more."""
+    micro_batch: Annotated[int, pydantic.Field(ge=2)] | None = None
+    """Most tiles that a worker embeds at a time with a graph, for shares of a batch that do not fit its memory: the loss stays that of the
+    whole batch, at the price of one more forward pass (GradCache; Gao et al. 2021). Batch norms then see parts. null: all at once."""
     augment: AugmentSection = AugmentSection()
     """Random changes of the training tiles."""
     checkpoint_every: Annotated[int, pydantic.Field(ge=1)] = 1
     """Epochs between checkpoints."""
+    checkpoint_steps: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Steps between further checkpoints within an epoch; null: none, but when a node is about to be taken away."""
+    ask_every: Annotated[int, pydantic.Field(ge=1)] = 20
+    """Steps between questions to the cluster and the driver whether training is about to be cut off (some milliseconds each): then a
+    checkpoint is written at once."""
     keep_checkpoints: Annotated[int, pydantic.Field(ge=1)] = 2
     """Newest checkpoints that stay."""
-    num_workers: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Workers of Ray Train."""
+    num_workers: Count | Annotated[tuple[Count, ...], pydantic.Field(min_length=2, max_length=2)] = 1
+    """Workers of Ray Train; `[least, most]`: as many as the cluster has room for while it grows and shrinks; the batches stay the same."""
     cpus_per_worker: Annotated[int, pydantic.Field(ge=1)] | None = None
     """CPUs of each worker; default an even share of the cluster's."""
     max_failures: Annotated[int, pydantic.Field(ge=0)] = 3
@@ -104,15 +113,27 @@ class TrainSection:
 
     def __post_init__(self) -> None:
         """Check that batches divide, and that keys go together."""
-        if self.batch_size % (self.tiles_per_group * self.num_workers):
+        if self.batch_size % self.tiles_per_group:
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of tiles_per_group x num_workers "
-                f"= {self.tiles_per_group * self.num_workers}; change one of the three"
+                f"batch_size {self.batch_size} must be a multiple of tiles_per_group {self.tiles_per_group}; change one of the two"
             )
+        least, most = self.workers
+        if least > most:
+            raise ValueError(f"num_workers [{least}, {most}] must be [least, most]; turn them round")
+        if self.batch_size < 2 * most:
+            raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than two tiles each; raise it, or lower num_workers")
         if self.max_neg_shared > self.min_pos_shared:
             raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
         if self.supervision == "geography" and not self.pool.everything:
             raise ValueError("pool is by class, and supervision: geography knows none; drop it, or set supervision: labels or proportions")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most workers."""
+        if isinstance(self.num_workers, int):
+            return self.num_workers, self.num_workers
+        least, most = self.num_workers
+        return least, most
 
     @property
     def groups_per_batch(self) -> int:

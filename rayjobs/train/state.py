@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+import time
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import ray.train.collective
 import ray.train.torch
 import torch
 
-from rayjobs.errors import PublishConflictError, TrainingError
+from rayjobs.errors import CheckpointError, PublishConflictError, StorageError, TrainingError
+from rayjobs.metric.clusters import Clusters
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
 from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.storage import Lease
-from rayjobs.train.distributed import agreed, barrier, rank, world_size
+from rayjobs.train.batches import EpochPlan
+from rayjobs.train.distributed import agreed, rank, world_size
 from rayjobs.train.mine import Mined, from_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rayjobs.experiment import Experiment
-    from rayjobs.metric.clusters import Clusters
+    from rayjobs.models.checkpoint import Checkpointed
     from rayjobs.models.encoder import Encoder
     from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
     from rayjobs.train.objective import Objective
     from rayjobs.train.section import TrainSection
+
+T = TypeVar("T")
+
+_LOSSES = "losses.parquet"
+_LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0)
+"""Before each further try to publish the last checkpoint of a run; storage has waited and tried again within each try already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +62,19 @@ class TrainPlan:
         if rank() == 0 and self.mailbox is not None:
             self.mailbox.post.remote({"kind": kind, **message})
 
+    def is_ending(self) -> bool:
+        """Ask whether the driver was told to end; on rank 0, the others know of nothing."""
+        return bool(rank() == 0 and self.mailbox is not None and ray.get(self.mailbox.is_ending.remote()))
+
+
+class MinedTable(NamedTuple):
+    """A mining table on its way to the workspace."""
+
+    generation: int
+    data: bytes
+    """Of `mined.parquet`."""
+    manifest: dict[str, Any]
+
 
 @dataclass(slots=True)
 class State:
@@ -61,14 +87,24 @@ class State:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     """Epochs completed."""
+    step: int = 0
+    """Steps completed of the epoch under way."""
+    batches: EpochPlan | None = None
+    """Batches of the epoch under way; None between epochs."""
+    losses: array[float] = field(default_factory=lambda: array("d"))
+    """Loss of every step of the run that led to these weights; NaN where it is not known."""
     mined: np.ndarray[Any, np.dtype[np.int64]] | None = None
     """Mined negatives in use."""
     generation: int | None = None
     """Mining generation in use."""
+    unpublished: MinedTable | None = None
+    """The generation in use where it could not be published yet; on rank 0 alone."""
+    failed_uploads: int = 0
+    """Checkpoints and mining tables that could not be published when it was time."""
     average: WeightAverage | None = None
     """Running average of the encoder's weights, where one is kept: then it is what checkpoints hold."""
     clusters: Clusters | None = None
-    """Clusters of the training tiles, where the loss lives on them; found again after a restart."""
+    """Clusters of the training tiles, where the loss lives on them."""
 
     @property
     def learned(self) -> torch.nn.Module:
@@ -97,71 +133,200 @@ def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objec
 
 
 def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
-    """Take up the newest checkpoint, if the run has one."""
+    """Take up the newest sound checkpoint and its mining generation, if the run has one; every rank takes up what rank 0 found."""
     workspace = plan.experiment.open_workspace()
-    newest = workspace.checkpoints.current()
-    if newest is None:
+    chosen = _from_rank_zero(_newest(plan) if rank() == 0 else None)
+    if chosen is None:
         return state
-    saved = read_training_state(newest.read("state.pt"))
-    loaded = from_files(model_json=newest.read("model.json"), tensors=newest.read("model.safetensors"))
+    name, generation = chosen
+    version = workspace.checkpoints.at(name)
+    _take_up(state, objective, _loaded(version), version)
+    if generation is not None:
+        _use_mined(plan, state, generation, tile_ids)
+    plan.tell("resumed", epoch=state.epoch, step=state.step, checkpoint=name)
+    return state
+
+
+def _from_rank_zero(value: T) -> T:
+    shared: T = ray.train.collective.broadcast_from_rank_zero(value) if world_size() > 1 else value
+    return shared
+
+
+def _newest(plan: TrainPlan) -> tuple[str, int | None] | None:
+    """Return the name of the newest sound checkpoint and the mining generation to go on with; what is damaged is said."""
+    workspace = plan.experiment.open_workspace()
+
+    def say(text: str) -> None:
+        plan.tell("damaged", text=text)
+
+    last = None
+    while version := workspace.checkpoints.newest_sound(say, last):
+        try:
+            saved = _loaded(version).saved
+        except CheckpointError as error:
+            names = [name for name in workspace.checkpoints.finished() if name < version.version]
+            say(f"checkpoint {version.version} cannot be used ({error}); {names[-1] if names else 'nothing'} is taken")
+            if not names:
+                return None
+            last = names[-1]
+            continue
+        if saved["generation"] is None:
+            return version.version, None
+        mined = workspace.mining.newest_sound(say, generation_name(int(saved["generation"])))
+        return version.version, int(mined.manifest["generation"]) if mined else None
+    return None
+
+
+class _Checkpoint(NamedTuple):
+    """A checkpoint's files, read."""
+
+    encoder: Checkpointed
+    saved: dict[str, Any]
+    """Of `state.pt`."""
+
+
+def _loaded(version: Version) -> _Checkpoint:
+    encoder = from_files(model_json=version.read("model.json"), tensors=version.read("model.safetensors"))
+    return _Checkpoint(encoder, read_training_state(version.read("state.pt")))
+
+
+def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint, version: Version) -> None:
+    saved = checkpoint.saved
     if state.average is None:
-        state.module.load_state_dict(loaded.module.state_dict())
+        state.module.load_state_dict(checkpoint.encoder.module.state_dict())
     else:
         state.module.load_state_dict(saved["module"])
         state.average.load_state_dict(saved["average"])
     objective.load_state_dict(saved["objective"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.epoch = int(saved["epoch"])
-    if saved["generation"] is not None:
-        _use_mined(plan, state, int(saved["generation"]), tile_ids)
-    plan.tell("resumed", epoch=state.epoch, checkpoint=newest.version)
-    return state
+    state.epoch, state.step = int(saved["epoch"]), int(saved.get("step", 0))
+    state.failed_uploads = int(saved.get("failed_uploads", 0))
+    state.batches = _rebuilt(EpochPlan, saved.get("batches"))
+    state.clusters = _rebuilt(Clusters, saved.get("clusters"))
+    if any(entry.name == _LOSSES for entry in version.files):
+        losses = pq.read_table(io.BytesIO(version.read(_LOSSES)))
+        state.losses = array("d", losses["loss"].to_numpy())
 
 
-def save(plan: TrainPlan, state: State, objective: Objective) -> None:
+def _flat(value: Any) -> dict[str, Any] | None:
+    """Return a dataclass of arrays and numbers as `weights_only` reads it back."""
+    if value is None:
+        return None
+    parts = {name: getattr(value, name) for name in value.__dataclass_fields__}
+    return {name: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for name, part in parts.items()}
+
+
+def _rebuilt(kind: type[T], parts: Mapping[str, Any] | None) -> T | None:
+    if parts is None:
+        return None
+    return kind(**{name: part.numpy() if isinstance(part, torch.Tensor) else part for name, part in parts.items()})
+
+
+def save(plan: TrainPlan, state: State, objective: Objective, *, last: bool = False) -> bool:
     """Publish a checkpoint from rank 0; the others wait, so that no rank runs ahead of what is safe.
+
+    Returns:
+        whether it was published. Where storage fails, this is said and counted, and training may go on to the next checkpoint.
 
     Raises:
         TrainingError: on all ranks, if another command has taken the run over.
+        StorageError: on all ranks, if the last checkpoint of the run could not be published.
     """
+    device = next(state.module.parameters()).device
+    fault = _upload(plan, state, objective, _LAST_WAITS_S if last else ()) if rank() == 0 else None
+    if not agreed(not isinstance(fault, TrainingError), device):
+        run = plan.experiment.open_workspace().run
+        raise TrainingError(f"run {run} was taken over by another command, which goes on with it; this one ends")
+    if agreed(fault is None, device):
+        return True
+    state.failed_uploads += 1
+    if last:
+        raise StorageError("the last checkpoint could not be published, though it was tried for minutes; see what the storage said")
+    return False
+
+
+def _upload(plan: TrainPlan, state: State, objective: Objective, waits: Sequence[float]) -> StorageError | TrainingError | None:
+    """Publish the checkpoint, and the mining table that it names; return what prevented it."""
     workspace = plan.experiment.open_workspace()
-    if not agreed(rank() > 0 or Lease.held(workspace.store, workspace.lease, plan.lease), next(state.module.parameters()).device):
-        raise TrainingError(f"run {workspace.run} was taken over by another command, which goes on with it; this one ends")
-    if rank() == 0:
-        _publish(plan, state, objective)
-        _drop_old(plan)
-    barrier()
+    for wait in (*waits, None):
+        try:
+            if not Lease.held(workspace.store, workspace.lease, plan.lease):
+                return TrainingError("the lease is another's")
+            if state.unpublished is not None:
+                _publish_pending(plan, state, state.unpublished)
+            _publish(plan, state, objective)
+        except PublishConflictError:
+            raise
+        except StorageError as error:
+            plan.tell("upload_failed", what=f"checkpoint {_name(state)}", reason=str(error), wait=wait)
+            if wait is None:
+                return error
+            time.sleep(wait)
+        else:
+            break
+    _sweep(plan)
+    return None
+
+
+def _publish_pending(plan: TrainPlan, state: State, table: MinedTable) -> None:
+    if not _publish_table(plan, table):
+        raise PublishConflictError(f"{generation_name(table.generation)} exists already with other pairs; training starts again from it")
+    state.unpublished = None
+
+
+def _name(state: State) -> str:
+    """Return a checkpoint's name; names sort as the states do."""
+    return f"epoch-{state.epoch:04d}" + (f"-step-{state.step:08d}" if state.step else "")
 
 
 def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
-    draft = plan.experiment.open_workspace().checkpoints.draft(f"epoch-{state.epoch:04d}")
+    draft = plan.experiment.open_workspace().checkpoints.draft(_name(state))
     for name, data in to_files(state.learned, plan.spec).items():
         draft.write(name, data)
-    saved = {
-        "optimizer": state.optimizer.state_dict(),
-        "objective": objective.state_dict(),
-        "epoch": state.epoch,
-        "generation": state.generation,
-    }
-    if state.average is not None:
-        saved |= {"module": state.module.state_dict(), "average": state.average.state_dict()}
-    draft.write("state.pt", training_state_bytes(saved))
+    draft.write("state.pt", training_state_bytes(_saved(state, objective)))
+    draft.write(_LOSSES, _losses_bytes(state.losses))
     mining = None if state.generation is None else generation_name(state.generation)
     ours = fingerprint(plan.spec, state.learned.state_dict())
     parents = {"set": plan.source.version, "mining": mining}
-    version = draft.publish({"parents": parents, "encoder_fingerprint": ours, "epoch": state.epoch, "counts": {}})
+    version = draft.publish({"parents": parents, "encoder_fingerprint": ours, "epoch": state.epoch, "step": state.step, "counts": {}})
     if version.manifest["encoder_fingerprint"] != ours:  # one that a killed command had all but published: a restart goes on from it
         raise PublishConflictError(f"checkpoint {version.version} exists already with other weights; training starts again from it")
 
 
-def _drop_old(plan: TrainPlan) -> None:
+def _saved(state: State, objective: Objective) -> dict[str, Any]:
+    saved = {
+        "optimizer": state.optimizer.state_dict(),
+        "objective": objective.state_dict(),
+        "epoch": state.epoch,
+        "step": state.step,
+        "batches": _flat(state.batches) if state.step else None,
+        "clusters": _flat(state.clusters),
+        "generation": state.generation,
+        "failed_uploads": state.failed_uploads,
+    }
+    if state.average is not None:
+        saved |= {"module": state.module.state_dict(), "average": state.average.state_dict()}
+    return saved
+
+
+def _losses_bytes(losses: array[float]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"step": pa.array(range(len(losses)), pa.int64()), "loss": pa.array(losses, pa.float64())}), buffer)
+    return buffer.getvalue()
+
+
+def _sweep(plan: TrainPlan) -> None:
+    """Remove checkpoints beyond those that are kept, and what killed commands left unfinished before the newest."""
     artefact = plan.experiment.open_workspace().checkpoints
-    keys = artefact.store.list(artefact.prefix + "epoch-")
-    versions = sorted({key.removeprefix(artefact.prefix).partition("/")[0] for key in keys})
-    for version in versions[: -plan.experiment.train.keep_checkpoints]:
-        for key in keys:
-            if key.startswith(f"{artefact.prefix}{version}/"):
-                artefact.store.delete(key)
+    try:
+        finished = artefact.finished()
+        kept = finished[-plan.experiment.train.keep_checkpoints :]
+        keys = [(key.removeprefix(artefact.prefix).partition("/")[0], key) for key in artefact.store.list(f"{artefact.prefix}epoch-")]
+        old = [key for version, key in keys if version not in kept and version < finished[-1]]
+        for key in sorted(old, key=lambda key: not key.endswith("/manifest.json")):  # without its manifest it is no version
+            artefact.store.delete(key)
+    except StorageError as error:
+        plan.tell("upload_failed", what="the removal of old checkpoints", reason=str(error), wait=None)
 
 
 def generation_name(generation: int) -> str:
@@ -170,23 +335,49 @@ def generation_name(generation: int) -> str:
 
 
 def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequence[str]) -> None:
-    """Publish the mining table of the generation in use, from rank 0, and have every rank use what then stands there."""
+    """Publish the mining table of the generation in use, from rank 0, and have every rank use what then stands there.
+
+    Where storage fails, this is said and counted, the ranks use what they have found, and it is tried again with the next checkpoint.
+    """
+    device = next(state.module.parameters()).device
+    table = mined.table(tile_ids)
+    state.mined, state.generation = from_table(table, tile_ids), state.epoch
+    fault: StorageError | None = None
+    ours = True
     if rank() == 0:
-        buffer = io.BytesIO()
-        pq.write_table(mined.table(tile_ids), buffer)
-        draft = plan.experiment.open_workspace().mining.draft(generation_name(state.epoch))
-        draft.write("mined.parquet", buffer.getvalue())
-        counts = {"anchors": len(tile_ids), "negatives": int((mined.candidates >= 0).sum()), "refused": mined.refused}
-        draft.publish(
-            {
-                "parents": {"set": plan.source.version},
-                "generation": state.epoch,
-                "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
-                "counts": counts,
-            }
-        )
-    barrier()
-    _use_mined(plan, state, state.epoch, tile_ids)
+        state.unpublished = _mined_table(plan, state, mined, table, tile_ids)
+        try:
+            ours = _publish_table(plan, state.unpublished)
+            state.unpublished = None
+        except PublishConflictError:
+            raise
+        except StorageError as error:
+            fault = error
+            plan.tell("upload_failed", what=generation_name(state.epoch), reason=str(error), wait=None)
+    if not agreed(fault is None, device):
+        state.failed_uploads += 1
+    elif not agreed(ours, device):
+        _use_mined(plan, state, state.epoch, tile_ids)
+
+
+def _mined_table(plan: TrainPlan, state: State, mined: Mined, table: pa.Table, tile_ids: Sequence[str]) -> MinedTable:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    counts = {"anchors": len(tile_ids), "negatives": int((mined.candidates >= 0).sum()), "refused": mined.refused}
+    manifest = {
+        "parents": {"set": plan.source.version},
+        "generation": state.epoch,
+        "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
+        "counts": counts,
+    }
+    return MinedTable(state.epoch, buffer.getvalue(), manifest)
+
+
+def _publish_table(plan: TrainPlan, table: MinedTable) -> bool:
+    """Publish a mining table; return whether it is what then stands there."""
+    draft = plan.experiment.open_workspace().mining.draft(generation_name(table.generation))
+    ours = draft.write("mined.parquet", table.data)
+    return draft.publish(table.manifest).entry("mined.parquet").sha256 == ours.sha256
 
 
 def _use_mined(plan: TrainPlan, state: State, generation: int, tile_ids: Sequence[str]) -> None:

@@ -12,10 +12,13 @@ import torch
 
 from rayjobs.errors import TrainingError
 from rayjobs.train.augment import augment
-from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total
+from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total, world_size
+from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
 from rayjobs.train.objective import Batch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rayjobs.train.batches import EpochPlan
     from rayjobs.train.cache import ChipCache
     from rayjobs.train.ground import Ground
@@ -37,31 +40,42 @@ class Bench:
     objective: Objective
 
 
-def train_epoch(on: Bench, state: State, batches: EpochPlan) -> dict[str, float]:
-    """Train the epoch after the completed ones; return its mean loss, the share of its time spent waiting for chips, and its speed."""
-    settings, epoch, steps = on.plan.experiment.train, state.epoch, len(batches.members)
-    of_augmentation, of_layers = np.random.SeedSequence([settings.seed, epoch, rank()]).generate_state(2).tolist()
-    generator = torch.Generator().manual_seed(of_augmentation)
-    torch.manual_seed(of_layers)
+def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Train what is left of the epoch after the completed ones; return its mean loss, the share of time spent waiting for chips, and speed.
+
+    `after_step` is called on every rank when `state` has taken in a step: there a checkpoint may be made.
+    """
+    settings, epoch, steps, first = on.plan.experiment.train, state.epoch, len(batches.members), state.step
+    state.losses.extend([math.nan] * (epoch * steps + first - len(state.losses)))  # of steps before losses were recorded
     state.parallel.train()
-    losses, waited, begun, told = [], 0.0, time.monotonic(), 0.0
-    for step in range(steps):
+    waited, begun, told = 0.0, time.monotonic(), 0.0
+    for step in range(first, steps):
         waiting = time.monotonic()
+        generator = _seeded(settings.seed, epoch, step)
         pixels, valid = _local_batch(on, batches.members[step])
         pixels, valid = augment(pixels, valid, settings.augment, on.plan.spec.mean, on.plan.spec.std, generator)
         waited += time.monotonic() - waiting
         done = epoch * steps + step
         _set_rates(state.optimizer, done, warmup=settings.warmup_epochs * steps, total=settings.epochs * steps)
-        losses.append(learn(on, state, pixels, valid, _batch(on, batches, step, done)))
+        state.losses.append(learn(on, state, pixels, valid, _batch(on, batches, step, done)))
+        state.step = step + 1
         if time.monotonic() - told > _TELL_EVERY_S:
             told = time.monotonic()
-            on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=losses[-1])
-    seconds = time.monotonic() - begun
+            on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=state.losses[-1])
+        after_step()
+    seconds = max(time.monotonic() - begun, 1e-9)
     return {
-        "train/loss": float(np.mean(losses)),
+        "train/loss": float(np.mean(state.losses[-steps:])),
         "train/wait_share": waited / seconds,
-        "train/tiles_per_s": steps * settings.batch_size / seconds,
+        "train/tiles_per_s": (steps - first) * settings.batch_size / seconds,
     }
+
+
+def _seeded(seed: int, epoch: int, step: int) -> torch.Generator:
+    """Seed what is drawn by chance in one step on this rank, so that a step is the same wherever training was taken up."""
+    of_augmentation, of_layers = np.random.SeedSequence([seed, epoch, step, rank()]).generate_state(2).tolist()
+    torch.manual_seed(of_layers)
+    return torch.Generator().manual_seed(of_augmentation)
 
 
 def _local_batch(on: Bench, members: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,15 +101,25 @@ def _set_rates(optimizer: torch.optim.Optimizer, step: int, *, warmup: float, to
 
 def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, batch: Batch) -> float:
     """Embed, compare, learn; return the loss of the whole batch."""
-    reduced = precision(on.plan.experiment.train.precision, on.device) == "bf16"
-    with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
-        local = state.parallel(pixels, valid)
-    loss = on.objective(gather(local.float(), len(batch.items)), batch)
+    settings, count = on.plan.experiment.train, len(batch.items)
+    reduced = precision(settings.precision, on.device) == "bf16"
+
+    def embed(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
+            embedded: torch.Tensor = state.parallel(pixels, valid)
+        return embedded.float()
+
+    state.optimizer.zero_grad(set_to_none=True)
+    most = -(-count // world_size())
+    cut = in_parts(pixels, valid, -(-most // (settings.micro_batch or most)))
+    local, parts = (embed(pixels, valid), []) if len(cut) == 1 else embed_without_graph(state.module, embed, cut)
+    loss = on.objective(gather(local, count), batch)
     value = float(total(loss))  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows
     if not math.isfinite(value):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
-    state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    if local.grad is not None:
+        pass_on(state.parallel, embed, parts, local.grad)
     agree_on_gradients(on.objective.loss)
     state.optimizer.step()
     if state.average is not None:

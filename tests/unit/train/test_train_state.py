@@ -1,0 +1,318 @@
+"""What a run keeps in the workspace and takes up again: damaged checkpoints, storage that fails, runs that go on as if nothing had been."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rayjobs.config import build
+from rayjobs.errors import PublishConflictError, StorageError, TrainingError
+from rayjobs.experiment import Experiment
+from rayjobs.models.spec import ModelSpec
+from rayjobs.storage import Lease
+from rayjobs.train import state as states
+from rayjobs.train.batches import EpochPlan
+from rayjobs.train.cache import ChipCache
+from rayjobs.train.ground import Ground
+from rayjobs.train.mine import Mined
+from rayjobs.train.objective import Objective
+from rayjobs.train.state import TrainPlan, initial, publish_mined, restore, save
+from rayjobs.train.step import Bench, train_epoch
+
+COUNT, SIDE, STEPS, EPOCHS = 8, 8, 4, 3
+CPU = torch.device("cpu")
+IDS = [f"{number:02}" for number in range(COUNT)]
+
+
+@pytest.fixture(params=["file", "s3"])
+def uri(request, tmp_path):
+    if request.param == "file":
+        return f"file:{tmp_path}/workspace"
+    return request.getfixturevalue("s3").bucket(f"state-{os.urandom(6).hex()}")
+
+
+@pytest.fixture
+def make(uri):
+    """Make a run as a worker does, on a plan whose lease is held."""
+    raw = {
+        "name": "x",
+        "workspace": {"uri": uri},
+        "rasters": {"sources": [{"kind": "files", "uris": ["x.tif"]}]},
+        "tiles": {"min_neg_dist": 0},
+        "loss": {"kind": "triplet"},
+        "memory": {"size": 16, "warm_up": 2},
+        "train": {
+            "batch_size": 4,
+            "precision": "fp32",
+            "ema": 0.5,
+            "epochs": EPOCHS,
+            "keep_checkpoints": 2,
+            "augment": {"brightness": 0.1},
+        },
+    }
+    experiment = build(Experiment, raw)
+    spec = ModelSpec(
+        backbone="resnet10t", dim=4, bands=("a",), dtype="uint8", mean=(100.0,), std=(40.0,),
+        tile_size=SIDE, input_size=32, resolution_m=None,
+    )  # fmt: skip
+    ground = Ground(
+        tile_ids=IDS,
+        positions=np.stack([np.arange(COUNT) * 5.0, np.zeros(COUNT), np.zeros(COUNT)], axis=1),
+        sizes=np.ones(COUNT),
+        reaches=np.ones(COUNT),
+        labels=np.full(COUNT, -1),
+        fractions=np.empty((COUNT, 0), np.float32),
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (COUNT, 1, SIDE, SIDE)).astype(np.uint8)
+    chips = ChipCache(pixels=pixels, valid=np.ones((COUNT, SIDE, SIDE), bool))
+    workspace = experiment.open_workspace()
+
+    def made(token):
+        told = SimpleNamespace(messages=[])
+        told.post = SimpleNamespace(remote=told.messages.append)
+        plan = TrainPlan(experiment=experiment, source=SimpleNamespace(version="set"), spec=spec, mailbox=told, lease=token)
+        objective = Objective(experiment, ground, dim=4, device=CPU)
+        on = Bench(plan=plan, ground=ground, chips=chips, device=CPU, objective=objective)
+        state = restore(plan, initial(plan, objective, CPU), objective, IDS)
+        return SimpleNamespace(on=on, plan=plan, state=state, objective=objective, workspace=workspace, told=told.messages)
+
+    with Lease(workspace.store, workspace.lease) as lease:
+        yield functools.partial(made, lease.token)
+
+
+class CutOffError(Exception):
+    """What a SIGKILL is to a test."""
+
+
+def train(run, *, until=None):
+    """Train to the end with a checkpoint after every epoch, or be cut off after so many steps, when a checkpoint has just been made."""
+    state = run.state
+
+    def after_step():
+        if len(state.losses) == until:
+            save(run.plan, state, run.objective)
+            raise CutOffError
+
+    while state.epoch < EPOCHS:
+        rng = np.random.default_rng(state.epoch)
+        if state.batches is None:
+            members = np.stack([rng.permutation(COUNT)[:4] for _ in range(STEPS)])
+            state.batches = EpochPlan(members=members, groups=np.tile([0, 0, 1, 1], (STEPS, 1)))
+        train_epoch(run.on, state, state.batches, after_step)
+        state.epoch, state.step, state.batches = state.epoch + 1, 0, None
+        save(run.plan, state, run.objective, last=state.epoch == EPOCHS)
+    return run
+
+
+def weights(run):
+    return torch.cat([value.double().flatten() for value in run.state.module.state_dict().values()])
+
+
+def test_a_run_that_was_cut_off_within_epochs_ends_as_one_that_was_not(make):
+    cut_off = []
+    for until in (3, 4, 6):
+        run = make()
+        cut_off.append(len(run.state.losses))
+        with pytest.raises(CutOffError):
+            train(run, until=until)
+    again = train(make())
+    assert cut_off == [0, 3, 4]
+    assert [message["step"] for message in again.told if message["kind"] == "resumed"] == [2]
+    whole = again.workspace.checkpoints
+    for key in whole.store.list(whole.prefix):
+        whole.store.delete(key)
+    straight = train(make())
+    assert straight.told[0]["kind"] != "resumed"
+    assert list(straight.state.losses) == list(again.state.losses)
+    assert len(straight.state.losses) == STEPS * EPOCHS
+    torch.testing.assert_close(weights(straight), weights(again), rtol=0, atol=0)
+    assert whole.finished() == ["epoch-0002", "epoch-0003"]
+
+
+def published(make, count):
+    run = make()
+    for epoch in range(1, count + 1):
+        run.state.epoch = epoch
+        run.state.module.projection.bias.data.fill_(epoch)
+        save(run.plan, run.state, run.objective)
+    return run
+
+
+DAMAGES = {
+    "missing": lambda store, key, _: store.delete(key),
+    "cut short": lambda store, key, data: store.write(key, data[: len(data) // 2]),
+    "another": lambda store, key, data: store.write(key, data[:-1] + bytes([data[-1] ^ 1])),
+}
+
+
+@pytest.mark.parametrize(("damage", "file"), list(itertools.product(DAMAGES, ["state.pt", "model.safetensors", "manifest.json"])))
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(make, damage, file):
+    if (damage, file) == ("another", "manifest.json"):
+        pytest.skip("one bit of a manifest's white space changes nothing")
+    checkpoints = published(make, 3).workspace.checkpoints
+    key = f"{checkpoints.prefix}epoch-0003/{file}"
+    DAMAGES[damage](checkpoints.store, key, checkpoints.store.read(key))
+    again = make()
+    assert again.state.epoch == 2
+    if (damage, file) != ("missing", "manifest.json"):  # then it is none, and there is nothing to say
+        [said] = [message["text"] for message in again.told if message["kind"] == "damaged"]
+        assert "epoch-0003" in said
+        assert "epoch-0002 before it is taken" in said
+    assert checkpoints.current().version == "epoch-0002"
+    again.state.epoch = 3
+    again.state.module.projection.bias.data.fill_(3)
+    save(again.plan, again.state, again.objective)
+    assert checkpoints.current().version == "epoch-0003"
+    assert checkpoints.current().damage() is None
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint_to_go_on_from(make):
+    run = published(make, 2)
+    run.state.epoch = 3
+    for module in (run.state.module, run.state.average.module):
+        module.projection.bias.data.fill_(torch.nan)
+    save(run.plan, run.state, run.objective)
+    again = make()
+    assert again.state.epoch == 2
+    [said] = [message["text"] for message in again.told if message["kind"] == "damaged"]
+    assert "epoch-0003 cannot be used" in said
+    assert "epoch-0002 is taken" in said
+
+
+def test_without_any_sound_checkpoint_it_begins_anew(make):
+    checkpoints = published(make, 2).workspace.checkpoints
+    for name in checkpoints.finished():
+        checkpoints.store.delete(f"{checkpoints.prefix}{name}/state.pt")
+    again = make()
+    assert again.state.epoch == 0
+    assert len([message for message in again.told if message["kind"] == "damaged"]) == 2
+    assert checkpoints.current() is None
+
+
+def test_a_version_that_was_not_made_current_in_time_is_taken(make):
+    checkpoints = published(make, 2).workspace.checkpoints
+    checkpoints.store.write(checkpoints.pointer, b'{"version": "epoch-0001"}')
+    assert make().state.epoch == 2
+    assert checkpoints.current().version == "epoch-0002"
+    checkpoints.store.write(checkpoints.pointer, b"{")
+    assert make().state.epoch == 2
+    assert checkpoints.current().version == "epoch-0002"
+
+
+def test_what_a_killed_command_left_unfinished_is_swept_and_counts_for_nothing(make):
+    checkpoints = published(make, 2).workspace.checkpoints
+    checkpoints.store.write(f"{checkpoints.prefix}epoch-0002-step-00000003/state.pt", b"half")
+    run = make()
+    run.state.epoch = 3
+    save(run.plan, run.state, run.objective)
+    assert checkpoints.finished() == ["epoch-0002", "epoch-0003"]
+    assert not checkpoints.store.list(f"{checkpoints.prefix}epoch-0002-step")
+
+
+def refused(monkeypatch, times, error=StorageError):
+    """Have the next writes to the workspace fail."""
+    left = itertools.count()
+    real = states.Lease.held
+
+    def held(*given):
+        if next(left) < times:
+            raise error("the store said 503 SlowDown")
+        return real(*given)
+
+    monkeypatch.setattr(states.Lease, "held", staticmethod(held))
+
+
+def test_a_checkpoint_that_fails_is_said_counted_and_made_up_for_by_the_next(make, monkeypatch):
+    run = published(make, 1)
+    refused(monkeypatch, 1)
+    run.state.epoch = 2
+    assert save(run.plan, run.state, run.objective) is False
+    assert run.state.failed_uploads == 1
+    assert run.told[-1] == {"kind": "upload_failed", "what": "checkpoint epoch-0002", "reason": "the store said 503 SlowDown", "wait": None}
+    assert run.workspace.checkpoints.current().version == "epoch-0001"
+    run.state.epoch = 3
+    assert save(run.plan, run.state, run.objective) is True
+    assert run.workspace.checkpoints.current().version == "epoch-0003"
+    assert make().state.failed_uploads == 1
+
+
+def test_the_last_checkpoint_is_tried_again_until_it_must_fail(make, monkeypatch):
+    monkeypatch.setattr(states.time, "sleep", lambda _: None)
+    run = published(make, 1)
+    run.state.epoch = 2
+    refused(monkeypatch, 3)
+    assert save(run.plan, run.state, run.objective, last=True)
+    refused(monkeypatch, 99)
+    run.state.epoch = 3
+    with pytest.raises(StorageError, match="the last checkpoint could not be published"):
+        save(run.plan, run.state, run.objective, last=True)
+    refused(monkeypatch, 1, PublishConflictError)
+    with pytest.raises(PublishConflictError):
+        save(run.plan, run.state, run.objective)
+
+
+def test_a_run_that_another_command_took_over_ends(make):
+    run = published(make, 1)
+    store, lease = run.workspace.store, run.workspace.lease
+    found = store.read_tagged(lease)
+    store.write(lease, found.data.replace(run.plan.lease.encode(), b"0" * 32))
+    with pytest.raises(TrainingError, match="taken over"):
+        save(run.plan, run.state, run.objective)
+    store.write(lease, found.data)
+
+
+def mined(seed):
+    rng = np.random.default_rng(seed)
+    candidates = np.stack([rng.permutation(COUNT)[:2] for _ in range(COUNT)])
+    return Mined(candidates=candidates, scores=rng.random((COUNT, 2)).astype(np.float32), refused={})
+
+
+def test_a_mining_table_that_fails_is_used_and_published_with_the_next_checkpoint(make, monkeypatch):
+    run = published(make, 1)
+    real = states._publish_table
+    monkeypatch.setattr(states, "_publish_table", lambda *_: (_ for _ in ()).throw(StorageError("503")))
+    publish_mined(run.plan, run.state, mined(0), IDS)
+    np.testing.assert_array_equal(run.state.mined, mined(0).candidates)
+    assert (run.state.generation, run.state.failed_uploads) == (1, 1)
+    assert run.workspace.mining.current() is None
+    run.state.epoch = 2
+    assert not save(run.plan, run.state, run.objective), "a checkpoint names no generation that is not there"
+    monkeypatch.setattr(states, "_publish_table", real)
+    run.state.epoch = 3
+    assert save(run.plan, run.state, run.objective)
+    again = make()
+    np.testing.assert_array_equal(again.state.mined, mined(0).candidates)
+    assert (again.state.epoch, again.state.generation) == (3, 1)
+
+
+def test_a_damaged_mining_generation_is_said_and_the_one_before_taken(make):
+    run = published(make, 1)
+    for epoch in (1, 2):
+        run.state.epoch = epoch
+        publish_mined(run.plan, run.state, mined(epoch), IDS)
+    run.state.epoch = 3
+    save(run.plan, run.state, run.objective)
+    table = run.workspace.mining
+    table.store.write(f"{table.prefix}generation-0002/mined.parquet", b"PAR1")
+    again = make()
+    assert (again.state.epoch, again.state.generation) == (3, 1)
+    np.testing.assert_array_equal(again.state.mined, mined(1).candidates)
+    [said] = [message["text"] for message in again.told if message["kind"] == "damaged"]
+    assert "generation-0002" in said
+    assert "generation-0001 before it is taken" in said
+
+
+def test_state_holds_tensors_and_plain_values_alone(make):
+    run = make()
+    with pytest.raises(CutOffError):
+        train(run, until=2)
+    version = run.workspace.checkpoints.current()
+    assert version.version == "epoch-0000-step-00000002"
+    assert torch.load(io.BytesIO(version.read("state.pt")), weights_only=True)["batches"]["members"].shape == (STEPS, 4)
