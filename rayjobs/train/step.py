@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -118,8 +118,8 @@ def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, ba
     if not math.isfinite(value):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    if local.grad is not None:
-        pass_on(state.parallel, embed, parts, local.grad)
+    if parts:
+        pass_on(state.parallel, embed, parts, cast("torch.Tensor", local.grad))
     agree_on_gradients(on.objective.loss)
     state.optimizer.step()
     if state.average is not None:

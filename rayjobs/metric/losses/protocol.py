@@ -91,7 +91,8 @@ class TupleLoss(Loss):
     def part(self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples, *, reference: Reference | None = None) -> Part:
         """Return what anchors add to the loss of a batch that may have others, as of another rank; arguments as of `forward`."""
         others = (embeddings, groups) if reference is None else (reference.embeddings, reference.groups)
-        record = self.formula.compute_loss(embeddings, groups, self._form(tuples), *others)
+        losses_of: Callable[..., dict[str, Any]] = self.formula.compute_loss  # type: ignore[assignment]  # modules tell no types
+        record = losses_of(embeddings, groups, self._form(tuples), *others)
         # The library says 0 where there is nothing to lose.
         losses = [mean["losses"] if torch.is_tensor(mean["losses"]) else embeddings.sum(1) * 0.0 for mean in record.values()]
         counts = [torch.as_tensor(len(mean)) if self._of == "all" else (mean > 0).sum() for mean in losses]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,3 +120,18 @@ def test_an_epoch_takes_every_batch_and_tells_of_it(bench, monkeypatch):
     assert [message["done"] for message in bench.plan.mailbox.messages][:1] == [1]
     rates = [group["lr"] / group["initial_lr"] for group in state.optimizer.param_groups]
     assert rates == pytest.approx([0.5 * (1 + np.cos(np.pi * 1 / 20))] * len(rates))  # 1 of 10 epochs x 2 steps is done
+
+
+def test_a_batch_in_parts_costs_and_teaches_what_the_batch_at_once_does(bench):
+    """With a network that has no batch statistics."""
+    found = {}
+    for micro_batch in (None, 3):
+        spec = dataclasses.replace(bench.plan.spec, backbone="convnext_atto")
+        plan = dataclasses.replace(bench.plan, spec=spec, experiment=experiment(micro_batch=micro_batch))
+        on = dataclasses.replace(bench, plan=plan, objective=Objective(plan.experiment, bench.ground, dim=8, device=CPU))
+        state = initial(plan, on.objective, CPU)
+        state.parallel.train()
+        value = learn(on, state, torch.from_numpy(on.chips.pixels), torch.from_numpy(on.chips.valid), batch())
+        found[micro_batch] = value, torch.cat([part.grad.flatten() for part in state.module.parameters()])
+    assert found[3][0] == pytest.approx(found[None][0], rel=1e-5)
+    assert (found[3][1] - found[None][1]).norm() < 1e-4 * found[None][1].norm()
