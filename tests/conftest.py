@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for: real imagery and a real S3 server; both fail instead of skipping where `RAYJOBS_REQUIRE_DATA=1`."""
+"""Fixtures that every test may ask for: real imagery, a real S3 server, a Ray cluster. With `RAYJOBS_REQUIRE_DATA=1` none skips."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests import seaweed
+from tests.three_nodes import cluster, config, imagery
+
+__all__ = ["cluster", "config", "data", "imagery", "s3", "s3_server"]
 
 
 def _absent(reason: str) -> None:

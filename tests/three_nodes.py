@@ -1,4 +1,7 @@
-"""One Ray cluster of a head and two workers for the whole session, each a real `ray start`, with its S3 server beside it."""
+"""One Ray cluster of a head and two workers for the whole session, each a real `ray start`, and what is sampled and trained on it.
+
+Its fixtures are known to all tests; those of `tests/jobs` and `tests/faults` use them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ import numpy as np
 import pytest
 import rasterio
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -45,6 +48,8 @@ class RayCluster:
     address: str
     dashboard: str
     environment: dict[str, str]
+    nodes: list[subprocess.Popen]
+    """Each node's `ray start --block`, those that ended included; the first is the head."""
 
     def start(self, verb: str, *arguments: str, **environment: str) -> subprocess.Popen:
         """Begin `rayjobs VERB` on the cluster."""
@@ -84,8 +89,37 @@ class RayCluster:
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=500, check=False)
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def add_node(self) -> None:
+        """Start a worker node in place of one that was killed; wait until the cluster has three nodes again."""
+        _join(_worker(self.address), self.nodes, NODES, self.address, self.environment, self.environment["RAY_TMPDIR"])
+
+    def raylet(self, node: subprocess.Popen) -> int:
+        """Return the id of a node's raylet, with which its workers end."""
+        children = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+        named = {pid: Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0] for pid in children}
+        return next(int(pid) for pid, name in named.items() if name.endswith("raylet"))
+
+    def processes(self, title: str) -> list[int]:
+        """Return the ids of this cluster's processes, oldest first, whose command line begins so."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                named = (process / "cmdline").read_bytes().startswith(title.encode())
+                ours = named and f"RAY_TMPDIR={self.environment['RAY_TMPDIR']}".encode() in (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if ours:
+                found.append(int(process.name))
+        return sorted(found)
+
 
 _TRIES = 3
+NODES = 3
+_COMMON = ["--object-store-memory=157286400", "--disable-usage-stats", "--block"]
+
+
+def _worker(address: str) -> list[str]:
+    return [f"--address={address}", "--num-cpus=1", *_COMMON]
 
 
 def free_port() -> int:
@@ -109,7 +143,6 @@ def cluster(s3_server):
         "PYTHONUNBUFFERED": "1",
     }
     port, dashboard = free_port(), free_port()
-    common = ["--object-store-memory=157286400", "--disable-usage-stats", "--block"]
     head = [
         "--head",
         f"--port={port}",
@@ -119,13 +152,13 @@ def cluster(s3_server):
         f"--temp-dir={folder}",
         f"--ray-client-server-port={free_port()}",
     ]
-    nodes = [_start([*head, *common], environment, folder)]
+    nodes = [_start([*head, *_COMMON], environment, folder)]
     try:
         address = f"{_own_address()}:{port}"
         assert _wait(address, environment, nodes[-1], count=1), Path(folder, "nodes.log").read_text()[-3000:]
-        for count in (2, 3):  # one after the other: together they time out on a busy machine
-            _join([f"--address={address}", "--num-cpus=1", *common], nodes, count, address, environment, folder)
-        yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address})
+        for count in range(2, NODES + 1):  # one after the other: together they time out on a busy machine
+            _join(_worker(address), nodes, count, address, environment, folder)
+        yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address}, nodes)
     finally:
         for node in reversed(nodes):
             with contextlib.suppress(ProcessLookupError):

@@ -294,6 +294,8 @@ class _Listener:
 
     def _begun(self, message: dict[str, Any]) -> None:
         self.stage.begin(message["steps"], message["done"])
+        workers = message["workers"]
+        self._console.say(f"train            {workers} worker{'s' if workers > 1 else ''}")
 
     def _failed(self, message: dict[str, Any]) -> None:
         self.failure = message["error"]

@@ -15,7 +15,7 @@ from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
-from rayjobs.train.distributed import agree_on_weights, agreed, barrier
+from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
 from rayjobs.train.ground import ground_of, guards_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mine_all
 from rayjobs.train.objective import Objective, needs_clusters
@@ -54,7 +54,7 @@ def _train(plan: TrainPlan) -> None:
     if not state.epoch and not state.step:
         begin_projection(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
-    plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step)
+    plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step, workers=world_size())
     while state.epoch < settings.epochs:
         _train_epoch(on, state, supervision, steps)
 

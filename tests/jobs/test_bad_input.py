@@ -13,7 +13,7 @@ import pytest
 import rasterio
 
 from rayjobs.storage import Artefact, open_store
-from tests.jobs.conftest import options, write_scene
+from tests.three_nodes import options, write_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

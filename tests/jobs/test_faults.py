@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayjobs.storage import Artefact, open_store
-from tests.jobs.conftest import options
+from tests.three_nodes import options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
