@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _LINES = 3
 """Of one kind that are shown; the rest is counted."""
+_RETRIES = 5
+"""Of a shard whose worker died: the node may have gone, and so may the next; a file that kills its readers takes one of them."""
 _READ_COLUMNS = ["tile_id", "scene_id", "row", "col", "height", "width", "split"]
 
 
@@ -195,7 +197,7 @@ def _read(plan: SetPlan, read_plan: ReadPlan, max_bad_fraction: float, console: 
 def _reports(plan: SetPlan, read_plan: ReadPlan) -> Iterator[dict[str, Any]]:
     """Yield the report of each shard as it is read, anywhere on the cluster. Ray Data puts the function, and the plan in it, once."""
     shards = ray.data.from_items(list(_shards(plan)), override_num_blocks=plan.shards)
-    yield from shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1).iter_rows()
+    yield from shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1, max_retries=_RETRIES).iter_rows()
 
 
 def _too_many(plan: SetPlan, reports: Sequence[dict[str, Any]], bad: int, limit: float) -> str:

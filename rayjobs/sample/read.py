@@ -1,7 +1,7 @@
 """What runs on a worker: read the tiles of one shard, write the shard, tell what became of each tile.
 
 A shard that an interrupted command left behind is not read again: only its outcome is. One with tiles that could not be read is read
-again, since the file or the network may be whole by now.
+again, since the file or the network may be whole by now. One whose reader died is read with care: a file may have killed it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from rayjobs.rasters.label_map import LabelMap
 from rayjobs.rasters.radiometry import physical
 from rayjobs.rasters.reader import Pixels, RasterReader
 from rayjobs.rasters.scenes import read_scenes
+from rayjobs.sample.careful import CarefulReader
 from rayjobs.storage import Store, deposit, digest_of
 from rayjobs.tiles import chips
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rayjobs.rasters.scenes import Scene
 
@@ -65,8 +66,12 @@ def read_shard(entry: Mapping[str, Any], *, plan: ReadPlan) -> dict[str, Any]:
         data, digest = left.data, digest_of(name, left.data)
     else:
         scenes = {scene.scene_id: scene for scene in read_scenes(from_ipc(entry["scenes"]))}
-        data = _read(from_ipc(entry["tiles"]), scenes, plan)
+        begun = f"{plan.prefix}begun/{entry['shard']:05d}"
+        careful = plan.store.size(begun) is not None  # who wrote that has died since
+        plan.store.write(begun, b"1")
+        data = _read(from_ipc(entry["tiles"]), scenes, plan, careful=careful)
         digest = deposit(plan.store, plan.prefix, name, data)  # a shard with holes may have the name
+        plan.store.delete(begun)
     found = chips.outcome(data)
     return {"shard": entry["shard"], "digest": dataclasses.asdict(digest), "outcome": to_ipc(found.table), "sums": found.sums}
 
@@ -89,22 +94,26 @@ def _is_whole(data: bytes) -> bool:
     return chips.UNREADABLE not in chips.outcome(data).table["status"].to_pylist()
 
 
-def _read(tiles: pa.Table, scenes: Mapping[str, Scene], plan: ReadPlan) -> bytes:
-    """Read tiles in runs, each run by one thread with its own handles, and return the shard."""
-    bounds = np.linspace(0, tiles.num_rows, min(THREADS, tiles.num_rows) + 1).astype(int)
+def _read(tiles: pa.Table, scenes: Mapping[str, Scene], plan: ReadPlan, *, careful: bool) -> bytes:
+    """Read tiles in runs, each run by one thread with its own handles, and return the shard; with care, one by one."""
+    threads = 1 if careful else min(THREADS, tiles.num_rows)
+    make: Callable[[], RasterReader | CarefulReader] = CarefulReader if careful else RasterReader
+    bounds = np.linspace(0, tiles.num_rows, threads + 1).astype(int)
     runs = [tiles.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
     with ThreadPoolExecutor(len(runs)) as pool:
-        results = list(pool.map(lambda run: _read_run(run, scenes, plan), runs))
+        results = list(pool.map(lambda run: _read_run(run, scenes, plan, make()), runs))
     rows = [row for rows, _ in results for row in rows]
     sums = _add([entry for _, run_sums in results for entry in run_sums])
     return chips.shard_bytes(rows, plan.dtype, sums)
 
 
-def _read_run(tiles: pa.Table, scenes: Mapping[str, Scene], plan: ReadPlan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_run(
+    tiles: pa.Table, scenes: Mapping[str, Scene], plan: ReadPlan, opened: RasterReader | CarefulReader
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Read tiles scene by scene; return their rows and the sums of those in the training split."""
     rows: list[dict[str, Any]] = []
     sums: list[dict[str, Any]] = []
-    with environment(), RasterReader() as reader:
+    with environment(), opened as reader:
         for scene_id in dict.fromkeys(tiles["scene_id"].to_pylist()):
             of_scene = tiles.filter(pa.compute.equal(tiles["scene_id"], scene_id))
             scene = scenes[scene_id]
