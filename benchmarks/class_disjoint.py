@@ -211,7 +211,7 @@ def train(experiment: Experiment, images: Images, kept: Kept) -> nn.Module:
     steps = steps_per_epoch(experiment, supervision)
     while state.epoch < experiment.train.epochs:
         train_epoch(on, state, plan_next(on, state, supervision, steps))
-        state.epoch += 1
+        state.end_epoch()
     return Ahead(cast("Encoder", state.learned), kept)
 
 

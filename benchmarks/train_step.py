@@ -162,7 +162,7 @@ def measure(config: Mapping[str, Any]) -> None:
 
     def trained(side: str) -> list[float]:
         on = Bench(plan=plan, ground=ground, chips=bench[side], device=device, objective=objective)
-        state.step = 0  # of each epoch: none was taken up in its middle
+        state.epoch, state.step = 0, 0  # the same epoch each time
         return [train_epoch(on, state, loop.plan_next(on, state, supervision, steps))["train/loss"]]
 
     check_alike(plain, Bench(plan=plan, ground=ground, chips=held, device=device, objective=objective), state)

@@ -67,7 +67,7 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int) 
             _mine(on, state)
         state.batches = plan_next(on, state, supervision, steps)
     metrics = train_epoch(on, state, state.batches, functools.partial(_after_step, on, state))
-    state.epoch, state.step, state.batches = state.epoch + 1, 0, None
+    state.end_epoch()
     last = state.epoch == settings.epochs
     if state.epoch % settings.checkpoint_every == 0 or last:
         save(plan, state, on.objective, last=last)

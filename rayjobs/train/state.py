@@ -93,8 +93,8 @@ class State:
     """Batches of the epoch under way; None between epochs."""
     losses: array[float] = field(default_factory=lambda: array("d"))
     """Loss of every step of the run that led to these weights; NaN where it is not known."""
-    mined: np.ndarray[Any, np.dtype[np.int64]] | None = None
-    """Mined negatives in use."""
+    mined: HardTiles | None = None
+    """Mined negatives and positives in use."""
     generation: int | None = None
     """Mining generation in use."""
     unpublished: MinedTable | None = None
@@ -105,6 +105,10 @@ class State:
     """Running average of the encoder's weights, where one is kept: then it is what checkpoints hold."""
     clusters: Clusters | None = None
     """Clusters of the training tiles, where the loss lives on them."""
+
+    def end_epoch(self) -> None:
+        """Go on to the first step of the next epoch."""
+        self.epoch, self.step, self.batches = self.epoch + 1, 0, None
 
     @property
     def learned(self) -> torch.nn.Module:
@@ -363,7 +367,7 @@ def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequenc
 def _mined_table(plan: TrainPlan, state: State, mined: Mined, table: pa.Table, tile_ids: Sequence[str]) -> MinedTable:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    counts = {"anchors": len(tile_ids), "negatives": int((mined.candidates >= 0).sum()), "refused": mined.refused}
+    counts = {"anchors": len(tile_ids), **mined.counts, "refused": mined.refused}
     manifest = {
         "parents": {"set": plan.source.version},
         "generation": state.epoch,
