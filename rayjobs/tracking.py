@@ -1,13 +1,17 @@
 """Runs in MLflow: parameters, metrics and files of one experiment. Knows nothing of what is measured.
 
-Tracking never stops work: where the server fails, the person is told once and the work goes on without it.
+Tracking never stops work: where the server fails, the person is told once and the work goes on; what it should have been told is kept,
+and told when it answers again.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
+import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _PARAMETER_LIMIT = 6000
+_AGAIN_S = 5.0
+"""Least time between two tries to reach a server that failed."""
+_PATIENCE_S = 60.0
+"""How long the end of the work waits for a server that failed."""
+_MOST_KEPT = 100_000
+"""Calls that are kept for it."""
+_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""Without these each call to a server that is gone would take minutes; we try again ourselves."""
 
 
 @section
@@ -49,6 +61,10 @@ class Tracker:
     def __init__(self, client: MlflowClient | None, run_id: str | None, say: Callable[[str], None]) -> None:
         """Take an open run, both None for a tracker that logs nothing, and what tells the person that the server failed."""
         self._client, self.run_id, self._say = client, run_id, say
+        self._kept: deque[Callable[[], object]] = deque()
+        self._failed_at: float | None = None
+        """When the server failed last; None while it answers."""
+        self._turn = threading.Lock()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of one step."""
@@ -65,25 +81,55 @@ class Tracker:
 
     def files(self, files: Mapping[str, bytes]) -> None:
         """Log files by name; a name may have folders."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in files.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-                self._attempt("log_artifact", self.run_id, str(path), str(Path(name).parent) if "/" in name else None)
+        for name, data in files.items():
+            self._later(functools.partial(self._log_file, name, data))
 
     def end(self, status: str) -> None:
-        """Close the run as FINISHED or FAILED."""
+        """Close the run as FINISHED or FAILED, and wait a little for a server that does not answer."""
         self._attempt("set_terminated", self.run_id, status)
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._kept and time.monotonic() < deadline:
+            time.sleep(1)
+            self._tell_kept()
+        if self._kept:
+            self._say(f"tracking         MLflow still fails: {len(self._kept):,} entries of this run are lost to it")
 
-    def _attempt(self, action: str, *arguments: Any, **named: Any) -> None:
+    def _log_file(self, name: str, data: bytes) -> None:
         if self._client is None:
             return
-        try:
-            getattr(self._client, action)(*arguments, **named)
-        except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
-            self._say(f"tracking         MLflow failed ({action}: {_first_line(error)}); this run is tracked no further")
-            self._client = None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            path.write_bytes(data)
+            self._client.log_artifact(self.run_id, str(path), str(Path(name).parent) if "/" in name else None)
+
+    def _attempt(self, action: str, *arguments: Any, **named: Any) -> None:
+        if self._client is not None:
+            self._later(functools.partial(getattr(self._client, action), *arguments, **named))
+
+    def _later(self, call: Callable[[], object]) -> None:
+        """Make a call after those that are kept; in the order in which they came."""
+        if self._client is None:
+            return
+        if len(self._kept) < _MOST_KEPT:
+            self._kept.append(call)
+        self._tell_kept()
+
+    def _tell_kept(self) -> None:
+        if self._failed_at is not None and time.monotonic() - self._failed_at < _AGAIN_S:
+            return
+        with self._turn:
+            try:
+                while self._kept:
+                    self._kept[0]()
+                    self._kept.popleft()
+            except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
+                if self._failed_at is None:
+                    self._say(f"tracking         MLflow failed ({_first_line(error)}); what it misses is kept and told later")
+                self._failed_at = time.monotonic()
+                return
+        if self._failed_at is not None:
+            self._say("tracking         MLflow answers again, and has been told all")
+        self._failed_at = None
 
 
 def history(settings: TrackingSection, *, workspace: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -137,6 +183,8 @@ def _open(
 
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
+    for name, value in _REQUESTS.items():
+        os.environ.setdefault(name, value)
     try:
         client = MlflowClient(tracking_uri(settings, workspace))
         if resume:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from mlflow import MlflowClient
 
+from rayjobs import tracking
 from rayjobs.tracking import TrackingSection, tracked
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow uses what SQLAlchemy has deprecated
@@ -69,3 +70,49 @@ def test_tracking_can_be_switched_off(tmp_path):
         tracker.metrics({"x": 1.0}, step=0)
     assert not said
     assert not (tmp_path / "mlflow.db").exists()
+
+
+class Flaky:
+    """A client whose server is away for a while."""
+
+    def __init__(self):
+        self.away, self.told = False, []
+
+    def log_batch(self, _run_id, metrics):
+        if self.away:
+            raise ConnectionError("refused\nand more")
+        self.told += [entry.step for entry in metrics]
+
+    def set_terminated(self, _run_id, status):
+        if self.away:
+            raise ConnectionError("refused")
+        self.told.append(status)
+
+
+def test_what_a_server_misses_is_told_when_it_answers_again(monkeypatch):
+    monkeypatch.setattr(tracking, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(tracking.time, "sleep", lambda _: None)
+    client, said = Flaky(), []
+    tracker = tracking.Tracker(client, "run", said.append)
+    for step in range(6):
+        client.away = step in {2, 3}
+        tracker.metrics({"x": 1.0}, step=step)
+    tracker.end("FINISHED")
+    assert client.told == [0, 1, 2, 3, 4, 5, "FINISHED"]
+    assert [line.split("MLflow ")[1] for line in said] == [
+        "failed (refused); what it misses is kept and told later",
+        "answers again, and has been told all",
+    ]
+
+
+def test_a_server_that_stays_away_is_waited_for_a_little(monkeypatch):
+    monkeypatch.setattr(tracking, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(tracking.time, "sleep", lambda _: None)
+    client, said = Flaky(), []
+    client.away = True
+    tracker = tracking.Tracker(client, "run", said.append)
+    tracker.metrics({"x": 1.0}, step=0)
+    tracker.end("FAILED")
+    assert not client.told
+    assert "2 entries of this run are lost to it" in said[-1]
