@@ -49,7 +49,7 @@ from rayjobs.train.state import TrainPlan, initial
 from rayjobs.train.step import Bench, learn, precision, train_epoch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from rayjobs.models.spec import ModelSpec
 
@@ -172,12 +172,13 @@ def measure(config: Mapping[str, Any]) -> None:
         "ours": lambda: trained("ours"),
         "fed": lambda: trained("fed"),
     }
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    cpu: dict[str, list[float]] = {side: [] for side in SIDES}
+    sides = config["sides"]
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    cpu: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(config["rounds"] + 1):  # the first is not counted
         if number % REFILLED_EVERY == 0:
             bench["fed"] = filled()
-        for side in np.roll(SIDES, number).tolist():
+        for side in np.roll(sides, number).tolist():
             taken, of_cpu = timed(work[side])
             if number:
                 seconds[side].append(taken)
@@ -226,8 +227,8 @@ def run(*, quick: bool) -> dict[str, float]:
     return report(found, steps, build(Experiment, {"name": "default", "rasters": experiment.rasters}).train.epochs)
 
 
-def measured(experiment: Experiment, rounds: int) -> dict[str, Any]:
-    """Run `measure` as `rayjobs train` runs its loop; return what it tells."""
+def measured(experiment: Experiment, rounds: int, sides: Sequence[str] = SIDES) -> dict[str, Any]:
+    """Run `measure` for some of the sides as `rayjobs train` runs its loop; return what it tells."""
     source = experiment.open_workspace().set.require("")
     manifest = source.manifest
     spec = spec_of(
@@ -244,7 +245,7 @@ def measured(experiment: Experiment, rounds: int) -> dict[str, Any]:
         plan = TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox, lease="")
         ray.train.torch.TorchTrainer(
             measure,
-            train_loop_config={"plan": plan, "rounds": rounds},
+            train_loop_config={"plan": plan, "rounds": rounds, "sides": list(sides)},
             datasets={"chips": cache.chip_dataset(source, training_tiles(source, experiment), TILE)},
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
             scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": even_cpus(1)}),
