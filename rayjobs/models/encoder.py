@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import nn
+from timm.layers import convert_sync_batchnorm
 from torch.nn import functional
 
 from rayjobs.errors import CheckpointError, ConfigError
@@ -128,6 +129,24 @@ class Encoder(nn.Module):
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name not in kept)
         self.train(self.training)
+
+    def checkpoint_activations(self) -> None:
+        """Keep few of the backbone's activations, and compute the others again on the way back (Chen et al., Sublinear memory cost, 2016).
+
+        Raises:
+            ConfigError: timm cannot do it with this backbone.
+        """
+        try:
+            self.backbone.set_grad_checkpointing(enable=True)  # type: ignore[operator]  # timm's own method
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.spec.backbone} cannot compute its activations again; set train.activation_checkpointing: false"
+            ) from error
+
+    def synchronise_batch_norms(self) -> None:
+        """Have batch norms take their statistics over all ranks; on GPUs alone."""
+        self.backbone = convert_sync_batchnorm(self.backbone)
+        self.projection = convert_sync_batchnorm(self.projection)
 
     def _leading(self, stages: int | Literal["all"]) -> set[str]:
         if stages in {-1, "all"}:

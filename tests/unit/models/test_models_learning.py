@@ -200,3 +200,25 @@ def test_a_kept_average_goes_on_as_if_never_interrupted():
         second.update(module)
     assert not moved(second.module, whole.module.state_dict())
     assert second.updates == whole.updates == 4
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
+def test_activations_computed_again_give_the_same_gradients(backbone):
+    plain, sparing = encoder(backbone), encoder(backbone)
+    sparing.checkpoint_activations()
+    found = []
+    for module in (plain, sparing):
+        torch.manual_seed(3)
+        train(module)
+        found.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_batch_norms_that_look_at_all_ranks_keep_their_names_and_numbers():
+    module = encoder(projection="mlp")
+    before = state_of(module)
+    module.synchronise_batch_norms()
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(layer, nn.SyncBatchNorm) for layer in norms)
+    assert not moved(module, before)
