@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
+from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]  # timm marks no exports
 from torch import nn
-from timm.layers import convert_sync_batchnorm
 from torch.nn import functional
 
 from rayjobs.errors import CheckpointError, ConfigError
@@ -145,8 +145,8 @@ class Encoder(nn.Module):
 
     def synchronise_batch_norms(self) -> None:
         """Have batch norms take their statistics over all ranks; on GPUs alone."""
-        self.backbone = convert_sync_batchnorm(self.backbone)
-        self.projection = convert_sync_batchnorm(self.projection)
+        for name in ("backbone", "projection"):
+            setattr(self, name, convert_sync_batchnorm(getattr(self, name)))  # type: ignore[no-untyped-call]  # timm's own
 
     def _leading(self, stages: int | Literal["all"]) -> set[str]:
         if stages in {-1, "all"}:

@@ -92,7 +92,8 @@ class TrainSection:
     """Most tiles that a worker embeds at a time with a graph, for shares of a batch that do not fit its memory: the loss stays that of the
     whole batch, at the price of one more forward pass (GradCache; Gao et al. 2021). Batch norms then see parts. null: all at once."""
     activation_checkpointing: bool = False
-    """Keep few of the backbone's activations and compute the others again on the way back: for large backbones, at about a third more time."""
+    """Keep few of the backbone's activations and compute the others again on the way back, for large backbones; batch norms' running
+    statistics then move twice as fast."""
     sync_batch_norm: bool = False
     """Batch norms take their statistics over all workers' tiles instead of each worker's own; on GPUs alone."""
     compile: bool = False
