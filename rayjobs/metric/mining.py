@@ -6,10 +6,11 @@ workers may share the blocks as they like.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from rayjobs.metric.guards import Fractions, Guard, IntArray, Pairs
 from rayjobs.metric.ranking import NOBODY, Keys, Ranking, Scores, unpacked
@@ -48,9 +49,6 @@ def mine(
 
     Returns:
         Most similar first, equal similarities by index; the anchor itself is never among them.
-
-    Raises:
-        TrainingError: the vector of an anchor is not finite.
     """
     anchors = np.arange(block.start, block.stop)
     if ceilings is None:
@@ -68,6 +66,41 @@ def mine(
     return MinedBlock(
         candidates=found.candidates, scores=found.scores, refused={guard.name: n for guard, n in zip(guards, counts, strict=True)}
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinedPositives:
+    """What the known positives of one block of anchors are to the embeddings."""
+
+    candidates: IntArray
+    """(anchors, positives) index of each hard positive, least similar first; -1 where there are fewer."""
+    scores: Scores
+    """(anchors, positives) float32 inner product; 0 where there is none."""
+    ceilings: Scores
+    """(anchors,) similarity of the most similar known positive; infinity where there is none."""
+
+
+def mine_positives(vectors: torch.Tensor, block: slice, known: Callable[[int], IntArray], *, positives: int) -> MinedPositives:
+    """Compare the anchors of one block with their known positives.
+
+    Args:
+        vectors: (tiles, dim) float32 of length 1.
+        block: the anchors.
+        known: from an anchor to its known positives, different tiles and not itself.
+        positives: wanted per anchor: the least similar, equal similarities by index.
+    """
+    count = block.stop - block.start
+    candidates = np.full((count, positives), -1, np.int64)
+    scores = np.zeros((count, positives), np.float32)
+    ceilings = np.full(count, np.inf, np.float32)
+    for row, anchor in enumerate(range(block.start, block.stop)):
+        alike = known(anchor)
+        if len(alike):
+            similar = torch.mv(vectors[torch.from_numpy(alike)], vectors[anchor]).numpy()
+            hardest = np.lexsort((alike, similar))[:positives]
+            candidates[row, : len(hardest)], scores[row, : len(hardest)] = alike[hardest], similar[hardest]
+            ceilings[row] = similar.max()
+    return MinedPositives(candidates=candidates, scores=scores, ceilings=ceilings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

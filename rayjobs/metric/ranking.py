@@ -51,9 +51,6 @@ class Ranking(Protocol):
 
         Returns:
             (anchors, at most count) keys, most similar first, equal similarities by index; `NOBODY` where there are fewer.
-
-        Raises:
-            TrainingError: the vector of an anchor is not finite.
         """
         ...
 
@@ -69,7 +66,11 @@ class ExactRanking:
         Args:
             vectors: (tiles, dim) float32 of length 1, at most 2**32 of them.
             device: where to compare; a GPU holds the vectors once more.
+
+        Raises:
+            TrainingError: one is not finite.
         """
+        check_finite(vectors)
         self._vectors = _aligned(vectors.to(device or vectors.device).float())
 
     def most_similar(self, anchors: IntArray, count: int) -> Keys:
@@ -78,7 +79,7 @@ class ExactRanking:
             return self._most_similar(anchors, min(count, len(self._vectors)))
 
     def _most_similar(self, anchors: IntArray, count: int) -> Keys:
-        queries = finite_queries(self._vectors, anchors)
+        queries = self._vectors[torch.from_numpy(anchors).to(self._vectors.device)]
         size = _GALLERY if queries.device.type == "cpu" else _GALLERY_GPU
         scores = torch.empty(len(anchors) * min(size, len(self._vectors)), device=queries.device)
         best = _Best(len(anchors), count)
@@ -173,18 +174,16 @@ def canonical_blocks(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def finite_queries(vectors: torch.Tensor, anchors: IntArray) -> torch.Tensor:
-    """Return the vectors of some anchors.
+def check_finite(vectors: torch.Tensor) -> None:
+    """Check a set before it is ranked.
 
     Raises:
-        TrainingError: one is not finite.
+        TrainingError: a vector is not finite.
     """
-    queries = vectors[torch.from_numpy(anchors).to(vectors.device)]
-    if not bool(torch.isfinite(queries).all()):
+    if not bool(torch.isfinite(vectors).all()):
         raise TrainingError(
             "an embedding is not finite, so there is nothing to mine; lower train.learning_rate, or set train.precision: fp32"
         )
-    return queries
 
 
 def packed(scores: Scores, indices: IntArray) -> Keys:

@@ -292,7 +292,13 @@ class ClusteringSection:
 
 @section
 class MiningSection:
-    """Periodic mining of hard negatives over the whole training set, with the weights of the moment."""
+    """Periodic mining over the whole training set, with the weights of the moment.
+
+    For each tile, the anchor, it finds the most similar tiles that are not alike (hard negatives), and if wanted the least similar ones
+    that are (hard positives). The guards say which candidates are no negatives. Each has a switch of its own, and its refusals are
+    counted under its name in the log and in the tracker (`mine/refused/<name>`). They are asked in the order in which they stand here,
+    and a candidate counts for the first that refuses it.
+    """
 
     every: Annotated[int, pydantic.Field(ge=0)] = 2
     """Epochs between refreshes; 0 never mines."""
@@ -300,17 +306,36 @@ class MiningSection:
     """Epochs before the first refresh: random weights know no hard negatives."""
     negatives: Annotated[int, pydantic.Field(ge=1)] = 5
     """Mined negatives per anchor."""
+    positives: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Mined positives per anchor: of those that `train.supervision` knows, at most `max_candidates` of them, the least similar. 0 for none:
+    then an anchor's partners are drawn from all of them."""
     share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-    """Share of anchors that are joined in their batch by a mined negative."""
+    """Share of anchors that are joined in their batch by a mined negative; and, with `positives`, share of the groups of a batch whose
+    anchor is joined by one of its mined positives."""
     max_candidates: Annotated[int, pydantic.Field(ge=1)] = 1024
     """How far down an anchor's ranking to look for admissible negatives."""
+    exact_up_to: Annotated[int, pydantic.Field(ge=0)] = 3_000_000
+    """Training tiles up to which each is compared with all others. Of more tiles, each is compared with those in the parts of the set
+    nearest to it, by a FAISS IVF index: some of its hardest negatives are overlooked. The log says which search was taken."""
+    place: bool = True
+    """Refuse candidates that show the anchor's place (`place_id`), on another date or in another scene."""
     overlap: bool = True
     """Refuse candidates whose ground overlaps the anchor's."""
     distance: bool = True
-    """Refuse candidates nearer than `tiles.min_neg_dist`."""
+    """Refuse candidates nearer than `tiles.min_neg_dist`, or farther than `tiles.max_neg_dist` if there is one."""
     label: bool = True
     """Refuse candidates of the anchor's class, where both are known (`train.supervision: labels`), or those that share too much of their
-    classes (`proportions`). No supervision by geography asks labels."""
+    classes (`proportions`, and counted so). No supervision by geography asks labels."""
+    max_similarity: Annotated[float, pydantic.Field(gt=-1, le=1)] | None = None
+    """Refuse candidates whose cosine similarity to the anchor is greater: such likeness is probably no chance. For sets with much
+    repeated ground (fields, sea, roofs); 0.9 to 0.98 is a beginning. Null refuses none."""
+    beyond_positives: bool = False
+    """Refuse candidates more similar to the anchor than its own most similar known positive: probably positives that nobody has told of
+    (positive-aware mining, Moreira et al., NV-Retriever, 2024). Anchors without a known positive are not guarded. Of many known
+    positives, `max_candidates` are compared."""
+    max_per_scene: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Refuse candidates of a scene that has given the anchor so many negatives already: one scene's haze or season is easily the hardest
+    of negatives, and teaches little. Null for any number."""
 
     def __post_init__(self) -> None:
         """Check that there is room for the negatives."""

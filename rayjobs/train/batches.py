@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
+NOBODY: IntArray = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochPlan:
@@ -34,6 +36,16 @@ class EpochPlan:
     """(steps, batch) cluster of each tile, where clusters of the training set plan the batches."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardTiles:
+    """What mining found for each training tile; see `rayjobs.train.mine`."""
+
+    negatives: IntArray
+    """(tiles, negatives) most similar first; -1 where there are fewer."""
+    positives: IntArray
+    """(tiles, positives) least similar first; -1 where there are fewer; no columns where none were mined."""
+
+
 class Supervision(Protocol):
     """Says which tiles are alike."""
 
@@ -44,8 +56,11 @@ class Supervision(Protocol):
     def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
         """Draw the anchors of one epoch: (steps, groups)."""
 
-    def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
-        """Return `size` tiles that are alike, the anchor first."""
+    def group_of(self, rng: np.random.Generator, anchor: int, size: int, partners: IntArray = NOBODY) -> IntArray:
+        """Return `size` tiles that are alike, the anchor first, then one of `partners` (tiles alike with it) if there are any."""
+
+    def known_positives(self, anchor: int, most: int) -> IntArray:
+        """Return tiles alike with one, ascending, at most so many: of more, those that follow the anchor, so that each has others."""
 
     def number(self, anchor: int, count: int) -> int:
         """Return the group's number, given its anchor and how many groups the run has had before."""
@@ -72,11 +87,13 @@ class ByGeography:
         rounds = -(-steps * groups // len(self.anchors))
         return np.concatenate([rng.permutation(self.anchors) for _ in range(rounds)])[: steps * groups].reshape(steps, groups)
 
-    def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
+    def group_of(self, rng: np.random.Generator, anchor: int, size: int, partners: IntArray = NOBODY) -> IntArray:
         """Draw neighbours; they repeat where there are fewer than needed."""
-        near = self._near.of(anchor)
-        drawn = rng.choice(near, size - 1, replace=len(near) < size - 1)
-        return np.concatenate([[anchor], drawn])
+        return _drawn(rng, anchor, self._near.of(anchor), size, partners)
+
+    def known_positives(self, anchor: int, most: int) -> IntArray:
+        """Return neighbours."""
+        return _following(self._near.of(anchor), anchor, most)
 
     def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  each place is its own kind
         """Each group is its own kind."""
@@ -103,11 +120,15 @@ class ByLabel:
         """Go through the classes in turn, each time in another order: the P classes of a batch differ as long as there are P."""
         return _of_classes_in_turn(rng, self._members, steps, groups)
 
-    def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
+    def group_of(self, rng: np.random.Generator, anchor: int, size: int, partners: IntArray = NOBODY) -> IntArray:
         """Draw tiles of the anchor's class."""
         others = self._members[int(self._labels[anchor])]
-        others = others[others != anchor]
-        return np.concatenate([[anchor], rng.choice(others, size - 1, replace=len(others) < size - 1)])
+        return _drawn(rng, anchor, others[others != anchor], size, partners)
+
+    def known_positives(self, anchor: int, most: int) -> IntArray:
+        """Return tiles of the anchor's class."""
+        others = self._members.get(int(self._labels[anchor]), NOBODY)
+        return _following(others[others != anchor], anchor, most)
 
     def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  two groups of one class are alike too
         """The group's number is its class."""
@@ -178,20 +199,43 @@ class ByProportion:
         """Go through the dominant classes in turn; see `ByLabel`."""
         return _of_classes_in_turn(rng, self._members, steps, groups)
 
-    def group_of(self, rng: np.random.Generator, anchor: int, size: int) -> IntArray:
+    def group_of(self, rng: np.random.Generator, anchor: int, size: int, partners: IntArray = NOBODY) -> IntArray:
         """Draw tiles one by one, each alike with all before it; they repeat where there are fewer than needed."""
         alike = self._alike(anchor)
         drawn: list[int] = []
         while len(drawn) < size - 1 and len(alike):
-            drawn.append(int(rng.choice(alike)))
+            drawn.append(int(rng.choice(alike if drawn or not len(partners) else partners)))
             shared = shared_proportion(self._mixtures[self._of_tile[alike]], self._mixtures[self._of_tile[drawn[-1]]])
             alike = alike[(shared >= self._min_shared) & (alike != drawn[-1])]
         again = rng.choice(drawn or [anchor], size - 1 - len(drawn))
         return np.array([anchor, *drawn, *again], np.int64)
 
+    def known_positives(self, anchor: int, most: int) -> IntArray:
+        """Return tiles whose mixture is alike."""
+        if self._of_tile[anchor] < 0:
+            return NOBODY
+        return _following(np.sort(self._alike(anchor)), anchor, most)
+
     def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  each mixture is its own kind
         """Each group is its own kind."""
         return count
+
+
+def _drawn(rng: np.random.Generator, anchor: int, others: IntArray, size: int, partners: IntArray) -> IntArray:
+    """Return a group of an anchor: first one of the partners, if there are any, then others, which repeat where there are too few."""
+    if not len(partners) or size == 1:
+        return np.concatenate([[anchor], rng.choice(others, size - 1, replace=len(others) < size - 1)])
+    partner = rng.choice(partners)
+    rest = others[others != partner] if len(others) > 1 else others
+    return np.concatenate([[anchor, partner], rng.choice(rest, size - 2, replace=len(rest) < size - 2)])
+
+
+def _following(alike: IntArray, anchor: int, most: int) -> IntArray:
+    """Return at most so many of some tiles (ascending): of more, those that follow the anchor, the first after the last."""
+    if len(alike) <= most:
+        return alike
+    begin = int(np.searchsorted(alike, anchor))
+    return np.sort(np.take(alike, np.arange(begin, begin + most), mode="wrap"))
 
 
 def _of_classes_in_turn(rng: np.random.Generator, members: Mapping[int, IntArray], steps: int, groups: int) -> IntArray:
@@ -218,7 +262,7 @@ def plan_epoch(
     steps: int,
     batch: int,
     group: int,
-    mined: IntArray | None,
+    mined: HardTiles | None,
     mined_share: float,
     before: int = 0,
 ) -> EpochPlan:
@@ -230,12 +274,14 @@ def plan_epoch(
         steps: batches.
         batch: tiles per batch.
         group: tiles per group of tiles that are alike: K of P = batch / K groups.
-        mined: (tiles, negatives) hard negatives of each training tile, -1 where there are fewer; None before the first mining.
-        mined_share: of the anchors, how many are joined in the batch by one of their mined negatives.
+        mined: what was mined of each training tile; None before the first mining.
+        mined_share: of the anchors, how many are joined in the batch by one of their mined negatives; and of the groups, in how many one of
+            the mined positives joins its anchor, where such were mined. The same anchors come first for both.
         before: steps of earlier epochs, so that groups of different batches have different numbers.
     """
     per_batch = batch // group
     joined = int(per_batch * mined_share / (1 + mined_share)) if mined is not None else 0
+    paired = int(per_batch * mined_share) if mined is not None else 0
     drawn = supervision.draw_anchors(rng, steps, per_batch)
     eligible = np.zeros(int(supervision.anchors.max()) + 1, bool)
     eligible[supervision.anchors] = True
@@ -244,9 +290,10 @@ def plan_epoch(
     for step in range(steps):
         anchors = drawn[step]
         if mined is not None:
-            anchors = _join_mined(anchors, mined, eligible, joined, rng)
+            anchors = _join_mined(anchors, mined.negatives, eligible, joined, rng)
         for position, anchor in enumerate(anchors.tolist()):
-            members[step, position] = supervision.group_of(rng, anchor, group)
+            partners = NOBODY if mined is None or position >= paired else mined.positives[anchor]
+            members[step, position] = supervision.group_of(rng, anchor, group, partners[partners >= 0])
             groups[step, position] = supervision.number(anchor, (before + step) * per_batch + position)
     return EpochPlan(members=members.reshape(steps, batch), groups=np.repeat(groups, group, axis=1))
 

@@ -11,7 +11,18 @@ import pyarrow.compute as pc
 from scipy.spatial.distance import cdist
 
 from rayjobs.errors import TrainingError
-from rayjobs.metric.guards import ROUNDING, DistanceGuard, Guard, LabelGuard, OverlapGuard, ProportionGuard
+from rayjobs.metric.guards import (
+    ROUNDING,
+    BeyondPositivesGuard,
+    DistanceGuard,
+    Guard,
+    LabelGuard,
+    OverlapGuard,
+    PlaceGuard,
+    ProportionGuard,
+    SceneGuard,
+    SimilarityGuard,
+)
 from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_geoparquet
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
 
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 Fractions = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -36,7 +48,11 @@ class Ground:
     """(tiles,) side of each tile, in the unit of `positions`."""
     reaches: FloatArray
     """(tiles,) from the centre of each tile to its farthest corner, likewise."""
-    labels: np.ndarray[Any, np.dtype[np.int64]]
+    places: IntArray
+    """(tiles,) place, numbered from 0: equal for tiles that show the same ground on whichever date."""
+    scenes: IntArray
+    """(tiles,) scene, numbered from 0."""
+    labels: IntArray
     """(tiles,) class, numbered from 0; -1 where unknown."""
     fractions: Fractions
     """(tiles, classes of the label map) share of each class among the labelled pixels; 0 throughout where unknown, and no columns where the
@@ -89,6 +105,8 @@ def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:
         positions=positions(tiles),
         sizes=sizes(tiles),
         reaches=reaches(tiles),
+        places=_numbered(tiles["place_id"]),
+        scenes=_numbered(tiles["scene_id"]),
         labels=_numbered(tiles["label"]),
         fractions=_fractions(tiles, experiment.tiles.min_label_coverage),
     )
@@ -132,6 +150,8 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
     """
     mining, tiles, supervision = experiment.mining, experiment.tiles, experiment.train.supervision
     guards: list[Guard] = []
+    if mining.place:
+        guards.append(PlaceGuard(ground.places))
     if mining.overlap:
         guards.append(OverlapGuard(ground.positions, ground.reaches))
     if mining.distance:
@@ -140,6 +160,12 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
         guards.append(ProportionGuard(ground.fractions, max_shared=experiment.train.max_neg_shared))
     if mining.label and supervision == "labels":
         guards.append(LabelGuard(ground.labels))
+    if mining.max_similarity is not None:
+        guards.append(SimilarityGuard(most=mining.max_similarity))
+    if mining.beyond_positives:
+        guards.append(BeyondPositivesGuard())
+    if mining.max_per_scene is not None:
+        guards.append(SceneGuard(ground.scenes, most=mining.max_per_scene))
     return guards
 
 

@@ -322,13 +322,15 @@ class _Listener:
 
     def _mined(self, message: dict[str, Any]) -> None:
         refused = ", ".join(f"{count:,} by {name}" for name, count in message["refused"].items())
+        found = ", ".join(f"{count:,} hard {name}" for name, count in message["found"].items() if count or name == "negatives")
         self._console.say(
-            f"train/mine       generation {message['epoch']}: {message['found']:,} hard negatives; refused {refused or 'none'}; "
-            f"embedding {message['mine/embed_s']:.1f} s, search {message['mine/search_s']:.1f} s"
+            f"train/mine       generation {message['epoch']}: {found}; refused {refused or 'none'}; "
+            f"embedding {message['mine/embed_s']:.1f} s, {message['search']} {message['mine/search_s']:.1f} s"
         )
         counts = {f"mine/refused/{name}": count for name, count in message["refused"].items()}
+        counts |= {f"mine/{name}": count for name, count in message["found"].items()}
         times = {name: message[name] for name in ("mine/embed_s", "mine/search_s")}
-        self._tracker.metrics({**counts, **times, "mine/negatives": message["found"]}, step=message["epoch"])
+        self._tracker.metrics({**counts, **times}, step=message["epoch"])
 
     def _step(self, message: dict[str, Any]) -> None:
         self.stage.reach(message["done"], epoch=message["epoch"], loss=message["loss"])

@@ -64,7 +64,7 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int) 
     plan, settings = on.plan, on.plan.experiment.train
     if state.batches is None:
         if is_time_to_mine(plan.experiment, state.epoch):
-            _mine(on, state)
+            _mine(on, state, supervision)
         state.batches = plan_next(on, state, supervision, steps)
     metrics = train_epoch(on, state, state.batches, functools.partial(_after_step, on, state))
     state.end_epoch()
@@ -126,17 +126,24 @@ def is_time_to_mine(experiment: Experiment, epoch: int) -> bool:
     return every > 0 and epoch >= first and (epoch - first) % every == 0
 
 
-def _mine(on: Bench, state: State) -> None:
+def _mine(on: Bench, state: State, supervision: Supervision) -> None:
     """Mine with the current weights; every rank uses the table, rank 0 publishes it."""
     settings = on.plan.experiment.mining
     begun = time.monotonic()
     vectors = embed_all(state.module, on.chips, on.device)
     embedded = time.monotonic()
     guards = guards_of(on.plan.experiment, on.ground)
-    mined = mine_all(vectors, guards, negatives=settings.negatives, max_candidates=settings.max_candidates, device=on.device)
+    mined = mine_all(
+        vectors,
+        guards,
+        negatives=settings.negatives,
+        max_candidates=settings.max_candidates,
+        device=on.device,
+        positives=settings.positives,
+        known=supervision.known_positives if settings.positives or settings.beyond_positives else None,
+    )
     seconds = {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
-    found = int((mined.candidates >= 0).sum())
-    on.plan.tell("mined", epoch=state.epoch, refused=mined.refused, found=found, **seconds)
+    on.plan.tell("mined", epoch=state.epoch, refused=mined.refused, found=mined.counts, search=mined.search, **seconds)
     publish_mined(on.plan, state, mined, on.ground.tile_ids)
 
 

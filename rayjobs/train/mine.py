@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from rayjobs.metric.mining import MinedBlock, mine
+from rayjobs.metric.mining import MinedBlock, MinedPositives, mine, mine_positives
 from rayjobs.metric.ranking import ExactRanking, canonical_blocks, one_thread
+from rayjobs.train.batches import HardTiles
 from rayjobs.train.distributed import agree_on_buffers, rank, share_rows, world_size
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
     from rayjobs.metric.guards import Guard
     from rayjobs.train.cache import ChipCache
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 _EMBED_BLOCK = 128
 _SEARCH_BLOCK = 1024
@@ -36,32 +41,51 @@ class Mined:
     """(tiles, negatives) index of each negative, nearest first; -1 where there are fewer."""
     scores: np.ndarray[Any, np.dtype[np.float32]]
     """(tiles, negatives) cosine similarity; 0 where there is none."""
+    positives: np.ndarray[Any, np.dtype[np.int64]]
+    """(tiles, positives) index of each hard positive, least similar first; -1 where there are fewer."""
+    positive_scores: np.ndarray[Any, np.dtype[np.float32]]
+    """(tiles, positives) cosine similarity; 0 where there is none."""
     refused: dict[str, int]
     """Candidates that each guard refused."""
+    search: str
+    """Which search was taken, for the log."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many were found."""
+        return {"negatives": int((self.candidates >= 0).sum()), "positives": int((self.positives >= 0).sum())}
 
     def table(self, tile_ids: Sequence[str]) -> pa.Table:
-        """Return the mining table of the workspace: one row per anchor and negative."""
-        anchors, ranks = np.nonzero(self.candidates >= 0)
-        ids = np.asarray(tile_ids, dtype=object)
-        return pa.table(
-            {
-                "anchor_id": pa.array(ids[anchors], pa.string()),
-                "candidate_id": pa.array(ids[self.candidates[anchors, ranks]], pa.string()),
-                "kind": pa.array(["negative"] * len(anchors), pa.string()),
-                "rank": pa.array(ranks + 1, pa.int32()),
-                "score": pa.array(self.scores[anchors, ranks], pa.float32()),
-            }
-        )
+        """Return the mining table of the workspace: one row per anchor and negative, then one per anchor and positive."""
+        ids = pa.array(tile_ids, pa.string())
+        parts = [("negative", self.candidates, self.scores), ("positive", self.positives, self.positive_scores)]
+        return pa.concat_tables(_rows(kind, candidates, scores, ids) for kind, candidates, scores in parts)
 
 
-def from_table(table: pa.Table, tile_ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return `Mined.candidates` of a stored mining table."""
-    index = {tile_id: number for number, tile_id in enumerate(tile_ids)}
-    ranks = table["rank"].to_numpy()
-    candidates = np.full((len(tile_ids), int(ranks.max()) if len(ranks) else 1), -1, np.int64)
-    anchors = [index[tile_id] for tile_id in table["anchor_id"].to_pylist()]
-    candidates[anchors, ranks - 1] = [index[tile_id] for tile_id in table["candidate_id"].to_pylist()]
-    return candidates
+def _rows(kind: str, candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], ids: pa.Array) -> pa.Table:
+    anchors, ranks = np.nonzero(candidates >= 0)
+    return pa.table(
+        {
+            "anchor_id": ids.take(anchors),
+            "candidate_id": ids.take(candidates[anchors, ranks]),
+            "kind": pa.array([kind] * len(anchors), pa.string()),
+            "rank": pa.array(ranks + 1, pa.int32()),
+            "score": pa.array(scores[anchors, ranks], pa.float32()),
+        }
+    )
+
+
+def from_table(table: pa.Table, tile_ids: Sequence[str]) -> HardTiles:
+    """Return what a stored mining table says of each tile."""
+    ids = pa.array(tile_ids, pa.string())
+    found = {}
+    for kind in ("negative", "positive"):
+        rows = table.filter(pc.equal(table["kind"], kind))
+        anchors, candidates = (pc.index_in(rows[name], value_set=ids).to_numpy() for name in ("anchor_id", "candidate_id"))
+        ranks = rows["rank"].to_numpy()
+        found[kind] = np.full((len(tile_ids), int(ranks.max(initial=0))), -1, np.int64)
+        found[kind][anchors, ranks - 1] = candidates
+    return HardTiles(negatives=found["negative"], positives=found["positive"])
 
 
 @torch.inference_mode()
@@ -88,31 +112,79 @@ def _one(cache: ChipCache, device: torch.device) -> tuple[torch.Tensor, torch.Te
     return torch.from_numpy(np.array(cache.pixels[:2])).to(device), torch.from_numpy(np.array(cache.valid[:2])).to(device)
 
 
-def mine_all(vectors: torch.Tensor, guards: Sequence[Guard], *, negatives: int, max_candidates: int, device: torch.device) -> Mined:
-    """Find every tile's nearest admissible negatives, each rank its share of the canonical blocks of queries."""
-    count = len(vectors)
+def mine_all(
+    vectors: torch.Tensor,
+    guards: Sequence[Guard],
+    *,
+    negatives: int,
+    max_candidates: int,
+    device: torch.device,
+    positives: int = 0,
+    known: Callable[..., IntArray] | None = None,
+) -> Mined:
+    """Find every tile's hardest negatives and positives, each rank its share of the canonical blocks of anchors.
+
+    Args:
+        vectors: (tiles, dim) float32 of length 1, on the CPU, the same on every rank.
+        guards: which candidates are no negatives, asked in this order.
+        negatives: wanted per tile.
+        max_candidates: most similar tiles that are looked at per tile; and most of its known positives.
+        device: where to compare.
+        positives: wanted per tile.
+        known: `Supervision.known_positives`; None where neither `positives` nor a guard asks.
+
+    Raises:
+        TrainingError: on all ranks, if a vector is not finite.
+    """
     ranking = ExactRanking(vectors, device)
-    candidates = torch.zeros(count, negatives, dtype=torch.int64)
-    scores = torch.zeros(count, negatives)
-    refused = torch.zeros(len(guards), dtype=torch.int64)
+    bounded = known and partial(known, most=max_candidates)
+    found = _Tables(len(vectors), negatives, positives, guards)
 
-    def mined(block: slice) -> tuple[slice, MinedBlock]:
-        return block, mine(ranking, block, guards, negatives=negatives, max_candidates=max_candidates)
+    def mined(block: slice) -> tuple[slice, MinedBlock, MinedPositives | None]:
+        alike = None if bounded is None else mine_positives(vectors, block, bounded, positives=positives)
+        ceilings = None if alike is None else alike.ceilings
+        return block, mine(ranking, block, guards, negatives=negatives, max_candidates=max_candidates, ceilings=ceilings), alike
 
-    for block, found in _in_threads(mined, canonical_blocks(count, _SEARCH_BLOCK)[rank() :: world_size()]):
-        candidates[block] = torch.from_numpy(found.candidates)
-        scores[block] = torch.from_numpy(found.scores)
-        refused += torch.tensor([found.refused[guard.name] for guard in guards], dtype=torch.int64)
-    for shared in (candidates, scores, refused):
-        shared.copy_(share_rows(shared.to(device)).cpu())
-    return Mined(
-        candidates=candidates.numpy(),
-        scores=scores.numpy(),
-        refused={guard.name: int(count) for guard, count in zip(guards, refused, strict=True)},
-    )
+    for part in _in_threads(mined, canonical_blocks(len(vectors), _SEARCH_BLOCK)[rank() :: world_size()]):
+        found.take(*part)
+    return found.shared(device, ranking.described)
 
 
-def _in_threads(mined: Callable[[slice], tuple[slice, MinedBlock]], blocks: Sequence[slice]) -> Iterator[tuple[slice, MinedBlock]]:
+_Part = tuple[slice, MinedBlock, MinedPositives | None]
+
+
+def _in_threads(mined: Callable[[slice], _Part], blocks: Sequence[slice]) -> Iterator[_Part]:
     """Mine blocks on all threads of this worker, each block on one: so its answer does not depend on how many there are."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
         yield from pool.map(mined, blocks)
+
+
+class _Tables:
+    """What this rank has mined, to be shared with the others; zeros where it mined nothing."""
+
+    def __init__(self, tiles: int, negatives: int, positives: int, guards: Sequence[Guard]) -> None:
+        self._indices = torch.zeros(tiles, negatives + positives, dtype=torch.int64)
+        self._scores = torch.zeros(tiles, negatives + positives)
+        self._refused = torch.zeros(len(guards), dtype=torch.int64)
+        self._negatives, self._names = negatives, [guard.name for guard in guards]
+
+    def take(self, block: slice, found: MinedBlock, alike: MinedPositives | None) -> None:
+        """Take what one block of anchors has found."""
+        self._refused += torch.tensor([found.refused[name] for name in self._names], dtype=torch.int64)
+        for part, first in ((found, 0), (alike, self._negatives)):
+            if part is not None:
+                columns = slice(first, first + part.candidates.shape[1])
+                self._indices[block, columns] = torch.from_numpy(part.candidates)
+                self._scores[block, columns] = torch.from_numpy(part.scores)
+
+    def shared(self, device: torch.device, search: str) -> Mined:
+        """Return what all ranks have mined."""
+        indices, scores, refused = (share_rows(part.to(device)).cpu().numpy() for part in (self._indices, self._scores, self._refused))
+        return Mined(
+            candidates=indices[:, : self._negatives],
+            scores=scores[:, : self._negatives],
+            positives=indices[:, self._negatives :],
+            positive_scores=scores[:, self._negatives :],
+            refused=dict(zip(self._names, refused.tolist(), strict=True)),
+            search=search,
+        )

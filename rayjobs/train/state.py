@@ -22,7 +22,7 @@ from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
 from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.storage import Lease
-from rayjobs.train.batches import EpochPlan
+from rayjobs.train.batches import EpochPlan, HardTiles
 from rayjobs.train.distributed import agreed, rank, world_size
 from rayjobs.train.mine import Mined, from_table
 
@@ -121,9 +121,21 @@ def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> Stat
     settings, model = plan.experiment.train, plan.experiment.model
     module = cast("Encoder", build(plan.spec, settings.seed, pretrained=model.pretrained, rgb=model.rgb)).to(device)
     module.freeze(model.freeze)
+    if settings.activation_checkpointing:
+        module.checkpoint_activations()
+    if settings.sync_batch_norm:
+        _require_gpu(device)
+        module.synchronise_batch_norms()
     parallel = ray.train.torch.prepare_model(module) if world_size() > 1 else module
     average = WeightAverage(module, decay=settings.ema) if settings.ema else None
+    if settings.compile:
+        parallel.compile()
     return State(module=module, parallel=parallel, optimizer=_optimizer(settings, module, objective, device), average=average)
+
+
+def _require_gpu(device: torch.device) -> None:
+    if device.type == "cpu":
+        raise TrainingError("train.sync_batch_norm works on GPUs alone, and this worker has none; set it to false, or ray.gpu: yes")
 
 
 def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objective, device: torch.device) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ import pytest
 
 from rayjobs.errors import TrainingError
 from rayjobs.tiles.neighbours import Neighbourhood
-from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, plan_epoch
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, HardTiles, plan_epoch
 
 
 def line(count):
@@ -107,7 +107,7 @@ def test_identical_mixtures_share_all_of_it():
 
 def test_mined_negatives_join_their_anchors():
     mined = np.stack([(np.arange(50) + 25) % 50, np.full(50, -1)], axis=1)
-    found = plan(ByGeography(line(50)), mined=mined)
+    found = plan(ByGeography(line(50)), mined=HardTiles(negatives=mined, positives=np.empty((50, 0), np.int64)))
     anchors = found.members.reshape(5, 6, 2)[:, :, 0]
     for of_batch in anchors:
         assert np.array_equal(of_batch[4:], (of_batch[:2] + 25) % 50)

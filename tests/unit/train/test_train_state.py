@@ -6,29 +6,21 @@ import functools
 import io
 import itertools
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rayjobs.config import build
 from rayjobs.errors import PublishConflictError, StorageError, TrainingError
-from rayjobs.experiment import Experiment
-from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
 from rayjobs.train import state as states
 from rayjobs.train.batches import EpochPlan
-from rayjobs.train.cache import ChipCache
-from rayjobs.train.ground import Ground
 from rayjobs.train.mine import Mined
-from rayjobs.train.objective import Objective
-from rayjobs.train.state import TrainPlan, initial, publish_mined, restore, save
-from rayjobs.train.step import Bench, train_epoch
+from rayjobs.train.state import publish_mined, save
+from rayjobs.train.step import train_epoch
+from tests.small_run import COUNT, EPOCHS, IDS, opened
 
-COUNT, SIDE, STEPS, EPOCHS = 8, 8, 4, 3
-CPU = torch.device("cpu")
-IDS = [f"{number:02}" for number in range(COUNT)]
+STEPS = 4
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -41,50 +33,9 @@ def uri(request, tmp_path):
 @pytest.fixture
 def make(uri):
     """Make a run as a worker does, on a plan whose lease is held."""
-    raw = {
-        "name": "x",
-        "workspace": {"uri": uri},
-        "rasters": {"sources": [{"kind": "files", "uris": ["x.tif"]}]},
-        "tiles": {"min_neg_dist": 0},
-        "loss": {"kind": "triplet"},
-        "memory": {"size": 16, "warm_up": 2},
-        "train": {
-            "batch_size": 4,
-            "precision": "fp32",
-            "ema": 0.5,
-            "epochs": EPOCHS,
-            "keep_checkpoints": 2,
-            "augment": {"brightness": 0.1},
-        },
-    }
-    experiment = build(Experiment, raw)
-    spec = ModelSpec(
-        backbone="resnet10t", dim=4, bands=("a",), dtype="uint8", mean=(100.0,), std=(40.0,),
-        tile_size=SIDE, input_size=32, resolution_m=None,
-    )  # fmt: skip
-    ground = Ground(
-        tile_ids=IDS,
-        positions=np.stack([np.arange(COUNT) * 5.0, np.zeros(COUNT), np.zeros(COUNT)], axis=1),
-        sizes=np.ones(COUNT),
-        reaches=np.ones(COUNT),
-        labels=np.full(COUNT, -1),
-        fractions=np.empty((COUNT, 0), np.float32),
-    )
-    pixels = np.random.default_rng(0).integers(0, 255, (COUNT, 1, SIDE, SIDE)).astype(np.uint8)
-    chips = ChipCache(pixels=pixels, valid=np.ones((COUNT, SIDE, SIDE), bool))
-    workspace = experiment.open_workspace()
-
-    def made(token):
-        told = SimpleNamespace(messages=[])
-        told.post = SimpleNamespace(remote=told.messages.append)
-        plan = TrainPlan(experiment=experiment, source=SimpleNamespace(version="set"), spec=spec, mailbox=told, lease=token)
-        objective = Objective(experiment, ground, dim=4, device=CPU)
-        on = Bench(plan=plan, ground=ground, chips=chips, device=CPU, objective=objective)
-        state = restore(plan, initial(plan, objective, CPU), objective, IDS)
-        return SimpleNamespace(on=on, plan=plan, state=state, objective=objective, workspace=workspace, told=told.messages)
-
+    workspace = opened(uri, "").workspace
     with Lease(workspace.store, workspace.lease) as lease:
-        yield functools.partial(made, lease.token)
+        yield functools.partial(opened, uri, lease.token)
 
 
 class CutOffError(Exception):
@@ -271,7 +222,8 @@ def test_a_run_that_another_command_took_over_ends(make):
 def mined(seed):
     rng = np.random.default_rng(seed)
     candidates = np.stack([rng.permutation(COUNT)[:2] for _ in range(COUNT)])
-    return Mined(candidates=candidates, scores=rng.random((COUNT, 2)).astype(np.float32), refused={})
+    scores = rng.random((COUNT, 2)).astype(np.float32)
+    return Mined(candidates=candidates, scores=scores, positives=candidates[:, :0], positive_scores=scores[:, :0], refused={}, search="")
 
 
 def test_a_mining_table_that_fails_is_used_and_published_with_the_next_checkpoint(make, monkeypatch):
@@ -279,7 +231,7 @@ def test_a_mining_table_that_fails_is_used_and_published_with_the_next_checkpoin
     real = states._publish_table
     monkeypatch.setattr(states, "_publish_table", lambda *_: (_ for _ in ()).throw(StorageError("503")))
     publish_mined(run.plan, run.state, mined(0), IDS)
-    np.testing.assert_array_equal(run.state.mined, mined(0).candidates)
+    np.testing.assert_array_equal(run.state.mined.negatives, mined(0).candidates)
     assert (run.state.generation, run.state.failed_uploads) == (1, 1)
     assert run.workspace.mining.current() is None
     run.state.epoch = 2
@@ -288,7 +240,7 @@ def test_a_mining_table_that_fails_is_used_and_published_with_the_next_checkpoin
     run.state.epoch = 3
     assert save(run.plan, run.state, run.objective)
     again = make()
-    np.testing.assert_array_equal(again.state.mined, mined(0).candidates)
+    np.testing.assert_array_equal(again.state.mined.negatives, mined(0).candidates)
     assert (again.state.epoch, again.state.generation) == (3, 1)
 
 
@@ -303,7 +255,7 @@ def test_a_damaged_mining_generation_is_said_and_the_one_before_taken(make):
     table.store.write(f"{table.prefix}generation-0002/mined.parquet", b"PAR1")
     again = make()
     assert (again.state.epoch, again.state.generation) == (3, 1)
-    np.testing.assert_array_equal(again.state.mined, mined(1).candidates)
+    np.testing.assert_array_equal(again.state.mined.negatives, mined(1).candidates)
     [said] = [message["text"] for message in again.told if message["kind"] == "damaged"]
     assert "generation-0002" in said
     assert "generation-0001 before it is taken" in said

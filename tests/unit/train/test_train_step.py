@@ -48,6 +48,8 @@ def bench() -> Bench:
         positions=places,
         sizes=side,
         reaches=side,
+        places=np.arange(COUNT),
+        scenes=np.zeros(COUNT, np.int64),
         labels=np.full(COUNT, -1),
         fractions=np.empty((COUNT, 0), np.float32),
     )
