@@ -300,6 +300,14 @@ class MiningSection:
     and a candidate counts for the first that refuses it.
     """
 
+    mode: Literal["periodic", "asynchronous"] = "periodic"
+    """`periodic`: training waits while all workers mine with the weights of the moment, and a run can be repeated exactly.
+    `asynchronous`: a task beside training mines with the newest checkpoint, and the first epoch after that uses what it found; the metric
+    `mine/lag_epochs` says how old its weights are."""
+    num_cpus: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """CPUs that asynchronous mining asks of the cluster; 0: none of its own, one thread beside the workers."""
+    num_gpus: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """GPUs that asynchronous mining asks of the cluster; may be a part of one."""
     every: Annotated[int, pydantic.Field(ge=0)] = 2
     """Epochs between refreshes; 0 never mines."""
     first: Annotated[int, pydantic.Field(ge=0)] = 1

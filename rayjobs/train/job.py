@@ -283,6 +283,8 @@ class _Listener:
             "upload_failed": self._upload_failed,
             "cut_off": self._cut_off,
             "mined": self._mined,
+            "took": self._took,
+            "mining_failed": self._mining_failed,
             "step": self._step,
             "epoch": self._epoch,
             "failed": self._failed,
@@ -331,6 +333,13 @@ class _Listener:
         counts |= {f"mine/{name}": count for name, count in message["found"].items()}
         times = {name: message[name] for name in ("mine/embed_s", "mine/search_s")}
         self._tracker.metrics({**counts, **times}, step=message["epoch"])
+
+    def _took(self, message: dict[str, Any]) -> None:
+        lag = message["epoch"] - message["generation"]
+        self._console.say(f"train/mine       generation {message['generation']} is used from now on, {lag} epochs behind")
+
+    def _mining_failed(self, message: dict[str, Any]) -> None:
+        self._console.say(f"train/mine       caution: mining beside training failed ({message['reason']}); training goes on without it")
 
     def _step(self, message: dict[str, Any]) -> None:
         self.stage.reach(message["done"], epoch=message["epoch"], loss=message["loss"])

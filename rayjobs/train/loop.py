@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,10 +13,11 @@ from rayjobs.errors import TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
+from rayjobs.train.background import BackgroundMining
 from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
 from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
-from rayjobs.train.ground import ground_of, guards_of, supervise, training_tiles
-from rayjobs.train.mine import embed_all, mine_all
+from rayjobs.train.ground import ground_of, supervise, training_tiles
+from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
 from rayjobs.train.state import State, TrainPlan, initial, publish_mined, restore, save
 from rayjobs.train.step import Bench, train_epoch
@@ -55,16 +55,17 @@ def _train(plan: TrainPlan) -> None:
         begin_projection(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step, workers=world_size())
+    background = BackgroundMining(plan)
     while state.epoch < settings.epochs:
-        _train_epoch(on, state, supervision, steps)
+        _train_epoch(on, state, supervision, steps, background)
+    background.end()
 
 
-def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int) -> None:
+def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, background: BackgroundMining) -> None:
     """Train one epoch, or what is left of the one that a checkpoint was made in."""
     plan, settings = on.plan, on.plan.experiment.train
     if state.batches is None:
-        if is_time_to_mine(plan.experiment, state.epoch):
-            _mine(on, state, supervision)
+        _refresh(on, state, supervision, background)
         state.batches = plan_next(on, state, supervision, steps)
     metrics = train_epoch(on, state, state.batches, functools.partial(_after_step, on, state))
     state.end_epoch()
@@ -72,6 +73,8 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int) 
     if state.epoch % settings.checkpoint_every == 0 or last:
         save(plan, state, on.objective, last=last)
     metrics |= {"train/failed_uploads": float(state.failed_uploads)}
+    if state.generation is not None:
+        metrics |= {"mine/lag_epochs": float(state.epoch - 1 - state.generation)}
     ray.train.report(metrics)
     plan.tell("epoch", epoch=state.epoch, done=steps * state.epoch, metrics=metrics)
 
@@ -126,23 +129,20 @@ def is_time_to_mine(experiment: Experiment, epoch: int) -> bool:
     return every > 0 and epoch >= first and (epoch - first) % every == 0
 
 
+def _refresh(on: Bench, state: State, supervision: Supervision, background: BackgroundMining) -> None:
+    """Mine where it is time, or take what was mined beside training and begin anew."""
+    due = is_time_to_mine(on.plan.experiment, state.epoch)
+    if on.plan.experiment.mining.mode == "asynchronous":
+        background.take(state, on.ground.tile_ids)
+        if due:
+            background.begin(state)
+    elif due:
+        _mine(on, state, supervision)
+
+
 def _mine(on: Bench, state: State, supervision: Supervision) -> None:
     """Mine with the current weights; every rank uses the table, rank 0 publishes it."""
-    settings = on.plan.experiment.mining
-    begun = time.monotonic()
-    vectors = embed_all(state.module, on.chips, on.device)
-    embedded = time.monotonic()
-    guards = guards_of(on.plan.experiment, on.ground)
-    mined = mine_all(
-        vectors,
-        guards,
-        negatives=settings.negatives,
-        max_candidates=settings.max_candidates,
-        device=on.device,
-        positives=settings.positives,
-        known=supervision.known_positives if settings.positives or settings.beyond_positives else None,
-    )
-    seconds = {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
+    mined, seconds = mined_with(on.plan.experiment, on.ground, supervision, state.module, on.chips, on.device)
     on.plan.tell("mined", epoch=state.epoch, refused=mined.refused, found=mined.counts, search=mined.search, **seconds)
     publish_mined(on.plan, state, mined, on.ground.tile_ids)
 

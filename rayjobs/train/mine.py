@@ -1,11 +1,19 @@
 """Periodic distributed mining: every worker embeds its share of the training tiles with the current weights and searches all of them.
 
-Tiles are embedded and searched in canonical blocks of sorted tile ids, whichever worker takes a block, so the table does not depend on
-the number of workers. Memory per worker: the vectors of all training tiles (tiles x dim x 4 bytes) and one block of similarities.
+Tiles are embedded and searched in canonical blocks of sorted tile ids, whichever worker takes a block and on however many threads, so the
+table does not depend on the number of workers. On a GPU its last bits are the GPU's.
+
+Memory of a worker, nothing of it tiles x tiles. For N tiles of d dimensions, n mined tiles each, and t threads:
+
+- vectors: 4 N d bytes, twice while they are gathered; on a GPU that searches as many again there, and as many again for the index that
+  takes the place of exact search above `mining.exact_up_to` tiles (with 8 N bytes of indices);
+- the table: 12 N n bytes, twice while it is gathered;
+- a block of 1,024 anchors in each thread: 16 MiB of scores (256 MiB on a GPU), and 48 KiB x `max_candidates` of candidates.
 """
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +24,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from rayjobs.metric.indexed import IndexedRanking, cells_of, learn_cells, number_of_cells
 from rayjobs.metric.mining import MinedBlock, MinedPositives, mine, mine_positives
-from rayjobs.metric.ranking import ExactRanking, canonical_blocks, one_thread
+from rayjobs.metric.ranking import ExactRanking, canonical_blocks, check_finite, one_thread
 from rayjobs.train.batches import HardTiles
 from rayjobs.train.distributed import agree_on_buffers, rank, share_rows, world_size
+from rayjobs.train.ground import guards_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from rayjobs.experiment import Experiment
     from rayjobs.metric.guards import Guard
+    from rayjobs.train.batches import Supervision
     from rayjobs.train.cache import ChipCache
+    from rayjobs.train.ground import Ground
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -112,6 +125,26 @@ def _one(cache: ChipCache, device: torch.device) -> tuple[torch.Tensor, torch.Te
     return torch.from_numpy(np.array(cache.pixels[:2])).to(device), torch.from_numpy(np.array(cache.valid[:2])).to(device)
 
 
+def mined_with(
+    experiment: Experiment, ground: Ground, supervision: Supervision, module: torch.nn.Module, chips: ChipCache, device: torch.device
+) -> tuple[Mined, dict[str, float]]:
+    """Mine with a network's weights, as the experiment says; return what was found and the seconds that embedding and search took."""
+    settings = experiment.mining
+    begun = time.monotonic()
+    vectors = embed_all(module, chips, device)
+    embedded = time.monotonic()
+    mined = mine_all(
+        vectors,
+        guards_of(experiment, ground),
+        negatives=settings.negatives,
+        max_candidates=settings.max_candidates,
+        device=device,
+        positives=settings.positives,
+        known=supervision.known_positives if settings.positives or settings.beyond_positives else None,
+    )
+    return mined, {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
+
+
 def mine_all(
     vectors: torch.Tensor,
     guards: Sequence[Guard],
@@ -121,6 +154,7 @@ def mine_all(
     device: torch.device,
     positives: int = 0,
     known: Callable[..., IntArray] | None = None,
+    exact_up_to: int = 3_000_000,
 ) -> Mined:
     """Find every tile's hardest negatives and positives, each rank its share of the canonical blocks of anchors.
 
@@ -132,11 +166,13 @@ def mine_all(
         device: where to compare.
         positives: wanted per tile.
         known: `Supervision.known_positives`; None where neither `positives` nor a guard asks.
+        exact_up_to: tiles above which an index is searched.
 
     Raises:
         TrainingError: on all ranks, if a vector is not finite.
     """
-    ranking = ExactRanking(vectors, device)
+    check_finite(vectors)
+    ranking = ExactRanking(vectors, device) if len(vectors) <= exact_up_to else _indexed(vectors, device)
     bounded = known and partial(known, most=max_candidates)
     found = _Tables(len(vectors), negatives, positives, guards)
 
@@ -148,6 +184,17 @@ def mine_all(
     for part in _in_threads(mined, canonical_blocks(len(vectors), _SEARCH_BLOCK)[rank() :: world_size()]):
         found.take(*part)
     return found.shared(device, ranking.described)
+
+
+def _indexed(vectors: torch.Tensor, device: torch.device) -> IndexedRanking:
+    """Return an index of the tiles: its cells learned by rank 0, the tiles sorted into them by all ranks."""
+    cells = number_of_cells(len(vectors))
+    centres = learn_cells(vectors) if rank() == 0 else torch.zeros(cells, vectors.shape[1])
+    centres = share_rows(centres.to(device)).cpu()
+    of_tile = torch.zeros(len(vectors), dtype=torch.int64)
+    for block in canonical_blocks(len(vectors), _SEARCH_BLOCK)[rank() :: world_size()]:
+        of_tile[block] = cells_of(vectors[block], centres)
+    return IndexedRanking(vectors, centres, share_rows(of_tile.to(device)).cpu())
 
 
 _Part = tuple[slice, MinedBlock, MinedPositives | None]

@@ -151,19 +151,20 @@ def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objec
 def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
     """Take up the newest sound checkpoint and its mining generation, if the run has one; every rank takes up what rank 0 found."""
     workspace = plan.experiment.open_workspace()
-    chosen = _from_rank_zero(_newest(plan) if rank() == 0 else None)
+    chosen = from_rank_zero(_newest(plan) if rank() == 0 else None)
     if chosen is None:
         return state
     name, generation = chosen
     version = workspace.checkpoints.at(name)
     _take_up(state, objective, _loaded(version), version)
     if generation is not None:
-        _use_mined(plan, state, generation, tile_ids)
+        use_mined(plan, state, generation, tile_ids)
     plan.tell("resumed", epoch=state.epoch, step=state.step, checkpoint=name)
     return state
 
 
-def _from_rank_zero(value: T) -> T:
+def from_rank_zero(value: T) -> T:
+    """Return what rank 0 has, on every rank."""
     shared: T = ray.train.collective.broadcast_from_rank_zero(value) if world_size() > 1 else value
     return shared
 
@@ -285,7 +286,7 @@ def _upload(plan: TrainPlan, state: State, objective: Objective, waits: Sequence
 
 
 def _publish_pending(plan: TrainPlan, state: State, table: MinedTable) -> None:
-    if not _publish_table(plan, table):
+    if not publish_table(plan, table):
         raise PublishConflictError(f"{generation_name(table.generation)} exists already with other pairs; training starts again from it")
     state.unpublished = None
 
@@ -361,9 +362,10 @@ def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequenc
     fault: StorageError | None = None
     ours = True
     if rank() == 0:
-        state.unpublished = _mined_table(plan, state, mined, table, tile_ids)
+        ours_now = fingerprint(plan.spec, state.module.state_dict())
+        state.unpublished = mined_table(plan, mined, tile_ids, generation=state.epoch, encoder_fingerprint=ours_now)
         try:
-            ours = _publish_table(plan, state.unpublished)
+            ours = publish_table(plan, state.unpublished)
             state.unpublished = None
         except PublishConflictError:
             raise
@@ -373,30 +375,31 @@ def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequenc
     if not agreed(fault is None, device):
         state.failed_uploads += 1
     elif not agreed(ours, device):
-        _use_mined(plan, state, state.epoch, tile_ids)
+        use_mined(plan, state, state.epoch, tile_ids)
 
 
-def _mined_table(plan: TrainPlan, state: State, mined: Mined, table: pa.Table, tile_ids: Sequence[str]) -> MinedTable:
+def mined_table(plan: TrainPlan, mined: Mined, tile_ids: Sequence[str], *, generation: int, encoder_fingerprint: str) -> MinedTable:
+    """Return a generation as it is published."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    counts = {"anchors": len(tile_ids), **mined.counts, "refused": mined.refused}
+    pq.write_table(mined.table(tile_ids), buffer)
     manifest = {
         "parents": {"set": plan.source.version},
-        "generation": state.epoch,
-        "encoder_fingerprint": fingerprint(plan.spec, state.module.state_dict()),
-        "counts": counts,
+        "generation": generation,
+        "encoder_fingerprint": encoder_fingerprint,
+        "counts": {"anchors": len(tile_ids), **mined.counts, "refused": mined.refused},
     }
-    return MinedTable(state.epoch, buffer.getvalue(), manifest)
+    return MinedTable(generation, buffer.getvalue(), manifest)
 
 
-def _publish_table(plan: TrainPlan, table: MinedTable) -> bool:
+def publish_table(plan: TrainPlan, table: MinedTable) -> bool:
     """Publish a mining table; return whether it is what then stands there."""
     draft = plan.experiment.open_workspace().mining.draft(generation_name(table.generation))
     ours = draft.write("mined.parquet", table.data)
     return draft.publish(table.manifest).entry("mined.parquet").sha256 == ours.sha256
 
 
-def _use_mined(plan: TrainPlan, state: State, generation: int, tile_ids: Sequence[str]) -> None:
+def use_mined(plan: TrainPlan, state: State, generation: int, tile_ids: Sequence[str]) -> None:
+    """Have this rank use a published generation."""
     table = plan.experiment.open_workspace().mining.at(generation_name(generation))
     state.mined = from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)
     state.generation = generation
