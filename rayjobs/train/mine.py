@@ -141,6 +141,7 @@ def mined_with(
         device=device,
         positives=settings.positives,
         known=supervision.known_positives if settings.positives or settings.beyond_positives else None,
+        exact_up_to=settings.exact_up_to,
     )
     return mined, {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
 
