@@ -43,7 +43,7 @@ def learn_cells(vectors: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
     )
     with _one_thread():
         method.train(vectors[torch.from_numpy(sample)].numpy())
-    return torch.from_numpy(method.centroids.reshape(cells, -1).copy())
+    return torch.from_numpy(np.array(method.centroids, np.float32).reshape(cells, -1))
 
 
 def cells_of(vectors: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:

@@ -195,3 +195,26 @@ def test_unknown_labels_refuse_nothing():
 def test_canonical_blocks_cover_every_tile_once():
     assert [list(range(10))[part] for part in canonical_blocks(10, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert canonical_blocks(0, 4) == []
+
+
+def test_hard_positives_are_the_least_similar_of_those_known():
+    vectors = scattered(np.random.default_rng(6), 40, coarse=True)[0] / np.float32(4)
+    known = {anchor: np.flatnonzero((np.arange(40) * 7 + anchor) % 5 == 1) for anchor in range(40)}
+    known = {anchor: alike[alike != anchor][: anchor % 9] for anchor, alike in known.items()}
+    found = mining.mine_positives(torch.from_numpy(vectors), slice(4, 31), known.__getitem__, positives=3)
+    for row, anchor in enumerate(range(4, 31)):
+        similar = {int(other): float(vectors[anchor].astype(float) @ vectors[other]) for other in known[anchor]}
+        hardest = sorted(similar, key=lambda other: (similar[other], other))[:3]
+        assert [other for other in found.candidates[row].tolist() if other >= 0] == hardest
+        assert found.scores[row].tolist() == [similar[other] for other in hardest] + [0] * (3 - len(hardest))
+        assert found.ceilings[row] == max(similar.values(), default=np.inf)
+
+
+def test_anchors_whose_short_ranking_does_not_suffice_are_ranked_farther_and_counted_once():
+    """Half of the tiles are one picture of one class: their rankings begin with each other; the others find theirs at once."""
+    vectors = scattered(np.random.default_rng(7), 300)[0]
+    vectors[:150] = vectors[0]
+    labels = np.where(np.arange(300) < 150, 0, -1)
+    found = mine(vectors, slice(0, 300), [LabelGuard(labels)], negatives=2, max_candidates=200)
+    assert (found.candidates[:150] >= 150).all()
+    assert found.refused == {"label": 150 * 149}

@@ -126,3 +126,46 @@ def test_nothing_alike_is_an_error_with_a_remedy():
     for unlike in (np.eye(4, dtype=np.float32), np.empty((5, 0), np.float32), np.zeros((5, 3), np.float32)):
         with pytest.raises(TrainingError, match="min_pos_shared"):
             ByProportion(unlike, min_shared=0.8)
+
+
+def kinds():
+    """One of each supervision over 48 tiles, and which tiles are alike, written out."""
+    labels = np.arange(48) % 4
+    fractions = mixtures(48)
+    fractions[-1] = 0
+    near = np.abs(np.arange(48)[:, None] - np.arange(48)) == 1
+    alike = np.array([[shared(one, other) >= 0.8 for other in fractions] for one in fractions])
+    return {
+        "geography": (ByGeography(line(48)), near),
+        "labels": (ByLabel(labels), labels[:, None] == labels),
+        "proportions": (ByProportion(fractions, min_shared=0.8), alike & (fractions.sum(axis=1) > 0)[:, None]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["geography", "labels", "proportions"])
+def test_known_positives_are_the_tiles_alike_and_of_many_some_of_their_own_for_each_anchor(kind):
+    supervision, alike = kinds()[kind]
+    np.fill_diagonal(alike, val=False)
+    for anchor in range(48):
+        every = np.flatnonzero(alike[anchor])
+        assert supervision.known_positives(anchor, 48).tolist() == every.tolist()
+        some = supervision.known_positives(anchor, 3).tolist()
+        following = sorted(every.tolist(), key=lambda tile, anchor=anchor: (tile - anchor) % 48)
+        assert some == sorted(following[:3])
+
+
+@pytest.mark.parametrize("kind", ["geography", "labels", "proportions"])
+@pytest.mark.parametrize("group", [2, 3])
+def test_mined_positives_join_their_anchors_in_their_share_of_the_groups(kind, group):
+    supervision, alike = kinds()[kind]
+    hardest = np.array([supervision.known_positives(anchor, 48)[:1].tolist() or [-1] for anchor in range(48)])
+    nobody = np.full((48, 1), -1)
+    usual = plan(supervision, batch=6 * group, group=group, steps=20, mined=HardTiles(negatives=nobody, positives=nobody))
+    found = plan(supervision, batch=6 * group, group=group, steps=20, mined=HardTiles(negatives=nobody, positives=hardest))
+    groups = found.members.reshape(20, 6, group)
+    assert (groups[:, :3, 1] == hardest[groups[:, :3, 0], 0]).all(), "half of the groups have the hard positive"
+    assert (groups[:, 3:, 1] != hardest[groups[:, 3:, 0], 0]).any(), "the others are drawn as ever"
+    assert np.array_equal(groups[:, :, 0], usual.members.reshape(20, 6, group)[:, :, 0])
+    for anchor, partner, *_ in groups.reshape(-1, group).tolist():
+        assert alike[anchor, partner]
+        assert anchor != partner
