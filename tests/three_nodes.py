@@ -141,6 +141,7 @@ def cluster(s3_server):
         "RAYJOBS_LOG_DIR": f"{folder}/logs",
         "PATH": f"{RAY.parent}:{os.environ['PATH']}",
         "PYTHONUNBUFFERED": "1",
+        "RAY_worker_niceness": "0",  # else workers get what a busy machine has left, and commands time out waiting for them
     }
     port, dashboard = free_port(), free_port()
     head = [

@@ -228,15 +228,15 @@ def mined(seed):
 
 def test_a_mining_table_that_fails_is_used_and_published_with_the_next_checkpoint(make, monkeypatch):
     run = published(make, 1)
-    real = states._publish_table
-    monkeypatch.setattr(states, "_publish_table", lambda *_: (_ for _ in ()).throw(StorageError("503")))
+    real = states.publish_table
+    monkeypatch.setattr(states, "publish_table", lambda *_: (_ for _ in ()).throw(StorageError("503")))
     publish_mined(run.plan, run.state, mined(0), IDS)
     np.testing.assert_array_equal(run.state.mined.negatives, mined(0).candidates)
     assert (run.state.generation, run.state.failed_uploads) == (1, 1)
     assert run.workspace.mining.current() is None
     run.state.epoch = 2
     assert not save(run.plan, run.state, run.objective), "a checkpoint names no generation that is not there"
-    monkeypatch.setattr(states, "_publish_table", real)
+    monkeypatch.setattr(states, "publish_table", real)
     run.state.epoch = 3
     assert save(run.plan, run.state, run.objective)
     again = make()
