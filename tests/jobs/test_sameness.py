@@ -6,10 +6,16 @@ import io
 import os
 import secrets
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from rayjobs.embed.stack import stack
+from rayjobs.models.checkpoint import from_files
 from rayjobs.storage import Artefact, open_store
+from rayjobs.tiles import chips
+from tests.faults.running import Running
 from tests.three_nodes import options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -65,3 +71,35 @@ def test_an_index_of_another_encoder_is_not_served(cluster, config, sampled):
     line = refused.err.strip().splitlines()[-1]
     assert indexed.result["encoder_fingerprint"][:12] in line
     assert "rayjobs index" in line
+
+
+def test_what_is_mined_beside_training_is_that_of_the_checkpoint_it_names(cluster, config, sampled, store_of):
+    arguments = options(config, sampled, "--workspace.run", "beside", "--mining.mode", "asynchronous", "--train.epochs", "900")
+    training = Running(cluster.start("train", *arguments, "--train.keep_checkpoints", "900", "--mining.first", "1"))
+    try:
+        _, match = training.wait_for(r"generation (\d+) is used from now on, (\d+) epochs behind", seconds=400)
+    finally:
+        training.kill()
+    store, epoch = store_of(sampled), int(match[1])
+    mined = Artefact(store, "runs/beside", "mining").at(f"generation-{epoch:04d}")
+    table = pq.read_table(io.BytesIO(mined.read("mined.parquet")))
+    assert table.num_rows > 100
+    vectors = embedded(Artefact(store, "runs/beside", "checkpoints").at(f"epoch-{epoch:04d}"), Artefact(store, "sets", "made-up").current())
+    found = [
+        vectors[one] @ vectors[other]
+        for one, other in zip(*(table[name].to_pylist() for name in ("anchor_id", "candidate_id")), strict=True)
+    ]
+    np.testing.assert_allclose(table["score"].to_numpy(), found, atol=1e-4)
+
+
+def embedded(checkpoint, tiles):
+    """Embed all tiles of a set, a shard at a time."""
+    encoder = from_files(model_json=checkpoint.read("model.json"), tensors=checkpoint.read("model.safetensors"))
+    vectors = {}
+    for entry in tiles.files:
+        if entry.name.startswith("chips/"):
+            found = chips.read_chips(tiles.read(entry.name), None)
+            with torch.inference_mode():
+                rows = encoder.module.eval()(*stack(found, encoder.spec.tile_size))
+            vectors |= {chip.tile_id: row for chip, row in zip(found, rows.numpy(), strict=True)}
+    return vectors
