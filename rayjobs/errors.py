@@ -23,6 +23,7 @@
     ├─ QueryError                  a request that cannot be answered as put
     │  ├─ UploadError              an upload that is not an image the encoder can take
     │  └─ UploadTooLargeError      bytes or pixels above the limit
+    ├─ ClusterError                Ray cannot be started on this machine
     ├─ ServiceError                a service that cannot be started or reached, or that failed
     └─ DemoError                   a step of the demo
 
@@ -124,6 +125,10 @@ class UploadError(QueryError):
 
 class UploadTooLargeError(QueryError):
     """The upload has more bytes or pixels than the limit."""
+
+
+class ClusterError(RayjobsError):
+    """Ray cannot be started on this machine."""
 
 
 class ServiceError(RayjobsError):

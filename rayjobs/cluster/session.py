@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from rayjobs.errors import ConfigError
+from rayjobs.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[
     """Join a cluster or start a local Ray for the length of the block, which takes seconds and is said first.
 
     Raises:
+        ClusterError: Ray does not start.
         ConfigError: no cluster answers, or a `file:` workspace would be seen by one node of several.
     """
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
@@ -54,12 +55,34 @@ def _start(settings: RaySection, address: str | None) -> None:
             ray.init(address=address, runtime_env=_environment_of_workers(), **common)
         else:
             memory = settings.object_store_mb * 2**20
-            ray.init("local", num_cpus=settings.num_cpus, object_store_memory=memory, include_dashboard=False, **common)
+            _start_here(num_cpus=settings.num_cpus, object_store_memory=memory, include_dashboard=False, **common)
     except ConnectionError as error:
         raise ConfigError(
             f"no Ray cluster answers at {address}: {error}; start one, unset RAY_ADDRESS to work locally, "
             "or, if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
+
+
+def _start_here(**options: Any) -> None:
+    """Start a local Ray; once more where the machine was too busy for Ray's own patience of half a minute.
+
+    Raises:
+        ClusterError: it does not start.
+    """
+    for last in (False, True):
+        try:
+            ray.init("local", **options)
+        except Exception as error:  # Ray raises just that
+            if isinstance(error, ConnectionError | ValueError):
+                raise
+            ray.shutdown()
+            if last:
+                raise ClusterError(
+                    f"Ray does not start on this machine: {str(error).splitlines()[0]} Try again when it is less busy, with "
+                    "--ray.num_cpus 1 or less --ray.object_store_mb, or set RAY_ADDRESS to a cluster that runs"
+                ) from error
+        else:
+            return
 
 
 def _environment_of_workers() -> dict[str, Any] | None:

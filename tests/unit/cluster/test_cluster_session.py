@@ -6,6 +6,7 @@ import pytest
 
 from rayjobs.cluster import session
 from rayjobs.cluster.section import RaySection
+from rayjobs.errors import ClusterError
 
 
 @pytest.fixture
@@ -26,3 +27,16 @@ def test_a_start_is_said_before_it_takes_its_time(without_ray, monkeypatch, runn
     with session.joined(RaySection(address=address), workspace="file:/w", shared=False, say=lines.append):
         pass
     assert [line.removeprefix("ray").strip() for line in lines] == ([said] if said else [])
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_start_on_a_busy_machine_is_tried_again_once(monkeypatch, failures):
+    outcomes = [Exception("The current node timed out during startup.")] * failures
+    monkeypatch.setattr(session.ray, "init", lambda *_, **__: (_ for _ in ()).throw(outcomes.pop()) if outcomes else None)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    if failures == 1:
+        session._start_here()
+    else:
+        with pytest.raises(ClusterError, match=r"timed out during startup\. Try again"):
+            session._start_here()
+    assert not outcomes
