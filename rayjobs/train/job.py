@@ -235,8 +235,12 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
         except KeyboardInterrupt:
             _leave_a_checkpoint(mailbox, listener)
             raise
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        except ray.train.TrainingFailedError as error:
             raise own_error(error) or _last_words(error, settings.max_failures) from error
+        except ray.exceptions.RayError as error:
+            raise own_error(error) or TrainingError(
+                f"Ray Train's controller is lost ({str(error).strip().splitlines()[0]}); the same command goes on from the last checkpoint"
+            ) from error
     if listener.failure:
         raise listener.failure
 

@@ -154,14 +154,14 @@ POISON = f"""<VRTDataset rasterXSize="64" rasterYSize="64">
   <SRS>EPSG:32612</SRS><GeoTransform>500000, 10, 0, 4100000, 0, -10</GeoTransform>
   {
     "".join(
-        f'''<VRTRasterBand dataType="Byte" band="{band}" subClass="VRTDerivedRasterBand">
+        f'''<VRTRasterBand dataType="Byte" band="{band}" subClass="VRTDerivedRasterBand"><ColorInterp>{colour}</ColorInterp>
     <PixelFunctionType>kill</PixelFunctionType><PixelFunctionLanguage>Python</PixelFunctionLanguage>
     <PixelFunctionCode><![CDATA[
 import os
 def kill(*given, **named):
     os.kill(os.getpid(), 9)
 ]]></PixelFunctionCode></VRTRasterBand>'''
-        for band in (1, 2, 3)
+        for band, colour in enumerate(("Red", "Green", "Blue"), 1)
     )
 }
 </VRTDataset>"""
