@@ -16,10 +16,10 @@ import torch
 
 from rayjobs.metric.ranking import NOBODY, IntArray, Keys, Scores, packed
 
-_CELLS_PER_ROOT = 4
+_CELLS_PER_ROOT = 2
 """Cells, in multiples of the square root of the number of tiles."""
-_PROBED, _LEAST_PROBED = 1 / 32, 16
-"""Share of the cells that are looked into for an anchor, and how many at least."""
+_LEAST_PROBED = 16
+"""Cells that are looked into for an anchor, at least; more where their number has a greater square root."""
 _PER_CELL = 64
 """Tiles from which each cell is learned: a sample of the set."""
 
@@ -72,7 +72,7 @@ class IndexedRanking:
         self._index = faiss.IndexIVFFlat(self._quantizer, vectors.shape[1], len(centres), faiss.METRIC_INNER_PRODUCT)
         given = np.ascontiguousarray(cells.numpy())
         self._index.add_core(len(vectors), faiss.swig_ptr(self._vectors), None, faiss.swig_ptr(given))
-        self._probes = min(len(centres), max(_LEAST_PROBED, round(_PROBED * len(centres))))
+        self._probes = min(len(centres), max(_LEAST_PROBED, round(math.sqrt(len(centres)))))
 
     @property
     def described(self) -> str:

@@ -49,7 +49,7 @@ def test_more_tiles_than_are_searched_exactly_are_searched_by_an_index_with_the_
     settings = {"guards": [LabelGuard(labels)], "negatives": 4, "max_candidates": 300, "device": torch.device("cpu")}
     exact, indexed, again = (mine.mine_all(vectors, **settings, exact_up_to=most) for most in (1500, 1499, 0))
     assert exact.search == "exact search"
-    assert indexed.search == "search of 16 in 155 cells of an IVF index"
+    assert indexed.search == "search of 16 in 77 cells of an IVF index"
     found = [len(set(one) & set(other)) / 4 for one, other in zip(exact.candidates.tolist(), indexed.candidates.tolist(), strict=True)]
     assert np.mean(found) > 0.97
     assert (labels[indexed.candidates] != labels[:, None]).all()
@@ -60,7 +60,7 @@ def test_more_tiles_than_are_searched_exactly_are_searched_by_an_index_with_the_
 
 
 def test_an_index_that_looks_everywhere_finds_what_exact_search_does(monkeypatch):
-    monkeypatch.setattr("rayjobs.metric.indexed._PROBED", 1.0)
+    monkeypatch.setattr("rayjobs.metric.indexed._LEAST_PROBED", 10_000)
     vectors, labels = clustered(400)
     settings = {"guards": [LabelGuard(labels)], "negatives": 4, "max_candidates": 300, "device": torch.device("cpu")}
     exact, indexed = (mine.mine_all(vectors, **settings, exact_up_to=most) for most in (400, 0))
