@@ -275,6 +275,7 @@ def drain_node(cluster, *, seconds):
 
 
 @pytest.mark.fault("T5")
+@pytest.mark.filterwarnings("ignore")  # of MLflow's client, which uses what SQLAlchemy has deprecated
 def test_what_no_restart_mends(begin, cluster, config, sampled, store_of, row, tmp_path):
     """A loss that is not finite ends the run at once; a fault of the program after `max_failures` restarts; both are FAILED in MLflow."""
     from mlflow import MlflowClient
@@ -356,6 +357,7 @@ def test_uploads_that_fail(begin, cluster, config, sampled, s3_server, store_of,
 
 
 @pytest.mark.fault("T6")
+@pytest.mark.filterwarnings("ignore")  # of MLflow's client, which uses what SQLAlchemy has deprecated
 def test_the_tracking_server_goes_away(begin, cluster, config, sampled, row, tmp_path):
     """MLflow is killed in the middle of a run and comes back: no step is lost, and no metric."""
     from mlflow import MlflowClient
