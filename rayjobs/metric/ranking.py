@@ -1,6 +1,6 @@
 """Rankings of a whole set: the tiles most similar to some anchors, exactly.
 
-Memory: the vectors, and for a block of b anchors about b x (12 x 4,096 + 40 x candidates) bytes.
+Memory: the vectors, and for a block of b anchors about b x (12 x 8,192 + 40 x candidates) bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Keys = np.ndarray[Any, np.dtype[np.uint64]]
 NOBODY = np.uint64(2**64 - 1)
 """Key of a place without a tile; greater than any other."""
 
-_GALLERY = 4096
-"""Tiles compared with a block at once: their scores stay in the processor's cache."""
+_GALLERY = 8192
+"""Tiles compared with a block at once: as few as numpy compares without copies, whose buffers hold so many."""
 _MARKS = 131_072
-"""Scores compared with their floor at once, for the same reason."""
+"""Scores compared with their floor at once: their marks stay in the processor's cache."""
 _GALLERY_GPU = 65_536
 """Likewise on a GPU, where few large products are better."""
 _ALIGNED = 64

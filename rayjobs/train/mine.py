@@ -8,7 +8,7 @@ Memory of a worker, nothing of it tiles x tiles. For N tiles of d dimensions, n 
 - vectors: 4 N d bytes, twice while they are gathered; on a GPU that searches as many again there, and as many again for the index that
   takes the place of exact search above `mining.exact_up_to` tiles (with 8 N bytes of indices);
 - the table: 12 N n bytes, twice while it is gathered;
-- a block of 1,024 anchors in each thread: 16 MiB of scores (256 MiB on a GPU), and 48 KiB x `max_candidates` of candidates.
+- a block of 512 anchors in each thread: 16 MiB of scores (128 MiB on a GPU), and 24 KiB x `max_candidates` of candidates.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 _EMBED_BLOCK = 128
-_SEARCH_BLOCK = 1024
+_SEARCH_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
