@@ -152,9 +152,10 @@ def _at_least(scores: torch.Tensor, floor: Scores) -> tuple[IntArray, IntArray, 
     if scores.device.type == "cpu":
         values = scores.numpy()
         places = _places_at_least(values, floor)
-        return *np.divmod(places, values.shape[1]), values.ravel()[places]
-    rows, columns = torch.nonzero(scores >= torch.from_numpy(floor).to(scores.device)[:, None], as_tuple=True)
-    return rows.cpu().numpy(), columns.cpu().numpy(), scores[rows, columns].cpu().numpy()
+        rows = places // values.shape[1]  # much faster than np.divmod
+        return rows, places - rows * values.shape[1], values.ravel()[places]
+    row, column = torch.nonzero(scores >= torch.from_numpy(floor).to(scores.device)[:, None], as_tuple=True)
+    return row.cpu().numpy(), column.cpu().numpy(), scores[row, column].cpu().numpy()
 
 
 def _places_at_least(values: Scores, floor: Scores) -> IntArray:
