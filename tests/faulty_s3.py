@@ -40,9 +40,10 @@ def before(endpoint: str) -> Iterator[FaultyS3]:
     faulty = FaultyS3()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            await _one_request(reader, writer, port, faulty)
-        with contextlib.suppress(OSError):
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+                await _one_request(reader, writer, port, faulty)
+        finally:
             writer.close()
 
     server = loop.run_until_complete(asyncio.start_server(handle, "127.0.0.1", 0, limit=2**20))
@@ -52,9 +53,20 @@ def before(endpoint: str) -> Iterator[FaultyS3]:
     try:
         yield faulty
     finally:
-        loop.call_soon_threadsafe(server.close)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.run_until_complete(_end(server))
+        loop.close()
+
+
+async def _end(server: asyncio.Server) -> None:
+    """Give up what is under way, and let the connections close."""
+    server.close()
+    under_way = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in under_way:
+        task.cancel()
+    await asyncio.gather(*under_way, return_exceptions=True)
+    await asyncio.sleep(0.05)
 
 
 async def _one_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, faulty: FaultyS3) -> None:
@@ -93,10 +105,12 @@ def _refusal(fault: str) -> bytes:
 
 async def _pass_on(request: bytes, writer: asyncio.StreamWriter, port: int, *, cut: bool) -> None:
     upstream, back = await asyncio.open_connection("127.0.0.1", port)
-    back.write(request)
-    await back.drain()
-    answer = await upstream.read(-1)
-    back.close()
+    try:
+        back.write(request)
+        await back.drain()
+        answer = await upstream.read(-1)
+    finally:
+        back.close()
     head, mark, body = answer.partition(b"\r\n\r\n")
     writer.write(head + mark + (body[: len(body) // 2] if cut else body))
     await writer.drain()

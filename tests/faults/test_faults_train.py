@@ -313,7 +313,7 @@ def test_mining_is_killed_midway(begin, cluster, config, sampled, s3_server, sto
         command = begin("train", *options(config, sampled, *LONG, *more), AWS_ENDPOINT_URL=faulty.endpoint)
         recovered = []
         for kill in range(row.tries):
-            command.wait_until(lambda kill=kill: len(faulty.faults) > kill, "a mined table on its way")
+            command.wait_until(lambda kill=kill: len(faulty.faults) > kill, "a mined table on its way", seconds=600)
             seen = len(faulty.faults)
             killed = kill_worker(cluster)
             assert mining.finished() == ["generation-0000"]
