@@ -27,6 +27,8 @@ _GALLERY = 8192
 """Tiles compared with a block at once: as few as numpy compares without copies, whose buffers hold so many."""
 _MARKS = 131_072
 """Scores compared with their floor at once: their marks stay in the processor's cache."""
+_FIRST_FLOOR = 2048
+"""Tiles of which the first floor is taken."""
 _GALLERY_GPU = 65_536
 """Likewise on a GPU, where few large products are better."""
 _ALIGNED = 64
@@ -106,7 +108,8 @@ class _Best:
     def offer(self, scores: torch.Tensor, first: int) -> None:
         """Look at the scores (anchors, tiles) of the tiles from index `first` on."""
         if not first and self._count < scores.shape[1]:
-            self._floor = np.maximum(self._floor, _nth_score(scores, self._count))
+            some = scores[:, : max(_FIRST_FLOOR, 2 * self._count)]  # a floor of some is a floor of all
+            self._floor = np.maximum(self._floor, _nth_score(some, self._count))
         rows, columns, values = _at_least(scores, self._floor)
         self._rivals.append((rows, packed(values, columns + first)))
         self._waiting += np.bincount(rows, minlength=self._anchors)
