@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "tests/faults" in item.path.as_posix():
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.timeout(4 * 3600 if FULL else 900))
+            item.add_marker(pytest.mark.timeout(4 * 3600 if FULL else 1500))
     done = [item for item in items if FULL and (name := _name(item)) and _has_passed(Row(name, 0).path)]
     config.hook.pytest_deselected(items=done)
     items[:] = [item for item in items if item not in done]

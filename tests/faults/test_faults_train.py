@@ -225,25 +225,25 @@ def test_nodes_go_and_come(begin, cluster, config, sampled, store_of, row):
     arguments = options(config, sampled, *more, "--workspace.run", "elastic")
     command = begin("train", *arguments)
     artefact = checkpoints_of(store_of, sampled, "elastic")
-    command.wait_for(r"3 workers", seconds=240)
+    command.wait_for(r"3 workers", seconds=400)
     recovered = []
     for _ in range(row.tries):
         before = wait_for_epoch(command, artefact, epoch_of(artefact) + 1)
         seen = len(command.said(CONTINUES))
         killed = time.monotonic()
         kill_node(cluster)
-        when, match = command.wait_for(CONTINUES, count=seen + 1)
+        when, match = command.wait_for(CONTINUES, count=seen + 1, seconds=400)
         assert int(match[2]) >= before
         recovered.append(when - killed)
         command.wait_for(r"train +2 workers", seconds=30)
         cluster.add_node()
-        command.wait_for(r"3 workers", count=1 + len(recovered), seconds=240)  # asked once a minute
+        command.wait_for(r"3 workers", count=1 + len(recovered), seconds=400)  # asked once a minute
     # max_failures is used up: what comes now must not count
     wait_for_epoch(command, artefact, epoch_of(artefact) + 1)
     seen = len(command.said(CONTINUES))
     drained = drain_node(cluster, seconds=15)
     command.wait_for(r"a node is about to be taken away: a checkpoint is made", seconds=30)
-    when, match = command.wait_for(CONTINUES, count=seen + 1, seconds=150)
+    when, match = command.wait_for(CONTINUES, count=seen + 1, seconds=400)
     recovered.append(when - drained - 15)
     kill_node(cluster)  # the drained one is the last still
     cluster.add_node()
