@@ -20,6 +20,7 @@ STATUS: dict[type[errors.RayjobsError], HTTPStatus] = {
     errors.ConfigError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ImageryError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.TrainingError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.ClusterError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ServiceError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DemoError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
