@@ -82,7 +82,7 @@ def _start(app: ray.serve.Application, name: str, http_options: Mapping[str, obj
     try:
         ray.serve.start(http_options=dict(http_options))
         ray.serve.run(app, name=name, route_prefix="/")
-    except (RayServeException, RuntimeError) as error:  # the port or the path is taken; a replica does not start
+    except (RayServeException, RuntimeError, TimeoutError) as error:  # the port or the path is taken; a replica or a proxy does not start
         said = [str(error) or repr(error), *_complaints(name)]
         _LOG.exception("application %s does not start: %s", name, "\n".join(said))
         raise ServiceError(f"the service does not start: {said[-1].strip().splitlines()[-1]}") from error

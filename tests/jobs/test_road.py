@@ -15,6 +15,7 @@ import rasterio
 
 from rayjobs.embed.job import read_embeddings
 from rayjobs.storage import Artefact, open_store
+from tests.faults.running import Running
 from tests.three_nodes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -100,10 +101,11 @@ def share_of_like_neighbours(options, name):
 def served_and_asked(cluster, options, indexed, tmp_path):
     port = free_port()
     options = [*options, "--serve.port", str(port)]
-    service = cluster.start("serve", *options)
+    service = Running(cluster.start("serve", *options))
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(url, service)
+        service.wait_for("ready: ", seconds=300)
+        assert httpx.get(f"{url}/healthz", timeout=60).is_success
         elsewhere = httpx.post(f"{url}/v1/search", json={"positives": [{"point": {"lon": 10.0, "lat": 50.0}}], "limit": 3}, timeout=60)
         assert elsewhere.status_code == 404
         assert "km away" in elsewhere.json()["detail"]
@@ -129,24 +131,11 @@ def served_and_asked(cluster, options, indexed, tmp_path):
         assert by_picture.code == 0, by_picture.err
 
         assert_bad_requests(url, tmp_path)
-        service.send_signal(signal.SIGTERM)  # as systemd and containers end it
-        _, err = service.communicate(timeout=60)
-        assert service.returncode == 0, err
+        service.signal(signal.SIGTERM)  # as systemd and containers end it
+        ended = service.ended(120)
+        assert ended.code == 0, ended.err
     finally:
         service.kill()
-
-
-def wait_for(url, service):
-    deadline = time.monotonic() + 300  # of a busy machine
-    while time.monotonic() < deadline:
-        assert service.poll() is None, service.communicate()
-        try:
-            if httpx.get(f"{url}/healthz", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError("the service did not come up")
 
 
 def assert_bad_requests(url, tmp_path):
