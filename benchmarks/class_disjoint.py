@@ -21,39 +21,26 @@ import os
 import platform
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
+from benchmarks.study import DATA, METRICS, Images, Keys, Record, images_of, interval_over, measure, train, vectors_of
 from rayjobs import experiment as experiments
-from rayjobs.embed.stack import stack_arrays
-from rayjobs.geo import Window
 from rayjobs.models.backbones import feature_count
 from rayjobs.models.encoder import Encoder, build, standardised, statistics_spec
 from rayjobs.models.section import spec_of
-from rayjobs.rasters.reader import RasterReader
-from rayjobs.rasters.sources import discover
-from rayjobs.retrieval.intervals import Interval, resampled_interval
-from rayjobs.retrieval.metrics import PairList, SameLabel, score
+from rayjobs.retrieval.intervals import resampled_interval
 from rayjobs.tiles.section import SPLITS, SplitsSection
 from rayjobs.tiles.splits import class_splits
-from rayjobs.tiles.table import plan_tiles
-from rayjobs.train.cache import ChipCache
-from rayjobs.train.ground import ground_of, supervise
-from rayjobs.train.loop import plan_next, steps_per_epoch
-from rayjobs.train.objective import Objective
-from rayjobs.train.state import State, TrainPlan, initial
-from rayjobs.train.step import Bench, train_epoch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rayjobs.experiment import Experiment
     from rayjobs.models.spec import ModelSpec
@@ -69,32 +56,9 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "proxy_anchor": [{"loss": {"kind": "proxy_anchor"}, **rate} for rate in _RATES],
 }
 """By loss, what is tried in cross-validation, beside the settings of the file."""
-METRICS = ("MAP@R", "hit_rate@1")
 FROZEN, WHITENED, TRAINED = "frozen-pretrained", "whitened, no loss", "trained, chosen loss"
 OTHER_SIDES = (128, 192, 224)
 """Sides of the input at which the frozen row is measured too, so that it is at its best."""
-
-Keys = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Images:
-    """Pictures with their classes, decoded and resized."""
-
-    tiles: pa.Table
-    """Of the project's tile table."""
-    pixels: np.ndarray[Any, Any]
-    """(images, bands, side, side) uint8."""
-
-    def of(self, classes: Sequence[str]) -> Images:
-        """Return the images of some classes."""
-        chosen = np.isin(self.labels, list(classes))
-        return Images(tiles=self.tiles.filter(pa.array(chosen)), pixels=self.pixels[chosen])
-
-    @property
-    def labels(self) -> np.ndarray[Any, Any]:
-        """(images,) names of classes."""
-        return np.array(self.tiles["label"].to_pylist())
 
 
 class Kept:
@@ -162,17 +126,6 @@ def study_of(root: str) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()
 
 
-def images_of(experiment: Experiment) -> Images:
-    """Read the pictures of an experiment."""
-    scenes = {scene.scene_id: scene for scene in discover(experiment.rasters).scenes}
-    tiles = plan_tiles(list(scenes.values()), experiment.tiles)
-    windows = [Window(**{name: row[name] for name in ("row", "col", "height", "width")}) for row in tiles.to_pylist()]
-    with RasterReader() as reader:
-        read = [reader.read(scenes[scene_id], window) for scene_id, window in zip(tiles["scene_id"].to_pylist(), windows, strict=True)]
-    pixels, _ = stack_arrays([(found.values, found.valid) for found in read], cast("int", experiment.model.input_size))
-    return Images(tiles=tiles, pixels=pixels.numpy())
-
-
 def spec(experiment: Experiment) -> ModelSpec:
     """Return the encoder of an experiment on pictures, normalised as in pretraining."""
     side = cast("int", experiment.model.input_size)
@@ -196,39 +149,13 @@ def begin(encoder: Encoder, experiment: Experiment, images: Images, kept: Kept) 
         encoder.whiten(features, experiment.model.whitening)
 
 
-def train(experiment: Experiment, images: Images, kept: Kept) -> nn.Module:
-    """Train on some images as `rayjobs train` does, and return the encoder."""
-    plan = TrainPlan(experiment=experiment, source=cast("Any", None), spec=spec(experiment), mailbox=None, lease="")
-    ground, device = ground_of(images.tiles, experiment), torch.device("cpu")
-    objective = Objective(experiment, ground, dim=plan.spec.dim, device=device)
-    state: State = initial(plan, objective, device)
-    encoder = cast("Encoder", state.module)
-    begin(encoder, experiment, images, kept)
-    state.parallel = Ahead(encoder, kept)
-    chips = ChipCache(pixels=images.pixels, valid=np.ones((len(images.pixels), *images.pixels.shape[2:]), bool))
-    on = Bench(plan=plan, ground=ground, chips=chips, device=device, objective=objective)
-    supervision = supervise(experiment, ground)
-    steps = steps_per_epoch(experiment, supervision)
-    while state.epoch < experiment.train.epochs:
-        train_epoch(on, state, plan_next(on, state, supervision, steps))
-        state.end_epoch()
-    return Ahead(cast("Encoder", state.learned), kept)
+def trained(experiment: Experiment, images: Images, kept: Kept) -> nn.Module:
+    """Train on some images and return the encoder; its backbone is computed once for each of them."""
 
+    def begun(encoder: Encoder) -> None:
+        begin(encoder, experiment, images, kept)
 
-@torch.inference_mode()
-def vectors_of(module: nn.Module, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Embed images: (images, dim) float32."""
-    module.eval()
-    return torch.cat([module(torch.from_numpy(part)) for part in np.array_split(pixels, -(-len(pixels) // 60))]).numpy()
-
-
-def measure(vectors: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], distance: str = "cosine") -> dict[str, Any]:
-    """Rank all images for each: the metrics, and the first of them for each class. The query itself is excluded."""
-    codes, count = np.unique(labels, return_inverse=True)[1], len(labels)
-    itself = PairList(np.repeat(np.arange(count)[:, None], 2, axis=1), count)
-    found = score(vectors, vectors, relevance=SameLabel(codes, codes), excluded=itself, ks=(1,), distance=cast("Any", distance))
-    by_class = {name: float(found.values[METRICS[0]][labels == name].mean()) for name in np.unique(labels)}
-    return {**{name: float(found.values[name].mean()) for name in METRICS}, "by_class": by_class}
+    return train(experiment, images, spec(experiment), begin=begun, wrapped=lambda encoder: Ahead(encoder, kept))
 
 
 @functools.cache
@@ -242,36 +169,6 @@ def random_vectors(root: str) -> np.ndarray[Any, Any]:
     """Embed all pictures by the backbone with random weights."""
     experiment = experiment_of(root, {})
     return vectors_of(bare(experiment, pretrained=False), images_of(experiment).pixels)
-
-
-class Record:
-    """Measurements in a file of JSON lines, each done once; the first line names the study that they belong to."""
-
-    def __init__(self, path: Path, study: str) -> None:
-        """Take up what the file holds.
-
-        Args:
-            path: the file.
-            study: digest of all that decides its figures; a file of another study is refused.
-        """
-        self._path = path
-        if not path.exists():
-            path.write_text(json.dumps({"study": study}) + "\n")
-        first, *lines = map(json.loads, path.read_text().splitlines())
-        if first.get("study") != study:
-            raise SystemExit(f"{path} holds measurements of other settings; give another --out")
-        self.entries: dict[Keys, dict[str, Any]] = {tuple(entry["key"]): entry for entry in lines}
-
-    def once(self, name: Keys, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what stands under a name, after working it out if nothing does."""
-        if name not in self.entries:
-            begun = time.monotonic()
-            entry = {"key": list(name), **work(), "seconds": round(time.monotonic() - begun, 1)}
-            with self._path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-            print(" ".join(name), {metric: round(entry[metric], 4) for metric in METRICS}, f"{entry['seconds']} s", flush=True)
-            self.entries[name] = entry
-        return self.entries[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +186,7 @@ class Study:
         """Train on some classes and measure on others."""
 
         def work() -> dict[str, Any]:
-            encoder, images = train(experiment_of(self.root, settings), self.images.of(learn), self.kept), self.images.of(ask)
+            encoder, images = trained(experiment_of(self.root, settings), self.images.of(learn), self.kept), self.images.of(ask)
             return measure(vectors_of(encoder, images.pixels), images.labels)
 
         return self.record.once(key, work)
@@ -386,11 +283,6 @@ def open_unseen(study: Study, partition: int, *, baselines: bool) -> dict[str, d
     return {name: {metric: float(np.mean([entry[metric] for entry in found])) for metric in METRICS} for name, found in rows.items()}
 
 
-def interval_over(values: Sequence[float]) -> Interval:
-    """Return mean and Student's interval over partitions."""
-    return resampled_interval(np.array(values), 0.0)
-
-
 def show(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
     """Print the table of rows over partitions, and return the figures."""
     print(f"{'row':<28}" + "".join(f"{metric:>28}" for metric in METRICS) + f"{'MAP@R minus frozen':>30}{'best':>7}")
@@ -455,7 +347,7 @@ def main() -> None:
     )
     parser.add_argument("--no-baselines", action="store_true", help="leave out rows that take the whole network")
     options = parser.parse_args()
-    root = str(Path(os.environ.get("RAYJOBS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"), "aid_15classes").resolve())
+    root = str(Path(DATA, "aid_15classes").resolve())
     partitions = options.partitions or (PARTITIONS[:2] if options.quick else PARTITIONS)
     figures = run(root, options.out, partitions, quick=options.quick, baselines=not (options.quick or options.no_baselines))
     if options.json:
