@@ -71,6 +71,7 @@ OF_DATES: Settings = {
     "model.input_size": 96,
     "train.supervision": "geography",
     **OF_PICTURES,
+    "train.learning_rate": 1e-3,  # of 1e-4 and 1e-3 the better one on the validation blocks of the first partition, with and without mining
 }
 
 
