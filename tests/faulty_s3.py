@@ -13,6 +13,7 @@ ERRORS = {
     "503": (503, "SlowDown"),
     "403": (403, "AccessDenied"),
     "404": (404, "NoSuchKey"),
+    "expired": (400, "ExpiredToken"),
 }
 """Faults that are an answer. Others: `reset` (the connection is closed without one), `cut` (half of the answer), a number (seconds of
 waiting before the request is passed on)."""
@@ -27,6 +28,8 @@ class FaultyS3:
     endpoint: str = ""
     rule: Callable[[str, str], Fault] = lambda _method, _path: None
     """Says by method and path which fault befalls a request."""
+    expired: set[str] = field(default_factory=set)
+    """Access keys that are refused; whatever they ask for, the fault is `expired`."""
     faults: list[tuple[str, str, Fault]] = field(default_factory=list)
     """Method, path and fault of every request that had one."""
     requests: int = 0
@@ -79,7 +82,8 @@ async def _one_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     body = await reader.readexactly(int(fields.get("content-length", 0)))
     method, path = first.split(" ")[:2]
     faulty.requests += 1
-    fault = faulty.rule(method, path)
+    signed = fields.get("authorization", "")
+    fault = "expired" if any(f"Credential={key}/" in signed for key in faulty.expired) else faulty.rule(method, path)
     if fault is not None:
         faulty.faults.append((method, path, fault))
     if fault == "reset":

@@ -1,4 +1,4 @@
-"""A real S3 server for tests and benchmarks: SeaweedFS from the package index, on loopback, with one pair of keys."""
+"""A real S3 server for tests and benchmarks: SeaweedFS from the package index, on loopback, with two pairs of keys."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import botocore.exceptions
 
 _TRIES = 3
 KEY, SECRET = "rayjobs-tests", "rayjobs-tests-secret"
+NEXT_KEY, NEXT_SECRET = "rayjobs-tests-next", "rayjobs-tests-next-secret"
+"""Of the same person, as when credentials are renewed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _served(program: str) -> Iterator[S3Server]:
         master, volume, filer, s3 = _free_ports(4)
         person = {
             "name": "tests",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "credentials": [{"accessKey": key, "secretKey": secret} for key, secret in ((KEY, SECRET), (NEXT_KEY, NEXT_SECRET))],
             "actions": ["Admin", "Read", "Write", "List"],
         }
         config = Path(folder, "s3.json")

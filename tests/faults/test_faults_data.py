@@ -26,7 +26,7 @@ from rayjobs.rasters.reader import RasterReader
 from rayjobs.storage import Artefact
 from rayjobs.tiles import chips
 from rayjobs.tiles.table import read_geoparquet
-from tests import faulty_s3
+from tests import faulty_s3, seaweed
 from tests.faults.conftest import FULL
 from tests.three_nodes import ROOT, options, write_scene
 from tests.unit.rasters.rasters_made import files, found
@@ -148,6 +148,51 @@ def test_a_bucket_that_fails_now_and_then(cluster, config, s3_server, store_of, 
     row.tries = hit
     row.lost, row.recovered = "no tile, no pixel", f"{seconds / clean_s:.1f} times the time without faults"
     assert seconds <= 3 * clean_s + 15
+
+
+def credential_process(folder, current):
+    """Write an AWS configuration whose credentials last two minutes and are what stands in a file; return the variables that name it."""
+    script = folder / "credentials.sh"
+    script.write_text(
+        f"""read -r key secret < {current}
+until=$(date -u -d '+2 minutes' +%Y-%m-%dT%H:%M:%SZ)
+printf '{{"Version": 1, "AccessKeyId": "%s", "SecretAccessKey": "%s", "Expiration": "%s"}}' "$key" "$secret" "$until"
+"""
+    )
+    (folder / "config").write_text(f"[default]\ncredential_process = sh {script}\nregion = us-east-1\n")
+    return {"AWS_CONFIG_FILE": str(folder / "config"), "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.mark.fault("D2 keys")
+def test_credentials_that_expire_while_tiles_are_read(cluster, config, s3_server, store_of, in_bucket, row, tmp_path):
+    """As on nodes with a role: keys are refused from one request to the next, and whoever asks is given others."""
+    bucket, sources, expected, _ = in_bucket
+    current, reads = tmp_path / "current", itertools.count(1)
+    current.write_text(f"{seaweed.KEY} {seaweed.SECRET}\n")
+    ours = {name: value for name, value in cluster.environment.items() if not name.startswith(("RAY_", "AWS_ACCESS", "AWS_SECRET"))}
+    with faulty_s3.before(s3_server.endpoint) as faulty:
+
+        def renewed_after_some(method, path):
+            if method == "GET" and "remote.tif" in path and next(reads) == 12:
+                current.write_text(f"{seaweed.NEXT_KEY} {seaweed.NEXT_SECRET}\n")
+                faulty.expired.add(seaweed.KEY)
+
+        faulty.rule = renewed_after_some
+        named = [*options(config, bucket, *sources, "--name", "renewed")]
+        done = subprocess.run(
+            [sys.executable, "-m", "rayjobs.sample", *named],
+            cwd=ROOT,
+            env=ours | credential_process(tmp_path, current) | {"AWS_ENDPOINT_URL": faulty.endpoint},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        refused = [path for _, path, fault in faulty.faults if fault == "expired"]
+    assert any("remote.tif" in path for path in refused), "somebody still had the old keys"
+    assert files_of(store_of, bucket, "renewed") == expected
+    row.tries, row.lost = len(refused), "no tile, no pixel"
 
 
 POISON = f"""<VRTDataset rasterXSize="64" rasterYSize="64">

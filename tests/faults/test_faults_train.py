@@ -258,10 +258,11 @@ def test_nodes_go_and_come(begin, cluster, config, sampled, store_of, row):
 
 
 def kill_node(cluster):
-    """SIGKILL the last worker node: its raylet, with which its workers end."""
+    """SIGKILL the last worker node: its raylet, with which its workers end, and what had started it."""
     node = cluster.nodes.pop()
-    with contextlib.suppress(StopIteration, OSError):  # one that was drained may have ended by itself
+    with contextlib.suppress(StopIteration, OSError):  # one that was drained may have ended by itself; what started it stays
         os.kill(cluster.raylet(node), signal.SIGKILL)
+    os.killpg(node.pid, signal.SIGKILL)
     node.wait(60)
 
 
