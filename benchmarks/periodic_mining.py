@@ -4,9 +4,10 @@ Two tasks on real imagery, each on ten partitions. On AID, trained on 8 classes 
 `benchmarks.class_disjoint`. On NAIP, the same place on other dates is alike: trained on some blocks of ground, and on others each tile
 looks for its own ground on the three other dates, among all tiles of all dates. Frozen ImageNet features, a projection that learns.
 
-Both sides have the same steps, batches, rates and seeds. The schedule (when, share of mined negatives, semi-hard band, guards, mined
-positives) is chosen for each partition from `WITH`, and the band without mining from `WITHOUT`, on validation classes or blocks; then the
-test part is opened, once, with several seeds. Every measurement is appended to a file of JSON lines; what stands there is not done again.
+Both sides have the same steps, batches, rates and seeds, and as many candidates: with mining its schedule (when, share of mined negatives,
+semi-hard band, guards, mined positives), without it the band or the temperature. Each side's is chosen for each partition on validation
+classes or blocks; then the test part is opened, once, with several seeds, for the chosen ones and for the first of each side ("as set").
+Every measurement is appended to a file of JSON lines; what stands there is not done again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 
-_BANDS: list[Settings] = [{"miner": {"kind": "semi_hard", "margin": margin}} for margin in (0.2, 0.4)]
+
+def _band(margin: float) -> Settings:
+    return {"miner": {"kind": "semi_hard", "margin": margin}}
+
+
 _MINED: Settings = {"mining.every": 1, "mining.first": 1, "mining.share": 0.5}
 SCHEDULES: list[Settings] = [
     _MINED,
@@ -47,9 +52,15 @@ SCHEDULES: list[Settings] = [
     _MINED | {"mining.positives": 5},
 ]
 """Each epoch for half the anchors; for all that have room; later and more rarely; with guards against false negatives; with positives."""
-WITHOUT: dict[str, list[Settings]] = {"triplet": _BANDS, "supcon": [{}]}
-WITH: dict[str, list[Settings]] = {"triplet": [*(_BANDS[0] | schedule for schedule in SCHEDULES), _BANDS[1] | _MINED], "supcon": SCHEDULES}
-"""By loss, what is tried on each side."""
+WITHOUT: dict[str, list[Settings]] = {
+    "triplet": [_band(margin) for margin in (0.2, 0.1, 0.3, 0.4, 0.6, 0.8)],
+    "supcon": [{"loss": {"kind": "supcon", "temperature": temperature}} for temperature in (0.1, 0.05, 0.07, 0.15, 0.2)],
+}
+WITH: dict[str, list[Settings]] = {
+    "triplet": [*(_band(0.2) | schedule for schedule in SCHEDULES), _band(0.4) | _MINED],
+    "supcon": SCHEDULES,
+}
+"""By loss, what is tried on each side: equally many, so that none gains by more tries; the first of each is what one would take unseen."""
 LOSSES: dict[str, Settings] = {"triplet": {"loss": {"kind": "triplet", "margin": 0.2}}, "supcon": {"loss": {"kind": "supcon"}}}
 SEEDS = (0, 1)
 OF_PICTURES: Settings = {"train.tiles_per_group": 2, "train.epochs": 7, "train.steps_per_epoch": 4, "train.learning_rate": 1e-4}
@@ -174,27 +185,33 @@ def compared(task: Task, name: str, loss: str, partition: int) -> dict[str, floa
         values = [task.validated((*key, "choose", f"{number}"), settings, partition) for number, settings in enumerate(tried)]
         best = int(np.argmax(values))
         print(f"{name}, {loss}, partition {partition}, {side}: chose {best} of {[round(value, 4) for value in values]}", flush=True)
-        opened = [task.tested((*key, "open", f"{best}", f"seed {seed}"), tried[best] | {"train.seed": seed}, partition) for seed in SEEDS]
-        found[side] = float(np.mean(opened))
+        for number, row in ((best, side), (0, f"{side}, as set")):
+            opened = [
+                task.tested((*key, "open", f"{number}", f"seed {seed}"), tried[number] | {"train.seed": seed}, partition) for seed in SEEDS
+            ]
+            found[row] = float(np.mean(opened))
     return found
 
 
 def summarised(name: str, rows: Sequence[Mapping[str, float]], test_ratio: float) -> dict[str, float]:
     """Print and return both sides and their difference over partitions, also with the interval of Nadeau and Bengio (2003)."""
-    sides = {side: [row[side] for row in rows] for side in ("without", "with")}
-    gaps = np.array(sides["with"]) - np.array(sides["without"])
-    plain, wide = interval_over(gaps.tolist()), resampled_interval(gaps, test_ratio)
-    for side, values in sides.items():
-        found = interval_over(values)
-        print(f"{name:<16}{side:<10}MAP@R {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
-    print(
-        f"{name:<16}with minus without {plain.value:+.4f} [{plain.low:+.4f}, {plain.high:+.4f}], allowing for what partitions share "
-        f"[{wide.low:+.4f}, {wide.high:+.4f}]; above 0 in {(gaps > 0).sum()} of {len(gaps)}"
-    )
-    short = name.lower().replace(", ", "_")
-    ends = {"low": plain.low, "high": plain.high, "wide_low": wide.low, "wide_high": wide.high}
-    means = {f"{short}_{side}": float(np.mean(values)) for side, values in sides.items()}
-    return {f"{short}_difference": plain.value, **{f"{short}_{end}": value for end, value in ends.items()}, **means}
+    short, figures = name.lower().replace(", ", "_"), {}
+    for ending, words in (("", "chosen"), (", as set", "as set")):
+        without, mined = (np.array([row[side + ending] for row in rows]) for side in ("without", "with"))
+        gaps = mined - without
+        plain, wide = interval_over(gaps.tolist()), resampled_interval(gaps, test_ratio)
+        for side, values in (("without", without), ("with", mined)):
+            found = interval_over(values.tolist())
+            print(f"{name:<16}{words:<8}{side:<10}MAP@R {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
+        print(
+            f"{name:<16}{words:<8}with minus without {plain.value:+.4f} [{plain.low:+.4f}, {plain.high:+.4f}], allowing for what "
+            f"partitions share [{wide.low:+.4f}, {wide.high:+.4f}]; above 0 in {(gaps > 0).sum()} of {len(gaps)}"
+        )
+        key = f"{short}_{words.replace(' ', '_')}"
+        ends = {"low": plain.low, "high": plain.high, "wide_low": wide.low, "wide_high": wide.high}
+        figures |= {f"{key}_difference": plain.value, **{f"{key}_{end}": value for end, value in ends.items()}}
+        figures |= {f"{key}_without": float(without.mean()), f"{key}_with": float(mined.mean())}
+    return figures
 
 
 def run(out: Path, names: Sequence[str], *, quick: bool) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """Random changes of a batch that do not change what it shows: other positions, other light, a missing band.
 
 Draws come from a generator that may stay on the CPU, one set per image; pixels are changed where they lie. So a seed gives the same changes
-on every device. All geometry beyond flips and right angles is one bilinear resampling, since each further one would blur.
+on every device, and a batch that is shared among workers the same as on one. All geometry beyond flips and right angles is one bilinear
+resampling, since each further one would blur.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -23,53 +25,66 @@ _MOVED_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64:
 """Types of equal width for those that torch can hold but hardly move."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Random numbers for some images of a batch: drawn for all of it, so that they do not depend on how it is shared out."""
+
+    generator: torch.Generator
+    """On any device."""
+    batch: int
+    """Images of the whole batch."""
+    share: slice
+    """Those for which numbers are wanted."""
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Draw (images, *shape) from 0 to 1."""
+        return torch.rand((self.batch, *shape), generator=self.generator, device=self.generator.device)[self.share]
+
+    def symmetric(self, *shape: int) -> torch.Tensor:
+        """Draw (images, *shape) from -1 to 1."""
+        return 2 * self.uniform(*shape) - 1
+
+    def integers(self, end: int) -> torch.Tensor:
+        """Draw (images,) from 0 to below `end`."""
+        return torch.randint(end, (self.batch,), generator=self.generator, device=self.generator.device)[self.share]
+
+
 def augment(
-    pixels: torch.Tensor, valid: torch.Tensor, section: AugmentSection, mean: PerBand, std: PerBand, generator: torch.Generator
+    pixels: torch.Tensor, valid: torch.Tensor, section: AugmentSection, mean: PerBand, std: PerBand, draws: Draws
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change each image of a batch at random, in the ways that the section switches on.
 
     Args:
-        pixels: (batch, bands, height, width), raw values of any numeric dtype; left as they are.
-        valid: (batch, height, width) bool, True means valid.
+        pixels: (images, bands, height, width), raw values of any numeric dtype; left as they are.
+        valid: (images, height, width) bool, True means valid.
         section: `train.augment`.
         mean: (bands,) about which contrast changes, and the value of a band that is dropped.
         std: (bands,) the unit of brightness and jitter.
-        generator: of all draws, on any device.
+        draws: of as many images.
 
     Returns:
         pixels and valid of the same shapes. Pixels keep their dtype under flips and right-angle rotations, and become float32 with any
         other change. Invalid pixels hold arbitrary values.
     """
-    count, bands = pixels.shape[:2]
+    bands = pixels.shape[1]
     if section.symmetries:
-        pixels, valid = turned(pixels, valid, _symmetries(pixels, generator))
+        square = pixels.shape[-1] == pixels.shape[-2]
+        pixels, valid = turned(pixels, valid, draws.integers(8 if square else 4))
     if section.rotate_degrees or section.crop_scale:
-        degrees = section.rotate_degrees * _symmetric((count,), generator)
+        degrees = section.rotate_degrees * draws.symmetric()
         least, greatest = section.crop_scale or (1.0, 1.0)
-        scale = least + (greatest - least) * torch.rand(count, generator=generator, device=generator.device)
-        pixels, valid = resampled(pixels, valid, degrees, scale, _symmetric((count, 2), generator))
+        scale = least + (greatest - least) * draws.uniform()
+        pixels, valid = resampled(pixels, valid, degrees, scale, draws.symmetric(2))
     if section.brightness or section.jitter or section.band_dropout:
-        shift = section.brightness * _symmetric((count, 1), generator) + section.jitter * _symmetric((count, bands), generator)
-        gain = 1 + section.jitter * _symmetric((count, bands), generator)
-        pixels = recoloured(pixels, shift, gain, _dropped(count, bands, section.band_dropout, generator), mean, std)
+        shift = section.brightness * draws.symmetric(1) + section.jitter * draws.symmetric(bands)
+        gain = 1 + section.jitter * draws.symmetric(bands)
+        pixels = recoloured(pixels, shift, gain, _dropped(draws.uniform(bands), section.band_dropout), mean, std)
     return pixels, valid
 
 
-def _symmetric(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Draw uniformly from -1 to 1."""
-    return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
-
-
-def _symmetries(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw one of the eight symmetries of the square for each image, of a rectangle one of its four."""
-    kinds = 8 if pixels.shape[-1] == pixels.shape[-2] else 4
-    return torch.randint(kinds, (len(pixels),), generator=generator, device=generator.device)
-
-
-def _dropped(count: int, bands: int, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw the bands to drop; the one with the greatest draw stays, so that an image never loses all."""
-    draws = torch.rand((count, bands), generator=generator, device=generator.device)
-    return (draws < share) & (draws < draws.amax(dim=1, keepdim=True))
+def _dropped(drawn: torch.Tensor, share: float) -> torch.Tensor:
+    """Return which bands are dropped; the one with the greatest draw stays, so that an image never loses all."""
+    return (drawn < share) & (drawn < drawn.amax(dim=1, keepdim=True))
 
 
 def turned(pixels: torch.Tensor, valid: torch.Tensor, symmetries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rayjobs.errors import TrainingError
-from rayjobs.train.augment import augment
+from rayjobs.train.augment import Draws, augment
 from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total, world_size
 from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
 from rayjobs.train.objective import Batch
@@ -41,23 +41,25 @@ class Bench:
 
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Train what is left of the epoch after the completed ones; return its mean loss, the share of time spent waiting for chips, and speed.
+    """Train what is left of the epoch after the completed ones; return its mean loss, the seconds that each phase took, and speed.
 
     `after_step` is called on every rank when `state` has taken in a step: there a checkpoint may be made.
     """
     settings, epoch, steps, first = on.plan.experiment.train, state.epoch, len(batches.members), state.step
     state.losses.extend([math.nan] * (epoch * steps + first - len(state.losses)))  # of steps before losses were recorded
     state.parallel.train()
-    waited, begun, told = 0.0, time.monotonic(), 0.0
+    waited, learned, begun, told = 0.0, 0.0, time.monotonic(), 0.0
     for step in range(first, steps):
         waiting = time.monotonic()
-        generator = _seeded(settings.seed, epoch, step)
+        draws = _seeded(settings.seed, epoch, step, batches.members.shape[1])
         pixels, valid = _local_batch(on, batches.members[step])
-        pixels, valid = augment(pixels, valid, settings.augment, on.plan.spec.mean, on.plan.spec.std, generator)
         waited += time.monotonic() - waiting
+        pixels, valid = augment(pixels, valid, settings.augment, on.plan.spec.mean, on.plan.spec.std, draws)
         done = epoch * steps + step
         _set_rates(state.optimizer, done, warmup=settings.warmup_epochs * steps, total=settings.epochs * steps)
+        learning = time.monotonic()
         state.losses.append(learn(on, state, pixels, valid, _batch(on, batches, step, done)))
+        learned += time.monotonic() - learning
         state.step = step + 1
         if time.monotonic() - told > _TELL_EVERY_S:
             told = time.monotonic()
@@ -67,21 +69,28 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callabl
     return {
         "train/loss": float(np.mean(state.losses[-steps:])),
         "train/wait_share": waited / seconds,
+        "train/wait_s": waited,
+        "train/step_s": learned,
         "train/tiles_per_s": (steps - first) * settings.batch_size / seconds,
     }
 
 
-def _seeded(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Seed what is drawn by chance in one step on this rank, so that a step is the same wherever training was taken up."""
-    of_augmentation, of_layers = np.random.SeedSequence([seed, epoch, step, rank()]).generate_state(2).tolist()
-    torch.manual_seed(of_layers)
-    return torch.Generator().manual_seed(of_augmentation)
+def _seeded(seed: int, epoch: int, step: int, batch: int) -> Draws:
+    """Seed what is drawn by chance in one step, so that it is the same wherever training was taken up.
+
+    How tiles are changed does not depend on the number of ranks; what layers draw (dropout) differs between them.
+    """
+    of_augmentation = int(np.random.SeedSequence([seed, epoch, step, 0]).generate_state(1)[0])
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, step, rank()]).generate_state(2)[1]))
+    return Draws(generator=torch.Generator().manual_seed(of_augmentation), batch=batch, share=share_of(batch))
 
 
 def _local_batch(on: Bench, members: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this rank's consecutive share of a batch."""
     mine = members[share_of(len(members))]
     pixels, valid = torch.from_numpy(on.chips.pixels[mine]), torch.from_numpy(on.chips.valid[mine])
+    if on.device.type == "cuda":  # only from pinned memory does a copy not make the step wait
+        pixels, valid = pixels.pin_memory(), valid.pin_memory()
     return pixels.to(on.device, non_blocking=True), valid.to(on.device, non_blocking=True)
 
 

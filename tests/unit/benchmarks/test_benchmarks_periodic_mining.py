@@ -29,12 +29,11 @@ class Told:
 
 def test_the_test_part_is_opened_with_what_validation_chose():
     told = Told()
-    assert study.compared(told, "AID", "triplet", 0) == pytest.approx({"without": 0.3, "with": 0.4})
-    opened = [(key, settings) for what, key, settings in told.asked if what == "tested"]
-    chosen = {"without": study.WITHOUT["triplet"][1], "with": study.WITH["triplet"][2]}
-    assert [settings for _, settings in opened] == [
-        study.LOSSES["triplet"] | chosen[side] | {"train.seed": seed} for side in ("without", "with") for seed in study.SEEDS
-    ]
+    found = study.compared(told, "AID", "triplet", 0)
+    assert found == pytest.approx({"without": 0.3, "without, as set": 0.3, "with": 0.4, "with, as set": 0.4})
+    opened = [settings for what, _, settings in told.asked if what == "tested"]
+    candidates = [study.WITHOUT["triplet"][1], study.WITHOUT["triplet"][0], study.WITH["triplet"][2], study.WITH["triplet"][0]]
+    assert opened == [study.LOSSES["triplet"] | candidate | {"train.seed": seed} for candidate in candidates for seed in study.SEEDS]
     assert len({key for _, key, _ in told.asked}) == len(told.asked), "each measurement has its own name"
 
 
@@ -45,6 +44,7 @@ def test_both_sides_have_one_budget(base):
         return (train.epochs, train.steps_per_epoch, train.batch_size, train.tiles_per_group, train.learning_rate, train.seed)
 
     for loss, settings in study.LOSSES.items():
+        assert len(study.WITHOUT[loss]) == len(study.WITH[loss])
         sides = {}
         for side, candidates in (("without", study.WITHOUT[loss]), ("with", study.WITH[loss])):
             sides[side] = [study.class_disjoint.experiment_of("", base | settings | candidate) for candidate in candidates]

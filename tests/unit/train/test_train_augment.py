@@ -7,7 +7,7 @@ import torch
 
 from rayjobs import config
 from rayjobs.errors import ConfigError
-from rayjobs.train.augment import augment, recoloured, resampled, turned
+from rayjobs.train.augment import Draws, augment, recoloured, resampled, turned
 from rayjobs.train.section import AugmentSection, TrainSection
 
 BANDS = 3
@@ -27,8 +27,23 @@ def images(count=4, height=12, width=12, dtype=torch.int32):
     return pixels, torch.rand((count, height, width), generator=generator) > 0.25
 
 
+def draws(count, seed=0, share=slice(None)):
+    return Draws(generator=torch.Generator().manual_seed(seed), batch=count, share=share)
+
+
 def changed(pixels, valid, seed=0, **values):
-    return augment(pixels, valid, section(**values), MEAN, STD, torch.Generator().manual_seed(seed))
+    return augment(pixels, valid, section(**values), MEAN, STD, draws(len(pixels), seed))
+
+
+def test_a_share_of_a_batch_is_changed_as_in_the_whole():
+    pixels, valid = images(7, dtype=torch.float32)
+    whole, masks = changed(pixels, valid, symmetries=True, **EVERYTHING)
+    parts = [
+        augment(pixels[share], valid[share], section(symmetries=True, **EVERYTHING), MEAN, STD, draws(7, share=share))
+        for share in (slice(0, 3), slice(3, 7))
+    ]
+    torch.testing.assert_close(torch.cat([found for found, _ in parts]), whole)
+    assert torch.equal(torch.cat([mask for _, mask in parts]), masks)
 
 
 def all_symmetries(image):
@@ -156,8 +171,8 @@ def test_the_mask_moves_with_the_pixels():
     whole = torch.ones_like(valid)
     settings = {"symmetries": True, "rotate_degrees": 45.0, "crop_scale": [0.6, 1.0]}
     one_band = ([0.0], [1.0])
-    found, _ = augment(pixels, whole, section(**settings), *one_band, torch.Generator().manual_seed(3))
-    _, masks = augment(pixels, valid, section(**settings), *one_band, torch.Generator().manual_seed(3))
+    found, _ = augment(pixels, whole, section(**settings), *one_band, draws(len(pixels), 3))
+    _, masks = augment(pixels, valid, section(**settings), *one_band, draws(len(pixels), 3))
     away_from_half = (found[:, 0] - 2.5).abs() > 0.01
     assert torch.equal((found[:, 0] > 2.5)[away_from_half], masks[away_from_half])
     assert 0.5 < masks.float().mean() / valid.float().mean() < 2.5
@@ -269,7 +284,7 @@ def test_dropped_bands_have_their_mean_and_one_always_stays():
     probability = 0.5 - 0.5**3 / 3
     assert abs(gone.float().mean() - probability) < 4.5 * 0.5 / np.sqrt(4000)
     only = torch.ones(50, 1, 4, 4)
-    kept, _ = augment(only, torch.ones(50, 4, 4, dtype=torch.bool), section(band_dropout=0.9), [0.0], [1.0], torch.Generator())
+    kept, _ = augment(only, torch.ones(50, 4, 4, dtype=torch.bool), section(band_dropout=0.9), [0.0], [1.0], draws(50))
     assert torch.equal(kept, only)
 
 
@@ -278,9 +293,7 @@ def test_rotations_and_crops_fill_their_ranges():
     size, count = 64, 1500
     pixels = torch.from_numpy(linear(size, size, [(1.0, 0.0), (0.0, 1.0)])).float().expand(count, 2, size, size)
     settings = section(rotate_degrees=20.0, crop_scale=[0.2, 0.4])
-    found, masks = augment(
-        pixels, torch.ones(count, size, size, dtype=torch.bool), settings, [0, 0], [1, 1], torch.Generator().manual_seed(8)
-    )
+    found, masks = augment(pixels, torch.ones(count, size, size, dtype=torch.bool), settings, [0, 0], [1, 1], draws(count, 8))
     middle = found[:, :, 30:34, 30:34].numpy()
     assert masks[:, 30:34, 30:34].all()
     down, along = (middle[:, :, 3, 0] - middle[:, :, 0, 0]) / 3, (middle[:, :, 0, 3] - middle[:, :, 0, 0]) / 3
