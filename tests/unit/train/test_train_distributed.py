@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,17 @@ from rayjobs.config import build
 from rayjobs.experiment import Experiment
 from rayjobs.metric.losses import LOSSES
 from rayjobs.metric.miners import MINERS
-from rayjobs.train.distributed import agree_on_buffers, agree_on_gradients, agree_on_weights, gather, share_of, share_rows, total
+from rayjobs.train.distributed import (
+    agree_on_buffers,
+    agree_on_gradients,
+    agree_on_weights,
+    gather,
+    share_of,
+    share_rows,
+    total,
+    world_size,
+)
+from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
 from rayjobs.train.ground import Ground
 from rayjobs.train.objective import Batch, Objective, needs_clusters
 
@@ -28,6 +39,14 @@ FORMS = {
     "magnet": [{"form": "spatial", "batch_clusters": 5}, {"form": "published"}],
 }
 MEMORY = {"memory": {"size": 64, "warm_up": 0, "weight": 0.5}}
+IN_PARTS = {
+    "chunked": {"loss_memory_mib": 1},
+    "micro-batch": {"micro_batch": 3},
+    "chunked-micro-batch": {"loss_memory_mib": 1, "micro_batch": 3},
+}
+"""By name, settings that embed or compare a batch in parts: shares of 7, 8, 11 and 12 tiles, of which parts of 3 leave a ragged one."""
+FEW_PAIRS = 2**20 // 100
+"""Bytes of a pair, so that `loss_memory_mib: 1` holds 100 of them."""
 
 
 def cases() -> dict[str, dict]:
@@ -40,7 +59,12 @@ def cases() -> dict[str, dict]:
     }
     found |= {f"miner-{kind}": {"loss": {"kind": "multi_similarity"}, "miner": {"kind": kind}} for kind in MINERS}
     remembering = {f"memory-{kind}": {"loss": {"kind": kind}, "miner": every, **MEMORY} for kind in ("ntxent", "triplet", "quadruplet")}
-    return found | remembering
+    in_parts = {
+        f"{name}-{kind}": {"loss": {"kind": kind}, "miner": every, "train": {"supervision": "labels", "batch_size": 24, **keys}}
+        for name, keys in IN_PARTS.items()
+        for kind in ("triplet", "supcon", "softmax")
+    }
+    return found | remembering | in_parts
 
 
 CASES = cases()
@@ -80,6 +104,11 @@ def network() -> torch.nn.Module:
 def learned(case: dict, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Learn from two batches; return the loss and every gradient of the second."""
     settings = experiment(case)
+    with mock.patch("rayjobs.train.objective._PAIR_BYTES", FEW_PAIRS if settings.train.loss_memory_mib == 1 else 100):
+        return _learned(settings, model)
+
+
+def _learned(settings: Experiment, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     objective = Objective(settings, ground(), dim=DIM, device=torch.device("cpu"))
     objective.loss.double()
     for step in range(2):
@@ -88,13 +117,27 @@ def learned(case: dict, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         images = torch.randn(TILES, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)[items]
         model.zero_grad()
         objective.loss.zero_grad()
-        local = torch.nn.functional.normalize(model(images[share_of(ROWS)]))
+        local, parts = embedded(model, images[share_of(ROWS)], settings.train.micro_batch)
         batch = Batch(items=items, groups=torch.from_numpy(items % CLASSES), clusters=clusters, seed=step)
         loss = objective(gather(local, ROWS), batch)
         loss.backward()
+        if parts:
+            pass_on(model, embed_by(model), parts, local.grad)
         agree_on_gradients(objective.loss)
     parameters = [*model.parameters(), *objective.loss.parameters()]
     return {"loss": total(loss), "gradient": torch.cat([parameter.grad.flatten() for parameter in parameters])}
+
+
+def embed_by(model: torch.nn.Module):
+    return lambda images, _: torch.nn.functional.normalize(model(images))
+
+
+def embedded(model: torch.nn.Module, images: torch.Tensor, micro_batch: int | None):
+    """Embed a share as a step does."""
+    if micro_batch is None:
+        return embed_by(model)(images, None), []
+    most = -(-ROWS // world_size())
+    return embed_without_graph(model, embed_by(model), in_parts(images, torch.ones(len(images)), -(-most // micro_batch)))
 
 
 def one_rank(rank: int, world: int, folder: str) -> None:
@@ -129,7 +172,8 @@ def ranks(request, tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_learn_what_one_process_does(ranks, name):
     """The relative difference of gradients stays below 1e-10; with a memory, which keeps float32, below its rounding."""
-    alone = learned(CASES[name], network())
+    whole = {key: value for key, value in CASES[name].items() if key != "train"}  # one process needs no parts
+    alone = learned(whole, network())
     assert alone["gradient"].norm() > 1e-6
     bound = 1e-6 if name.startswith("memory") else 1e-10
     for found in ranks:
@@ -139,11 +183,11 @@ def test_ranks_learn_what_one_process_does(ranks, name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if case["loss"]["kind"] not in ("proxy_anchor", "softmax", "magnet")]
+    "name",
+    [name for name, case in CASES.items() if "train" not in case and case["loss"]["kind"] not in ("proxy_anchor", "softmax", "magnet")],
 )
-def test_anchors_taken_some_at_a_time_cost_the_same(name, monkeypatch):
+def test_anchors_taken_some_at_a_time_cost_the_same(name):
     whole = learned(CASES[name], network())
-    monkeypatch.setattr("rayjobs.train.objective._PAIR_BYTES", 2**20 // 100)  # 100 pairs in a MiB
     small = learned(CASES[name] | {"train": {"supervision": "labels", "batch_size": 24, "loss_memory_mib": 1}}, network())
     assert small["loss"].item() == pytest.approx(whole["loss"].item(), rel=1e-12)
     torch.testing.assert_close(small["gradient"], whole["gradient"], rtol=1e-10, atol=1e-12)
