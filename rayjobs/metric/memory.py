@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
-from rayjobs.metric.relations import Reference
-
 _NOBODY = -1
+
+
+class Remembered(NamedTuple):
+    """Embeddings of past batches."""
+
+    embeddings: torch.Tensor
+    """(n, dim) without gradient."""
+    groups: torch.Tensor
+    """(n,) int64."""
+    items: torch.Tensor
+    """(n,) int64 index of each in the training set: an item is never compared with itself, however often it is held."""
 
 
 class CrossBatchMemory(nn.Module):
@@ -73,17 +84,9 @@ class CrossBatchMemory(nn.Module):
         self.written = self.written + len(items)
         self.updates = self.updates + 1
 
-    def reference(self, items: torch.Tensor) -> Reference | None:
-        """Return what a batch is compared with; None until the memory is warm.
-
-        Args:
-            items: (n,) int64 index of each of the batch's items in the training set.
-        """
+    def remembered(self) -> Remembered | None:
+        """Return what it holds, in no order that means anything; None until it is warm."""
         held = self.held
         if not self.ready or not held:
             return None
-        return Reference(
-            embeddings=self.embeddings[:held],
-            groups=self.groups[:held],
-            itself=items[:, None] == self.items[None, :held],
-        )
+        return Remembered(self.embeddings[:held], self.groups[:held], self.items[:held])

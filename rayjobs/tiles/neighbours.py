@@ -6,7 +6,6 @@ near each other where the larger one says so, whichever is asked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -49,15 +48,6 @@ class Neighbourhood:
     def of(self, tile: int) -> IntArray:
         """Return the neighbours of one tile, ascending."""
         return self.members[self.offsets[tile] : self.offsets[tile + 1]]
-
-    def draw(self, rng: np.random.Generator, tiles: IntArray) -> IntArray:
-        """Return one neighbour of each tile (k,), each equally likely; -1 for a tile that has none."""
-        counts = self.counts[tiles]
-        drawn = self.offsets[tiles] + np.floor(rng.random(len(tiles)) * counts).astype(np.int64)
-        found = np.full(len(tiles), -1, np.int64)
-        some = counts > 0
-        found[some] = self.members[drawn[some]]
-        return found
 
 
 def distances(positions: FloatArray, sizes: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
@@ -105,23 +95,6 @@ def _candidates(positions: FloatArray, sizes: FloatArray, max_dist: float) -> It
         for smaller in range(index):
             near = trees[index].sparse_distance_matrix(trees[smaller], reach, output_type="ndarray")
             yield np.column_stack([group[near["i"]], groups[smaller][near["j"]]])
-
-
-def negatives_allowed(
-    positions: FloatArray, sizes: FloatArray, anchors: IntArray, candidates: IntArray, *, min_dist: float, max_dist: float | None = None
-) -> BoolArray:
-    """Tell which candidates lie far enough from their anchors to count as different, and not further than `max_dist`.
-
-    Args:
-        positions: (n, 3).
-        sizes: (n,).
-        anchors: indices, of any shape.
-        candidates: indices of a shape that broadcasts with it.
-        min_dist: in tile sizes.
-        max_dist: in tile sizes; None: any distance.
-    """
-    apart = distances(positions, sizes, anchors, candidates)
-    return (apart >= min_dist) & (apart <= (math.inf if max_dist is None else max_dist))
 
 
 def outlines(tiles: pa.Table) -> GeometryArray:

@@ -132,11 +132,10 @@ class Objective:
         if memory is None:
             return None
         memory.update(embeddings.detach(), batch.groups, torch.from_numpy(batch.items).to(embeddings.device))
-        if not memory.ready:
+        past = memory.remembered()
+        if past is None:
             return None
-        held = memory.held
-        items = memory.items[:held].cpu().numpy()
-        return _Others(items=items, embeddings=memory.embeddings[:held].to(embeddings.dtype), groups=memory.groups[:held], within=False)
+        return _Others(items=past.items.cpu().numpy(), embeddings=past.embeddings.to(embeddings.dtype), groups=past.groups, within=False)
 
     def _against(self, others: _Others, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return this rank's share of the loss of a batch compared with others."""

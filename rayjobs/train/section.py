@@ -65,9 +65,9 @@ class TrainSection:
     pool: PoolSection = PoolSection()
     """Bounds on the number of training tiles of a class."""
     epochs: Annotated[int, pydantic.Field(ge=1)] = 10
-    """Passes over the training tiles."""
+    """Rounds, each of `steps_per_epoch` batches, between which mining, checkpoints and metrics fall."""
     steps_per_epoch: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Default: as many batches as the training tiles fill."""
+    """Default: as many batches as make each tile that has another alike the anchor of one group."""
     batch_size: Annotated[int, pydantic.Field(ge=4)] = 128
     """Tiles per step, over all workers: P x K, so that P = batch_size / tiles_per_group groups meet in a batch."""
     tiles_per_group: Annotated[int, pydantic.Field(ge=2)] = 2
@@ -87,7 +87,8 @@ class TrainSection:
     """`auto` takes bf16 on a GPU and on a CPU with matrix units for it."""
     loss_memory_mib: Annotated[int, pydantic.Field(ge=1)] = 512
     """Most memory of each worker for comparing its anchors with the tiles of the batch, and with the memory of past ones: where it is not
-    enough, anchors are taken some at a time, and computed twice. Miners that list every triplet take more."""
+    enough, anchors are taken some at a time, and computed twice. Miners that list every triplet take more (`semi_hard` with
+    `negatives: all`); quadruplets, and losses on classes or clusters, compare the whole batch at once."""
     micro_batch: Annotated[int, pydantic.Field(ge=2)] | None = None
     """Most tiles that a worker embeds at a time with a graph, for shares of a batch that do not fit its memory: the loss stays that of the
     whole batch, at the price of one more forward pass (GradCache; Gao et al. 2021). Batch norms then see parts. null: all at once."""
@@ -141,8 +142,3 @@ class TrainSection:
             return self.num_workers, self.num_workers
         least, most = self.num_workers
         return least, most
-
-    @property
-    def groups_per_batch(self) -> int:
-        """P of P x K."""
-        return self.batch_size // self.tiles_per_group

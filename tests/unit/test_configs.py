@@ -38,8 +38,16 @@ def test_the_published_settings_are_those_of_the_first_system():
         assert (found.tiles.min_pos_dist, found.tiles.max_pos_dist) == (1.0, 5.0)
         assert (found.mining.every, found.miner.kind) == (0, "none")
         assert len(LabelMap(**found.rasters.label_map.arguments()).names) == 13
-    assert (unsupervised.loss.form, unsupervised.loss.alpha, unsupervised.train.groups_per_batch) == ("spatial", 0.5, 12)
-    assert (supervised.loss.margin, supervised.loss.distance, supervised.train.groups_per_batch) == (0.5, "squared", 12)
+    assert (unsupervised.loss.form, unsupervised.loss.alpha, unsupervised.train.batch_size // unsupervised.train.tiles_per_group) == (
+        "spatial",
+        0.5,
+        12,
+    )
+    assert (supervised.loss.margin, supervised.loss.distance, supervised.train.batch_size // supervised.train.tiles_per_group) == (
+        0.5,
+        "squared",
+        12,
+    )
     assert (supervised.tiles.min_label_purity, supervised.tiles.sampler.random_reset) == (0.8, 0.0)
 
 

@@ -9,6 +9,7 @@ import torch
 from rayjobs.metric.losses import LOSSES, build_loss
 from rayjobs.metric.memory import CrossBatchMemory
 from rayjobs.metric.miners import MINERS, build_miner
+from rayjobs.metric.relations import Reference
 from rayjobs.metric.section import LossSection, MinerSection, why_no_tuples
 
 DIM = 3
@@ -24,9 +25,14 @@ def batches(count, size, seed=0, items=20):
         )
 
 
-def remembered(memory, items):
-    found = memory.reference(items)
-    return None if found is None else sorted(zip(found.embeddings.tolist(), found.groups.tolist(), strict=True))
+def rows(embeddings, groups, items):
+    return list(zip(embeddings.tolist(), groups.tolist(), items.tolist(), strict=True))
+
+
+def reference(memory, items):
+    """What a batch of items is compared with."""
+    found = memory.remembered()
+    return Reference(embeddings=found.embeddings, groups=found.groups, itself=items[:, None] == found.items)
 
 
 @pytest.mark.parametrize("size", [1, 6, 7, 16, 100])
@@ -35,34 +41,20 @@ def test_it_holds_what_it_saw_last(size, batch):
     memory, seen = CrossBatchMemory(size=size, dim=DIM), []
     for embeddings, groups, items in batches(9, batch):
         memory.update(embeddings, groups, items)
-        seen += zip(embeddings.tolist(), groups.tolist(), strict=True)
-        assert remembered(memory, items) == sorted(seen[-size:])
+        seen += rows(embeddings, groups, items)
+        assert sorted(rows(*memory.remembered())) == sorted(seen[-size:])
         assert memory.held == min(len(seen), size)
-
-
-def test_an_item_is_not_compared_with_itself_however_often_it_is_held():
-    memory = CrossBatchMemory(size=8, dim=DIM)
-    rows = torch.randn(4, DIM)
-    memory.update(rows, torch.tensor([0, 0, 1, 1]), torch.tensor([7, 8, 9, 7]))
-    memory.update(rows[:2], torch.tensor([0, 1]), torch.tensor([7, 5]))
-    found = memory.reference(torch.tensor([7, 9, 4]))
-    assert found.itself.tolist() == [
-        [True, False, False, True, True, False],
-        [False, False, True, False, False, False],
-        [False] * 6,
-    ]
 
 
 def test_it_answers_when_it_is_warm():
     memory = CrossBatchMemory(size=8, dim=DIM, warm_up=2)
-    items = torch.arange(4)
-    assert memory.reference(items) is None
+    assert memory.remembered() is None
     answers = []
-    for embeddings, groups, _ in batches(4, 4):
-        memory.update(embeddings, groups, items)
-        answers.append(memory.reference(items) is not None)
+    for given in batches(4, 4):
+        memory.update(*given)
+        answers.append(memory.remembered() is not None)
     assert answers == [False, False, True, True]
-    assert CrossBatchMemory(size=8, dim=DIM).reference(items) is None
+    assert CrossBatchMemory(size=8, dim=DIM).remembered() is None
 
 
 def test_it_is_taken_up_from_a_checkpoint_where_it_was_left():
@@ -80,12 +72,12 @@ def test_it_is_taken_up_from_a_checkpoint_where_it_was_left():
         assert torch.equal(held, copy.state_dict()[name]), name
 
 
-def test_a_reference_set_stays_as_it_was_given_and_has_no_gradient():
+def test_what_was_given_out_stays_as_it_was_and_has_no_gradient():
     memory = CrossBatchMemory(size=4, dim=DIM)
     embeddings = torch.randn(4, DIM, requires_grad=True)
     items, groups = torch.arange(4), torch.arange(4) // 2
     memory.update(embeddings, groups, items)
-    found = memory.reference(items)
+    found = memory.remembered()
     before = found.embeddings.clone()
     loss = (embeddings @ found.embeddings.T).sum()
     memory.update(torch.randn(4, DIM), groups, items + 4)
@@ -98,7 +90,7 @@ def test_a_reference_set_stays_as_it_was_given_and_has_no_gradient():
 def test_it_takes_embeddings_of_a_smaller_type():
     memory = CrossBatchMemory(size=4, dim=DIM)
     memory.update(torch.ones(2, DIM, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    assert memory.reference(torch.arange(2)).embeddings.dtype == torch.float32
+    assert memory.remembered().embeddings.dtype == torch.float32
 
 
 ON_TUPLES = [
@@ -116,13 +108,13 @@ def test_every_loss_on_tuples_learns_from_it_with_every_miner(section, miner):
         memory.update(*given)
     embeddings.requires_grad_()
     memory.update(embeddings, groups, items)
-    reference = memory.reference(items)
+    others = reference(memory, items)
     forbidden = torch.rand(16, 48, generator=torch.Generator().manual_seed(1)) < 0.2
-    tuples = choose(embeddings.detach(), groups, forbidden, reference=reference, seed=3)
-    cost = loss(embeddings, groups, tuples, reference=reference)
+    tuples = choose(embeddings.detach(), groups, forbidden, reference=others, seed=3)
+    cost = loss(embeddings, groups, tuples, reference=others)
     cost.backward()
     assert cost > 0
     assert torch.isfinite(embeddings.grad).all()
     assert embeddings.grad.any()
     for anchor, other in ((tuples[0], tuples[1]), (tuples[-2] if len(tuples) == 4 else tuples[0], tuples[-1])):
-        assert not reference.itself[anchor, other].any()
+        assert not others.itself[anchor, other].any()

@@ -154,7 +154,3 @@ def test_labels_guard_nothing_where_they_do_not_supervise():
 def test_keys_that_do_not_go_together_are_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         experiment(train=keys)
-
-
-def test_p_and_k_follow_from_two_keys():
-    assert experiment(train={"batch_size": 60, "tiles_per_group": 4}).train.groups_per_batch == 15
