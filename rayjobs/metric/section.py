@@ -318,8 +318,13 @@ class MiningSection:
     """Mined positives per anchor: of those that `train.supervision` knows, at most `max_candidates` of them, the least similar. 0 for none:
     then an anchor's partners are drawn from all of them."""
     share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-    """Share of anchors that are joined in their batch by a mined negative; and, with `positives`, share of the groups of a batch whose
-    anchor is joined by one of its mined positives."""
+    """Share of anchors that are joined in their batch by mined negatives; and, with `positives`, share of the groups of a batch whose
+    anchor is joined by one of its mined positives. The metric `mine/joined_share` says how many of the places for mined negatives were
+    taken: less than 1 where too few were found."""
+    joined: Annotated[int, pydantic.Field(ge=1)] = 1
+    """How many of its mined negatives join each anchor that is joined, at most `negatives`. Batches keep their size: of P groups,
+    int(P x share / (1 + share x joined)) have anchors that are joined (none in a batch too small for it), and `joined` times as many have
+    the mined ones."""
     max_candidates: Annotated[int, pydantic.Field(ge=1)] = 1024
     """How far down an anchor's ranking to look for admissible negatives."""
     exact_up_to: Annotated[int, pydantic.Field(ge=0)] = 3_000_000
@@ -346,6 +351,8 @@ class MiningSection:
     of negatives, and teaches little. Null for any number."""
 
     def __post_init__(self) -> None:
-        """Check that there is room for the negatives."""
+        """Check that there is room for the negatives, and that there are as many as are to join."""
         if self.max_candidates < self.negatives:
             raise ValueError(f"max_candidates {self.max_candidates} is below negatives {self.negatives}; raise it")
+        if self.joined > self.negatives:
+            raise ValueError(f"joined {self.joined} is above negatives {self.negatives}; lower it, or raise negatives")

@@ -34,6 +34,8 @@ class EpochPlan:
     """(steps, batch) what each tile is alike with: tiles of equal numbers are positives, in this batch and in any other."""
     clusters: IntArray | None = None
     """(steps, batch) cluster of each tile, where clusters of the training set plan the batches."""
+    joined_share: float | None = None
+    """Of the places kept for mined negatives, the share that one took: below 1 where anchors have too few; None where none are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +266,7 @@ def plan_epoch(
     group: int,
     mined: HardTiles | None,
     mined_share: float,
+    joined: int = 1,
     before: int = 0,
 ) -> EpochPlan:
     """Plan the batches of one epoch.
@@ -275,39 +278,58 @@ def plan_epoch(
         batch: tiles per batch.
         group: tiles per group of tiles that are alike: K of P = batch / K groups.
         mined: what was mined of each training tile; None before the first mining.
-        mined_share: of the anchors, how many are joined in the batch by one of their mined negatives; and of the groups, in how many one of
-            the mined positives joins its anchor, where such were mined. The same anchors come first for both.
+        mined_share: of the anchors, how many are joined in the batch by their mined negatives; and of the groups, in how many one of the
+            mined positives joins its anchor, where such were mined. The same anchors come first for both.
+        joined: how many of its mined negatives join an anchor that is joined: each takes the place of another anchor, so that of P groups
+            int(P x share / (1 + share x joined)) have anchors that are joined, and `joined` times as many have mined ones.
         before: steps of earlier epochs, so that groups of different batches have different numbers.
     """
     per_batch = batch // group
-    joined = int(per_batch * mined_share / (1 + mined_share)) if mined is not None else 0
+    hosts = int(per_batch * mined_share / (1 + mined_share * joined)) if mined is not None else 0
     paired = int(per_batch * mined_share) if mined is not None else 0
     drawn = supervision.draw_anchors(rng, steps, per_batch)
     eligible = np.zeros(int(supervision.anchors.max()) + 1, bool)
     eligible[supervision.anchors] = True
     members = np.empty((steps, per_batch, group), np.int64)
     groups = np.empty((steps, per_batch), np.int64)
+    placed = 0
     for step in range(steps):
         anchors = drawn[step]
         if mined is not None:
-            anchors = _join_mined(anchors, mined.negatives, eligible, joined, rng)
+            anchors, taken = _join_mined(anchors, mined.negatives, eligible, (hosts, joined), rng)
+            placed += taken
         for position, anchor in enumerate(anchors.tolist()):
             partners = NOBODY if mined is None or position >= paired else mined.positives[anchor]
             members[step, position] = supervision.group_of(rng, anchor, group, partners[partners >= 0])
             groups[step, position] = supervision.number(anchor, (before + step) * per_batch + position)
-    return EpochPlan(members=members.reshape(steps, batch), groups=np.repeat(groups, group, axis=1))
+    share = placed / (steps * hosts * joined) if steps * hosts else None
+    return EpochPlan(members=members.reshape(steps, batch), groups=np.repeat(groups, group, axis=1), joined_share=share)
 
 
-def _join_mined(anchors: IntArray, mined: IntArray, eligible: np.ndarray[Any, Any], joined: int, rng: np.random.Generator) -> IntArray:
-    """Replace the last anchors by mined negatives of the first ones, so that hard pairs meet in one batch."""
-    result = anchors.copy()
-    present = set(anchors[: len(anchors) - joined].tolist())
-    for position in range(joined):
-        candidates = [
-            tile for tile in mined[anchors[position]].tolist() if 0 <= tile < len(eligible) and eligible[tile] and tile not in present
-        ]
-        if candidates:
-            chosen = int(rng.choice(candidates))
-            result[len(anchors) - joined + position] = chosen
-            present.add(chosen)
-    return result
+def _join_mined(
+    anchors: IntArray, mined: IntArray, eligible: np.ndarray[Any, Any], places: tuple[int, int], rng: np.random.Generator
+) -> tuple[IntArray, int]:
+    """Replace the last anchors by mined negatives of the first ones, so that hard pairs meet in one batch.
+
+    Args:
+        anchors: (groups,) of the batch.
+        mined: (tiles, negatives) of `HardTiles`.
+        eligible: (tiles,) bool, True for those that may be anchors.
+        places: how many anchors are joined, and by how many mined negatives each.
+        rng: seeded.
+
+    Returns:
+        the anchors, and how many of them are mined negatives.
+    """
+    hosts, joined = places
+    result, first, placed = anchors.copy(), len(anchors) - hosts * joined, 0
+    present = set(anchors[:first].tolist())
+    for host in range(hosts):
+        admitted = [tile for tile in mined[anchors[host]].tolist() if 0 <= tile < len(eligible) and eligible[tile]]
+        for place in range(first + host * joined, first + (host + 1) * joined):
+            candidates = [tile for tile in admitted if tile not in present]
+            if candidates:
+                result[place] = rng.choice(candidates)
+                present.add(int(result[place]))
+                placed += 1
+    return result, placed

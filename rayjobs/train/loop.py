@@ -68,6 +68,8 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, 
         _refresh(on, state, supervision, background)
         state.batches = plan_next(on, state, supervision, steps)
     metrics = train_epoch(on, state, state.batches, functools.partial(_after_step, on, state))
+    if state.batches.joined_share is not None:
+        metrics |= {"mine/joined_share": state.batches.joined_share}
     state.end_epoch()
     last = state.epoch == settings.epochs
     if state.epoch % settings.checkpoint_every == 0 or last:
@@ -162,6 +164,7 @@ def plan_next(on: Bench, state: State, supervision: Supervision, steps: int) -> 
         group=settings.tiles_per_group,
         mined=state.mined,
         mined_share=experiment.mining.share,
+        joined=experiment.mining.joined,
         before=state.epoch * steps,
     )
 

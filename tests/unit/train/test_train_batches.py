@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from rayjobs.errors import TrainingError
+from rayjobs.metric.section import MiningSection
 from rayjobs.tiles.neighbours import Neighbourhood
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, HardTiles, plan_epoch
 
@@ -111,6 +114,44 @@ def test_mined_negatives_join_their_anchors():
     anchors = found.members.reshape(5, 6, 2)[:, :, 0]
     for of_batch in anchors:
         assert np.array_equal(of_batch[4:], (of_batch[:2] + 25) % 50)
+
+
+@pytest.mark.parametrize(("share", "joined", "hosts"), [(0.5, 1, 4), (0.5, 2, 3), (1.0, 3, 3), (0.5, 5, 1), (1.0, 11, 1), (0.2, 3, 1)])
+def test_as_many_mined_negatives_as_are_wanted_join_each_anchor(share, joined, hosts):
+    mined = (np.arange(200)[:, None] + np.arange(60, 140, 7)) % 200
+    near = ByGeography(line(200))
+    found = plan(near, batch=24, mined=HardTiles(negatives=mined, positives=mined[:, :0]), mined_share=share, joined=joined)
+    drawn = plan(near, batch=24).members.reshape(5, 12, 2)[:, :, 0]
+    assert found.joined_share == 1
+    for before, anchors in zip(drawn, found.members.reshape(5, 12, 2)[:, :, 0], strict=True):
+        kept = 12 - hosts * joined
+        assert anchors[:kept].tolist() == before[:kept].tolist()
+        assert len(set(anchors[kept:].tolist()) - set(anchors[:kept].tolist())) == hosts * joined, "none comes twice"
+        for host, guests in enumerate(anchors[kept:].reshape(hosts, joined)):
+            assert set(guests.tolist()) <= set(mined[anchors[host]].tolist())
+
+
+def test_no_more_join_than_are_mined():
+    with pytest.raises(ValueError, match="joined 3 is above negatives 2"):
+        MiningSection(negatives=2, joined=3)
+
+
+def test_a_thin_table_is_seen():
+    thin = np.where(np.arange(50) % 2, (np.arange(50) + 25) % 50, -1)[:, None]
+    found = plan(ByGeography(line(50)), mined=HardTiles(negatives=thin, positives=thin[:, :0]))
+    hosts = found.members.reshape(5, 6, 2)[:, :2, 0]
+    assert found.joined_share == (hosts % 2).mean()
+    assert 0 < found.joined_share < 1
+    assert plan(ByGeography(line(50))).joined_share is None
+    none = plan(ByGeography(line(50)), mined=HardTiles(negatives=thin, positives=thin[:, :0]), mined_share=0.0)
+    assert none.joined_share is None
+
+
+def test_batches_with_one_mined_negative_each_are_those_of_before():
+    """Written down when nothing else could be chosen: a run that goes on must not meet other batches."""
+    mined = (np.arange(50)[:, None] + np.arange(20, 28)) % 50
+    found = plan(ByGeography(line(50)), steps=20, mined=HardTiles(negatives=mined, positives=mined[:, :2]))
+    assert hashlib.sha256(found.members.tobytes() + found.groups.tobytes()).hexdigest()[:16] == "9e893882896ea619"
 
 
 def test_a_plan_is_a_function_of_its_seed():
