@@ -20,7 +20,7 @@ from tests.faults.running import Running
 from tests.three_nodes import options
 
 COUNTS = {
-    "T1": (3, 100),
+    "T1": (5, 100),
     "T2": (1, 10),
     "T3": (6, 50),
     "T4": (1, 5),
