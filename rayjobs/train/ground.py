@@ -63,6 +63,21 @@ class Ground:
         """How many classes there are."""
         return int(self.labels.max(initial=-1)) + 1
 
+    def of(self, rows: IntArray) -> Ground:
+        """Return the ground of some tiles alone: (these tiles,) their indices, ascending."""
+        if len(rows) == len(self.tile_ids):
+            return self
+        return Ground(
+            tile_ids=[self.tile_ids[row] for row in rows.tolist()],
+            positions=self.positions[rows],
+            sizes=self.sizes[rows],
+            reaches=self.reaches[rows],
+            places=self.places[rows],
+            scenes=self.scenes[rows],
+            labels=self.labels[rows],
+            fractions=self.fractions[rows],
+        )
+
 
 def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
     """Return the rows of the training split that are in the pool, sorted by tile id.

@@ -1,5 +1,6 @@
 """Periodic distributed mining: every worker embeds its share of the training tiles with the current weights and searches all of them.
 
+Only tiles that have one alike are mined, and they alone are candidates: others never come into a batch as anchors or as their negatives.
 Tiles are embedded and searched in canonical blocks of sorted tile ids, whichever worker takes a block and on however many threads, so the
 table does not depend on the number of workers. On a GPU its last bits are the GPU's.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,35 @@ class Mined:
         """How many were found."""
         return {"negatives": int((self.candidates >= 0).sum()), "positives": int((self.positives >= 0).sum())}
 
+    def of_set(self, rows: IntArray, tiles: int) -> Mined:
+        """Return what was found of some tiles of a set, in the set's numbers; nothing of its other tiles.
+
+        Args:
+            rows: (these tiles,) number of each in the set, ascending.
+            tiles: of the set.
+        """
+        if len(rows) == tiles:
+            return self
+        numbers = np.append(rows, -1)
+        return replace(
+            self,
+            candidates=_spread(numbers[self.candidates], rows, tiles, -1),
+            scores=_spread(self.scores, rows, tiles, 0),
+            positives=_spread(numbers[self.positives], rows, tiles, -1),
+            positive_scores=_spread(self.positive_scores, rows, tiles, 0),
+        )
+
     def table(self, tile_ids: Sequence[str]) -> pa.Table:
         """Return the mining table of the workspace: one row per anchor and negative, then one per anchor and positive."""
         ids = pa.array(tile_ids, pa.string())
         parts = [("negative", self.candidates, self.scores), ("positive", self.positives, self.positive_scores)]
         return pa.concat_tables(_rows(kind, candidates, scores, ids) for kind, candidates, scores in parts)
+
+
+def _spread(found: np.ndarray[Any, Any], rows: IntArray, tiles: int, absent: int) -> np.ndarray[Any, Any]:
+    every = np.full((tiles, found.shape[1]), absent, found.dtype)
+    every[rows] = found
+    return every
 
 
 def _rows(kind: str, candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], ids: pa.Array) -> pa.Table:
@@ -102,16 +127,27 @@ def from_table(table: pa.Table, tile_ids: Sequence[str]) -> HardTiles:
 
 
 @torch.inference_mode()
-def embed_all(module: torch.nn.Module, cache: ChipCache, device: torch.device) -> torch.Tensor:
-    """Embed every training tile, each rank its share of the canonical blocks; return (tiles, dim) float32 on the CPU, on every rank."""
+def embed_all(module: torch.nn.Module, cache: ChipCache, device: torch.device, rows: IntArray | None = None) -> torch.Tensor:
+    """Embed training tiles, each rank its share of the canonical blocks.
+
+    Args:
+        module: the encoder.
+        cache: chips of all training tiles.
+        device: where the encoder is.
+        rows: (tiles,) indices of those that are embedded, ascending; None for all.
+
+    Returns:
+        (tiles, dim) float32 on the CPU, on every rank.
+    """
     agree_on_buffers(module)
     training = module.training
     module.eval()
-    count = len(cache.pixels)
+    rows = np.arange(len(cache.pixels)) if rows is None else rows
+    count = len(rows)
     vectors: torch.Tensor | None = None
     for block in canonical_blocks(count, _EMBED_BLOCK)[rank() :: world_size()]:
-        pixels = torch.from_numpy(np.array(cache.pixels[block])).to(device)
-        embedded = module(pixels, torch.from_numpy(np.array(cache.valid[block])).to(device)).float()
+        pixels = torch.from_numpy(np.array(cache.pixels[rows[block]])).to(device)
+        embedded = module(pixels, torch.from_numpy(np.array(cache.valid[rows[block]])).to(device)).float()
         if vectors is None:
             vectors = torch.zeros(count, embedded.shape[1], device=device)
         vectors[block] = embedded
@@ -128,22 +164,40 @@ def _one(cache: ChipCache, device: torch.device) -> tuple[torch.Tensor, torch.Te
 def mined_with(
     experiment: Experiment, ground: Ground, supervision: Supervision, module: torch.nn.Module, chips: ChipCache, device: torch.device
 ) -> tuple[Mined, dict[str, float]]:
-    """Mine with a network's weights, as the experiment says; return what was found and the seconds that embedding and search took."""
-    settings = experiment.mining
+    """Mine the tiles that may be anchors, among each other, with a network's weights, as the experiment says.
+
+    Returns:
+        what was found, of all tiles; and the seconds that embedding and search took.
+    """
+    settings, rows = experiment.mining, np.sort(supervision.anchors)
     begun = time.monotonic()
-    vectors = embed_all(module, chips, device)
+    vectors = embed_all(module, chips, device, rows)
     embedded = time.monotonic()
     mined = mine_all(
         vectors,
-        guards_of(experiment, ground),
+        guards_of(experiment, ground.of(rows)),
         negatives=settings.negatives,
         max_candidates=settings.max_candidates,
         device=device,
         positives=settings.positives,
-        known=supervision.known_positives if settings.positives or settings.beyond_positives else None,
+        known=_KnownAmong(supervision, rows, len(ground.tile_ids)) if settings.positives or settings.beyond_positives else None,
         exact_up_to=settings.exact_up_to,
     )
-    return mined, {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
+    return mined.of_set(rows, len(ground.tile_ids)), {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
+
+
+class _KnownAmong:
+    """The known positives of some of the training tiles, numbered as they are."""
+
+    def __init__(self, supervision: Supervision, rows: IntArray, tiles: int) -> None:
+        self._known, self._rows = supervision.known_positives, rows
+        self._numbers = np.full(tiles, -1, np.int64)
+        self._numbers[rows] = np.arange(len(rows))
+
+    def __call__(self, anchor: int, most: int) -> IntArray:
+        found = self._numbers[self._known(int(self._rows[anchor]), most)]
+        kept: IntArray = found[found >= 0]
+        return kept
 
 
 def mine_all(
@@ -166,7 +220,7 @@ def mine_all(
         max_candidates: most similar tiles that are looked at per tile; and most of its known positives.
         device: where to compare.
         positives: wanted per tile.
-        known: `Supervision.known_positives`; None where neither `positives` nor a guard asks.
+        known: as `Supervision.known_positives`; None where neither `positives` nor a guard asks.
         exact_up_to: tiles above which an index is searched.
 
     Raises:

@@ -7,11 +7,14 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from rayjobs.config import build
 from rayjobs.errors import TrainingError
+from rayjobs.experiment import Experiment
 from rayjobs.metric.guards import LabelGuard
 from rayjobs.train import mine
-from rayjobs.train.batches import ByLabel
+from rayjobs.train.batches import ByLabel, plan_epoch
 from rayjobs.train.cache import ChipCache
+from rayjobs.train.ground import Ground, supervise
 
 
 class Normed(torch.nn.Module):
@@ -102,3 +105,53 @@ def test_vectors_that_are_not_finite_end_mining_on_every_rank():
     vectors[33, 2] = torch.inf
     with pytest.raises(TrainingError, match="not finite"):
         mine.mine_all(vectors, [], negatives=1, max_candidates=5, device=torch.device("cpu"), exact_up_to=0)
+
+
+def made(labels):
+    """Ground of tiles far apart, with classes, and chips that show noise."""
+    tiles = np.arange(len(labels))
+    ground = Ground(
+        tile_ids=[f"{number:03}" for number in tiles],
+        positions=np.stack([tiles * 5.0, 0.0 * tiles, 0.0 * tiles], axis=1),
+        sizes=np.ones(len(tiles)),
+        reaches=np.ones(len(tiles)),
+        places=tiles,
+        scenes=0 * tiles,
+        labels=labels,
+        fractions=np.empty((len(tiles), 0), np.float32),
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (len(tiles), 3, 2, 2)).astype(np.uint8)
+    return ground, ChipCache(pixels=pixels, valid=np.ones((len(tiles), 2, 2), bool))
+
+
+class Brightness(torch.nn.Module):
+    def forward(self, pixels, _valid):
+        return torch.nn.functional.normalize(pixels.float().mean(dim=(2, 3)) - 127)
+
+
+def test_tiles_that_no_batch_takes_are_neither_mined_nor_embedded_nor_candidates():
+    labels = np.full(300, -1)
+    labels[::8] = np.arange(38) % 3
+    labels[5] = 9  # alone in its class
+    raw = {
+        "name": "x",
+        "rasters": {"sources": [{"kind": "files", "uris": ["x.tif"]}]},
+        "mining": {"negatives": 4, "positives": 2, "max_candidates": 30},
+        "train": {"supervision": "labels"},
+    }
+    experiment = build(Experiment, raw)
+    ground, chips = made(labels)
+    supervision = supervise(experiment, ground)
+    mined, _ = mine.mined_with(experiment, ground, supervision, Brightness(), chips, torch.device("cpu"))
+    anchors = np.arange(0, 300, 8)
+    assert mined.candidates.shape == (300, 4)
+    assert np.flatnonzero((mined.candidates >= 0).all(axis=1)).tolist() == anchors.tolist()
+    assert np.flatnonzero((mined.positives >= 0).any(axis=1)).tolist() == anchors.tolist()
+    assert set(mined.candidates.ravel().tolist()) == {-1, *anchors.tolist()}
+    assert (labels[mined.candidates[anchors]] != labels[anchors, None]).all()
+    assert (labels[mined.positives[anchors]] == labels[anchors, None]).all()
+    vectors = Brightness()(torch.from_numpy(chips.pixels), None)
+    np.testing.assert_allclose(mined.scores[anchors], (vectors[anchors, None] * vectors[mined.candidates[anchors]]).sum(dim=2), atol=1e-6)
+    hard = mine.from_table(mined.table(ground.tile_ids), ground.tile_ids)
+    rng = np.random.default_rng(0)
+    assert plan_epoch(supervision, rng, steps=9, batch=12, group=2, mined=hard, mined_share=0.5).joined_share == 1
