@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 IDS = [f"{number:02}" for number in range(COUNT)]
 
 
-def opened(uri: str, token: str) -> SimpleNamespace:
+def opened(uri: str, token: str, *, keep_checkpoints: int = 2) -> SimpleNamespace:
     """Return a run in the workspace at `uri` as it begins or goes on, under the lease named `token`, and what it tells."""
     raw = {
         "name": "x",
@@ -35,7 +35,7 @@ def opened(uri: str, token: str) -> SimpleNamespace:
             "precision": "fp32",
             "ema": 0.5,
             "epochs": EPOCHS,
-            "keep_checkpoints": 2,
+            "keep_checkpoints": keep_checkpoints,
             "augment": {"brightness": 0.1},
         },
     }

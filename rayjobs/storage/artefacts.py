@@ -334,35 +334,44 @@ class Artefact:
         keys = (key.removeprefix(self.prefix).split("/") for key in self.store.list(self.prefix))
         return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == "manifest.json")
 
-    def newest_sound(self, say: Callable[[str], None], last: str | None = None) -> Version | None:
+    def newest_sound(
+        self, say: Callable[[str], None], last: str | None = None, *, unfit: Callable[[Version], str | None] = lambda _: None
+    ) -> Version | None:
         """Return the last version, in the order of names, whose files all are what its manifest says; None where there is none.
 
-        Damaged versions after it are said, lose their manifest, so that they can be published again, and are not current any more.
+        Damaged and unfit versions after it are said, lose their manifest, so that they can be published again, and are current no more.
 
         Args:
-            say: told of each damaged version, in one line.
+            say: told of each such version, in one line.
             last: name of the last version that may be returned.
+            unfit: asked of each whole version why it cannot be used all the same; None where it can.
 
         Raises:
             StorageError: storage cannot be asked.
         """
         names = [name for name in self.finished() if last is None or name <= last]
         for name in reversed(names):
-            reason = self._damage(name)
-            if reason is None:
+            fault = self._fault(name, unfit)
+            if fault is None:
                 if last is None:
                     self._lead_to(name)
                 return self.at(name)
             before = next((other for other in reversed(names) if other < name), None)
-            say(f"{self.kind}/{self.name}/{name} is damaged ({reason}); {f'{before} before it' if before else 'nothing'} is taken")
+            say(f"{self.kind}/{self.name}/{name} {fault}; {f'{before} before it' if before else 'nothing'} is taken")
             self._withdraw(name, before)
         return None
 
-    def _damage(self, name: str) -> str | None:
+    def _fault(self, name: str, unfit: Callable[[Version], str | None]) -> str | None:
+        """Return what is wrong with a version, as the rest of a sentence; None where it can be used."""
         try:
-            return self.at(name).damage()
+            version = self.at(name)
+            damage = version.damage()
+            reason = None if damage else unfit(version)
         except (NotFoundError, DamagedError) as error:
-            return str(error)
+            damage, reason = str(error), None
+        if damage:
+            return f"is damaged ({damage})"
+        return f"cannot be used ({reason})" if reason else None
 
     def _lead_to(self, name: str) -> None:
         """Make a version current where a pointer that was not switched in time, or is damaged, leads elsewhere."""

@@ -31,7 +31,7 @@ from rayjobs.train import cache
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.loop import loop, steps_per_epoch
 from rayjobs.train.objective import check_objective
-from rayjobs.train.state import TrainPlan
+from rayjobs.train.state import TrainPlan, unfit
 
 if TYPE_CHECKING:
     from rayjobs.console import Console, Stage
@@ -102,7 +102,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     source = workspace.set.require("run `rayjobs sample` first")
     with Lease(workspace.store, workspace.lease) as lease:
         _pin(experiment, workspace, source)
-        newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"))
+        newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
         done = int(newest.manifest["epoch"]) if newest else 0
         if done >= experiment.train.epochs:
             console.say(f"train            run {workspace.run} has all its {done} epochs already")

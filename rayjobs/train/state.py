@@ -16,7 +16,7 @@ import ray.train.collective
 import ray.train.torch
 import torch
 
-from rayjobs.errors import CheckpointError, PublishConflictError, StorageError, TrainingError
+from rayjobs.errors import CheckpointError, NotFoundError, PublishConflictError, StorageError, TrainingError
 from rayjobs.metric.clusters import Clusters
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
@@ -24,10 +24,11 @@ from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
 from rayjobs.train.distributed import agreed, rank, world_size
+from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits
 from rayjobs.train.mine import Mined, from_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rayjobs.experiment import Experiment
     from rayjobs.models.checkpoint import Checkpointed
@@ -151,12 +152,12 @@ def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objec
 def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
     """Take up the newest sound checkpoint and its mining generation, if the run has one; every rank takes up what rank 0 found."""
     workspace = plan.experiment.open_workspace()
-    chosen = from_rank_zero(_newest(plan) if rank() == 0 else None)
+    chosen = from_rank_zero(_newest(plan, state, objective, len(tile_ids)) if rank() == 0 else None)
     if chosen is None:
         return state
     name, generation = chosen
     version = workspace.checkpoints.at(name)
-    _take_up(state, objective, _loaded(version), version)
+    _take_up(state, objective, _loaded(version))
     if generation is not None:
         use_mined(plan, state, generation, tile_ids)
     plan.tell("resumed", epoch=state.epoch, step=state.step, checkpoint=name)
@@ -169,29 +170,25 @@ def from_rank_zero(value: T) -> T:
     return shared
 
 
-def _newest(plan: TrainPlan) -> tuple[str, int | None] | None:
-    """Return the name of the newest sound checkpoint and the mining generation to go on with; what is damaged is said."""
+def _newest(plan: TrainPlan, state: State, objective: Objective, tiles: int) -> tuple[str, int | None] | None:
+    """Return the name of the newest checkpoint that this run can take up, and the mining generation to go on with.
+
+    What is damaged or cannot be used is said and withdrawn, so that it can be published again when training comes there.
+    """
     workspace = plan.experiment.open_workspace()
 
     def say(text: str) -> None:
         plan.tell("damaged", text=text)
 
-    last = None
-    while version := workspace.checkpoints.newest_sound(say, last):
-        try:
-            saved = _loaded(version).saved
-        except CheckpointError as error:
-            names = [name for name in workspace.checkpoints.finished() if name < version.version]
-            say(f"checkpoint {version.version} cannot be used ({error}); {names[-1] if names else 'nothing'} is taken")
-            if not names:
-                return None
-            last = names[-1]
-            continue
-        if saved["generation"] is None:
-            return version.version, None
-        mined = workspace.mining.newest_sound(say, generation_name(int(saved["generation"])))
-        return version.version, int(mined.manifest["generation"]) if mined else None
-    return None
+    def unfit_here(version: Version) -> str | None:
+        return _refusal(version, lambda checkpoint: _check_taken_up(checkpoint, plan.spec, state, objective, tiles))
+
+    version = workspace.checkpoints.newest_sound(say, unfit=unfit_here)
+    if version is None:
+        return None
+    generation = _loaded(version).saved["generation"]
+    mined = None if generation is None else workspace.mining.newest_sound(say, generation_name(generation))
+    return version.version, int(mined.manifest["generation"]) if mined else None
 
 
 class _Checkpoint(NamedTuple):
@@ -200,14 +197,51 @@ class _Checkpoint(NamedTuple):
     encoder: Checkpointed
     saved: dict[str, Any]
     """Of `state.pt`."""
+    losses: array[float] | None
+    """None where it was made before losses were recorded."""
+
+
+def unfit(version: Version) -> str | None:
+    """Tell why a checkpoint whose files are whole is none that any run can go on from; None where it is one."""
+    return _refusal(version, lambda _: None)
+
+
+def _refusal(version: Version, check: Callable[[_Checkpoint], None]) -> str | None:
+    try:
+        check(_loaded(version))
+    except (CheckpointError, NotFoundError) as error:  # not found: its manifest does not name all files
+        return str(error)
+    return None
 
 
 def _loaded(version: Version) -> _Checkpoint:
+    """Read a checkpoint. Raises `CheckpointError` where it is none, or another than its name and its manifest say."""
     encoder = from_files(model_json=version.read("model.json"), tensors=version.read("model.safetensors"))
-    return _Checkpoint(encoder, read_training_state(version.read("state.pt")))
+    saved = read_training_state(version.read("state.pt"))
+    check_counts(saved)
+    epoch, step = saved["epoch"], saved["step"]
+    if _name_at(epoch, step) != version.version or version.manifest.get("epoch") != epoch:
+        raise CheckpointError(f"its state.pt is of {epoch} epochs and {step} steps; take another checkpoint")
+    return _Checkpoint(encoder, saved, _losses(version))
 
 
-def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint, version: Version) -> None:
+def _losses(version: Version) -> array[float] | None:
+    if all(entry.name != _LOSSES for entry in version.files):
+        return None
+    try:
+        column = pq.read_table(io.BytesIO(version.read(_LOSSES)))["loss"].cast(pa.float64())
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CheckpointError(f"{_LOSSES} holds no losses ({error}); take another checkpoint") from error
+    return array("d", column.to_numpy())
+
+
+def _check_taken_up(checkpoint: _Checkpoint, spec: ModelSpec, state: State, objective: Objective, tiles: int) -> None:
+    if checkpoint.encoder.spec != spec:
+        raise CheckpointError("its model.json describes another encoder than this run's; take another checkpoint")
+    check_fits(checkpoint.saved, state, objective, tiles=tiles)
+
+
+def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> None:
     saved = checkpoint.saved
     if state.average is None:
         state.module.load_state_dict(checkpoint.encoder.module.state_dict())
@@ -216,13 +250,11 @@ def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint, versio
         state.average.load_state_dict(saved["average"])
     objective.load_state_dict(saved["objective"])
     state.optimizer.load_state_dict(saved["optimizer"])
-    state.epoch, state.step = int(saved["epoch"]), int(saved.get("step", 0))
-    state.failed_uploads = int(saved.get("failed_uploads", 0))
-    state.batches = _rebuilt(EpochPlan, saved.get("batches"))
-    state.clusters = _rebuilt(Clusters, saved.get("clusters"))
-    if any(entry.name == _LOSSES for entry in version.files):
-        losses = pq.read_table(io.BytesIO(version.read(_LOSSES)))
-        state.losses = array("d", losses["loss"].to_numpy())
+    state.epoch, state.step, state.failed_uploads = saved["epoch"], saved["step"], saved["failed_uploads"]
+    state.batches = _rebuilt(EpochPlan, saved["batches"] if state.step else None)
+    state.clusters = _rebuilt(Clusters, saved["clusters"])
+    if checkpoint.losses is not None:
+        state.losses = checkpoint.losses
 
 
 def _flat(value: Any) -> dict[str, Any] | None:
@@ -246,10 +278,12 @@ def save(plan: TrainPlan, state: State, objective: Objective, *, last: bool = Fa
         whether it was published. Where storage fails, this is said and counted, and training may go on to the next checkpoint.
 
     Raises:
-        TrainingError: on all ranks, if another command has taken the run over.
+        TrainingError: on all ranks, if weights are not finite on any, or if another command has taken the run over.
         StorageError: on all ranks, if the last checkpoint of the run could not be published.
     """
     device = next(state.module.parameters()).device
+    if not agreed(all(map(all_finite, _learned(state, objective))), device):
+        raise TrainingError(f"weights are not finite after {state.epoch} epochs and {state.step} steps; lower train.learning_rate")
     fault = _upload(plan, state, objective, _LAST_WAITS_S if last else ()) if rank() == 0 else None
     if not agreed(not isinstance(fault, TrainingError), device):
         run = plan.experiment.open_workspace().run
@@ -260,6 +294,12 @@ def save(plan: TrainPlan, state: State, objective: Objective, *, last: bool = Fa
     if last:
         raise StorageError("the last checkpoint could not be published, though it was tried for minutes; see what the storage said")
     return False
+
+
+def _learned(state: State, objective: Objective) -> list[dict[str, torch.Tensor]]:
+    """Return all that a step changes for good: the loss looks at it before the step, not after."""
+    average = {} if state.average is None else state.average.state_dict()
+    return [state.module.state_dict(), objective.loss.state_dict(), average]
 
 
 def _upload(plan: TrainPlan, state: State, objective: Objective, waits: Sequence[float]) -> StorageError | TrainingError | None:
@@ -292,8 +332,12 @@ def _publish_pending(plan: TrainPlan, state: State, table: MinedTable) -> None:
 
 
 def _name(state: State) -> str:
+    return _name_at(state.epoch, state.step)
+
+
+def _name_at(epoch: int, step: int) -> str:
     """Return a checkpoint's name; names sort as the states do."""
-    return f"epoch-{state.epoch:04d}" + (f"-step-{state.step:08d}" if state.step else "")
+    return f"epoch-{epoch:04d}" + (f"-step-{step:08d}" if step else "")
 
 
 def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
@@ -312,6 +356,7 @@ def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
 
 def _saved(state: State, objective: Objective) -> dict[str, Any]:
     saved = {
+        "format": FORMAT,
         "optimizer": state.optimizer.state_dict(),
         "objective": objective.state_dict(),
         "epoch": state.epoch,

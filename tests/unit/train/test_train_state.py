@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import math
 import os
 
 import numpy as np
@@ -124,17 +125,86 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(make, damage, fil
     assert checkpoints.current().damage() is None
 
 
-def test_weights_that_are_not_finite_are_no_checkpoint_to_go_on_from(make):
+@pytest.mark.parametrize("spoilt", [("module",), ("average",), ("module", "average")])
+def test_weights_that_are_not_finite_are_not_published(make, spoilt):
     run = published(make, 2)
+    run.state.epoch = 3
+    for name in spoilt:
+        module = run.state.module if name == "module" else run.state.average.module
+        module.projection.bias.data[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"not finite after 3 epochs.*lower train\.learning_rate"):
+        save(run.plan, run.state, run.objective, last=True)
+    assert run.workspace.checkpoints.current().version == "epoch-0002"
+
+
+def test_a_gradient_that_is_not_finite_in_the_last_step_ends_the_run(make):
+    run = published(make, 1)
+    weight = run.state.module.projection.weight
+    seen = itertools.count(1)
+    weight.register_hook(lambda gradient: gradient * torch.nan if next(seen) == 2 * STEPS else gradient)  # the loss was finite before it
+    with pytest.raises(TrainingError, match="weights are not finite"):
+        train(run)
+    assert math.isfinite(run.state.losses[-1])
+    assert run.workspace.checkpoints.finished() == ["epoch-0001", "epoch-0002"]
+
+
+def changed(make, epoch, change):
+    """Publish a checkpoint that is whole, and of which `change` has spoilt the contents of state.pt, as files by name."""
+    run = make()
+    run.state.epoch = epoch
+    files = states._saved(run.state, run.objective)
+    change(files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "_saved", lambda *_: files)
+        patch.setattr(states, "all_finite", lambda _: True)
+        save(run.plan, run.state, run.objective)
+    assert run.workspace.checkpoints.current().damage() is None
+
+
+def spoil(run):
     run.state.epoch = 3
     for module in (run.state.module, run.state.average.module):
         module.projection.bias.data.fill_(torch.nan)
-    save(run.plan, run.state, run.objective)
-    again = make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "all_finite", lambda _: True)
+        save(run.plan, run.state, run.objective)
+    assert run.workspace.checkpoints.current().version == "epoch-0003"
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_an_unusable_checkpoint_is_withdrawn_so_that_training_can_publish_it_again(make, kept):
+    spoil(published(make, 2))
+    again = make(keep_checkpoints=kept)
     assert again.state.epoch == 2
     [said] = [message["text"] for message in again.told if message["kind"] == "damaged"]
     assert "epoch-0003 cannot be used" in said
-    assert "epoch-0002 is taken" in said
+    assert "epoch-0002 before it is taken" in said
+    checkpoints = again.workspace.checkpoints
+    assert checkpoints.current().version == "epoch-0002"
+    again.state.epoch, again.state.step = 2, 2
+    again.state.batches = EpochPlan(members=np.zeros((STEPS, 4), np.int64), groups=np.zeros((STEPS, 4), np.int64))
+    save(again.plan, again.state, again.objective)
+    assert checkpoints.finished()[-1] == "epoch-0002-step-00000002"
+    again.state.epoch, again.state.step = 3, 0
+    save(again.plan, again.state, again.objective)
+    assert checkpoints.finished() == ["epoch-0002-step-00000002", "epoch-0003"][-kept:]
+    assert make().state.epoch == 3
+
+
+def test_a_training_state_of_another_layout_is_withdrawn_and_the_one_before_taken(make):
+    published(make, 2)
+    changed(make, 3, lambda saved: saved.pop("optimizer"))
+    again = make()
+    assert again.state.epoch == 2
+    [said] = [message["text"] for message in again.told if message["kind"] == "damaged"]
+    assert "epoch-0003 cannot be used (state.pt: optimizer" in said
+    assert again.workspace.checkpoints.finished() == ["epoch-0002"]
+
+
+def test_a_checkpoint_of_another_epoch_than_its_name_says_is_withdrawn(make):
+    published(make, 1)
+    changed(make, 2, lambda saved: saved.update(epoch=1))
+    assert make().state.epoch == 1
 
 
 def test_without_any_sound_checkpoint_it_begins_anew(make):

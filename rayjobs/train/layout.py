@@ -1,0 +1,158 @@
+"""Whether what a checkpoint keeps fits the run that would go on from it. A checkpoint is hostile until it has been looked at here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rayjobs.errors import CheckpointError
+from rayjobs.train.batches import EpochPlan
+
+if TYPE_CHECKING:
+    from rayjobs.train.objective import Objective
+    from rayjobs.train.state import State
+
+FORMAT = 1
+"""Number of the layout of `state.pt`; another number is another layout."""
+_COUNTS = ("epoch", "step", "failed_uploads")
+_RATES = ("lr", "initial_lr", "eps", "weight_decay")
+_INTEGERS = (torch.int32, torch.int64)
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+
+
+def check_counts(saved: Mapping[str, Any]) -> None:
+    """Check the format of `state.pt`, and how far it says that the run is.
+
+    Raises:
+        CheckpointError: it is of another format, or a number is missing or none.
+    """
+    found = saved.get("format", FORMAT)  # the first checkpoints of this format did not say so
+    if found != FORMAT:
+        raise CheckpointError(f"state.pt has format {found!r:.80}, and this program reads {FORMAT}; take another checkpoint")
+    for name in _COUNTS:
+        _require(_is_count(saved.get(name)), name, "a number of 0 or more")
+    _require(saved.get("generation") is None or _is_count(saved["generation"]), "generation", "a number of 0 or more, or none")
+
+
+def check_fits(saved: Mapping[str, Any], state: State, objective: Objective, *, tiles: int) -> None:
+    """Check that `state.pt` can be taken up: nothing is missing, superfluous or of another shape.
+
+    Args:
+        saved: `state.pt`, whose counts have been checked.
+        state: of the run as it begins.
+        objective: of the run as it begins.
+        tiles: training tiles, to which batches and clusters point.
+
+    Raises:
+        CheckpointError: it cannot; says what is wrong.
+    """
+    if state.average is not None:
+        _check_alike(saved.get("module"), state.module.state_dict(), "module")
+        _check_alike(saved.get("average"), state.average.state_dict(), "average")
+    _check_alike(saved.get("objective"), objective.state_dict(), "objective")
+    for name, kept in _weights(saved, averaged=state.average is not None).items():
+        _require(all_finite(kept), name, "finite")
+    _check_optimizer(saved.get("optimizer"), state.optimizer)
+    _check_batches(saved.get("batches"), int(saved["step"]), tiles)
+    _check_clusters(saved.get("clusters"), tiles)
+
+
+def all_finite(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether all numbers are finite; waits for the device once."""
+    each = [torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()]
+    return not each or bool(torch.stack(each).all())
+
+
+def _weights(saved: Mapping[str, Any], *, averaged: bool) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Return what must be finite; the weights of `model.safetensors` are looked at where they are read."""
+    return {"objective.loss": saved["objective"]["loss"]} | ({name: saved[name] for name in ("module", "average")} if averaged else {})
+
+
+def _require(holds: bool, name: str, wanted: str) -> None:  # noqa: FBT001  what must hold
+    if not holds:
+        raise CheckpointError(f"state.pt: {name[:80]} is not {wanted}; take another checkpoint")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_alike(found: Any, wanted: Any, name: str) -> None:
+    """Compare two nested mappings of tensors by keys, shapes and types."""
+    if isinstance(wanted, Mapping):
+        _require(isinstance(found, Mapping) and found.keys() == wanted.keys(), name, "what this run keeps under that name")
+        for key, value in wanted.items():
+            _check_alike(found[key], value, f"{name}.{key}")
+    elif isinstance(wanted, torch.Tensor):
+        fits = isinstance(found, torch.Tensor) and found.shape == wanted.shape and found.dtype == wanted.dtype
+        _require(fits, name, f"{wanted.dtype} {tuple(wanted.shape)}")
+    else:
+        _require(type(found) is type(wanted), name, f"of type {type(wanted).__name__}")
+
+
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
+    _require(isinstance(found, Mapping) and found.keys() == {"state", "param_groups"}, "optimizer", "the state of an optimizer")
+    ours, theirs = optimizer.state_dict()["param_groups"], found["param_groups"]
+    _require(isinstance(theirs, Sequence) and len(theirs) == len(ours), "optimizer.param_groups", f"{len(ours)} groups")
+    for mine, group in zip(ours, theirs, strict=True):
+        _require(
+            isinstance(group, Mapping) and group.get("params") == mine["params"], "optimizer.param_groups", "over this run's parameters"
+        )
+        _require(all(_is_number(group.get(name)) for name in _RATES), "optimizer.param_groups", f"with numbers for {', '.join(_RATES)}")
+        betas = group.get("betas")
+        _require(isinstance(betas, Sequence) and len(betas) == 2 and all(map(_is_number, betas)), "betas", "two numbers")  # noqa: PLR2004  as said
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _require(isinstance(found["state"], Mapping), "optimizer.state", "a mapping")
+    for index, moments in found["state"].items():
+        _require(_is_count(index) and index < len(parameters), "optimizer.state", "over this run's parameters")
+        _check_moments(moments, parameters[index], f"optimizer.state.{index}")
+
+
+def _check_moments(found: Any, parameter: torch.Tensor, name: str) -> None:
+    fits = isinstance(found, Mapping) and all(isinstance(found.get(key), torch.Tensor) for key in _MOMENTS)
+    _require(fits and found["step"].numel() == 1, name, f"tensors {', '.join(_MOMENTS)}")
+    _require(all(found[key].shape == parameter.shape for key in _MOMENTS[1:]), name, f"of shape {tuple(parameter.shape)}")
+
+
+def _is_integers(found: Any, shape: Sequence[int] | None, dimensions: int) -> bool:
+    fits = isinstance(found, torch.Tensor) and found.dtype in _INTEGERS and found.dim() == dimensions and found.numel() > 0
+    return fits and (shape is None or tuple(found.shape) == tuple(shape))
+
+
+def _lies_in(found: torch.Tensor, least: int, below: int) -> bool:
+    return bool((found >= least).all() and (found < below).all())
+
+
+def _check_batches(found: Any, step: int, tiles: int) -> None:
+    if not step:
+        return
+    fits = isinstance(found, Mapping) and {"members", "groups"} <= found.keys() <= set(EpochPlan.__dataclass_fields__)
+    _require(fits and _is_number(found.get("joined_share") or 0.0), "batches", "those of an epoch under way")
+    members = found["members"]
+    _require(_is_integers(members, None, 2) and len(members) >= step, "batches.members", "a row of tiles for each step")
+    _require(_lies_in(members, 0, tiles), "batches.members", f"below {tiles}, the number of training tiles")
+    _require(_is_integers(found["groups"], members.shape, 2), "batches.groups", f"integers {tuple(members.shape)}")
+    clusters = found.get("clusters")
+    _require(clusters is None or _is_integers(clusters, members.shape, 2), "batches.clusters", f"integers {tuple(members.shape)}, or none")
+
+
+def _check_clusters(found: Any, tiles: int) -> None:
+    if found is None:
+        return
+    names = {"centres", "classes", "of_item", "variance"}
+    _require(isinstance(found, Mapping) and found.keys() == names, "clusters", f"{', '.join(sorted(names))}")
+    centres = found["centres"]
+    fits = isinstance(centres, torch.Tensor) and centres.dim() == 2 and centres.dtype == torch.float32  # noqa: PLR2004  rows and columns
+    _require(fits and all_finite({"": centres}), "clusters.centres", "finite rows")
+    _require(_is_integers(found["classes"], (len(centres),), 1), "clusters.classes", "one for each centre")
+    fits = _is_integers(found["of_item"], (tiles,), 1) and _lies_in(found["of_item"], -1, len(centres))
+    _require(fits, "clusters.of_item", "a cluster for each training tile")
+    _require(_is_number(found["variance"]), "clusters.variance", "a number")
