@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from rayjobs.train.cache import ChipCache
     from rayjobs.train.ground import Ground
 
+T = TypeVar("T")
+
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
-_EMBED_BLOCK = 128
+_EMBED_BLOCK = {"cpu": 8, "cuda": 128}
+"""Tiles embedded at a time; few where each thread has a block of its own, and what its layers give beside it."""
 _SEARCH_BLOCK = 512
 
 
@@ -143,22 +146,34 @@ def embed_all(module: torch.nn.Module, cache: ChipCache, device: torch.device, r
     training = module.training
     module.eval()
     rows = np.arange(len(cache.pixels)) if rows is None else rows
-    count = len(rows)
+    blocks = canonical_blocks(len(rows), _EMBED_BLOCK[device.type])[rank() :: world_size()]
     vectors: torch.Tensor | None = None
-    for block in canonical_blocks(count, _EMBED_BLOCK)[rank() :: world_size()]:
-        pixels = torch.from_numpy(np.array(cache.pixels[rows[block]])).to(device)
-        embedded = module(pixels, torch.from_numpy(np.array(cache.valid[rows[block]])).to(device)).float()
+    for block, embedded in _embedded(module, cache, device, rows, blocks):
         if vectors is None:
-            vectors = torch.zeros(count, embedded.shape[1], device=device)
+            vectors = torch.zeros(len(rows), embedded.shape[1], device=device)
         vectors[block] = embedded
     if vectors is None:  # more ranks than blocks
-        vectors = torch.zeros(count, module(*_one(cache, device)).shape[1], device=device)
+        vectors = torch.zeros(len(rows), module(*_chips(cache, rows[:2], device)).shape[1], device=device)
     module.train(training)
     return share_rows(vectors).cpu()
 
 
-def _one(cache: ChipCache, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(np.array(cache.pixels[:2])).to(device), torch.from_numpy(np.array(cache.valid[:2])).to(device)
+def _embedded(
+    module: torch.nn.Module, cache: ChipCache, device: torch.device, rows: IntArray, blocks: Sequence[slice]
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Embed blocks: on a GPU one after the other, on a processor each on a thread of its own."""
+    on_gpu = device.type != "cpu"
+    encode = module if on_gpu else module.forward  # a compiled call would be compiled anew for other threads and sizes
+
+    @torch.inference_mode()
+    def embedded(block: slice) -> tuple[slice, torch.Tensor]:
+        return block, encode(*_chips(cache, rows[block], device)).float()
+
+    return map(embedded, blocks) if on_gpu else _in_threads(embedded, blocks)
+
+
+def _chips(cache: ChipCache, rows: IntArray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(np.array(cache.pixels[rows])).to(device), torch.from_numpy(np.array(cache.valid[rows])).to(device)
 
 
 def mined_with(
@@ -252,13 +267,11 @@ def _indexed(vectors: torch.Tensor, device: torch.device) -> IndexedRanking:
     return IndexedRanking(vectors, centres, share_rows(of_tile.to(device)).cpu())
 
 
-_Part = tuple[slice, MinedBlock, MinedPositives | None]
-
-
-def _in_threads(mined: Callable[[slice], _Part], blocks: Sequence[slice]) -> Iterator[_Part]:
-    """Mine blocks on all threads of this worker, each block on one: so its answer does not depend on how many there are."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, one_thread():
-        yield from pool.map(mined, blocks)
+def _in_threads(work: Callable[[slice], T], blocks: Sequence[slice]) -> Iterator[T]:
+    """Work at blocks on all threads of this worker, each block on one: so its answer does not depend on how many there are."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool, one_thread():
+        yield from pool.map(work, blocks)
 
 
 class _Tables:

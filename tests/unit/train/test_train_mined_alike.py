@@ -15,6 +15,8 @@ import torch.multiprocessing as mp
 
 from rayjobs.config import build
 from rayjobs.experiment import Experiment
+from rayjobs.models.encoder import build as build_encoder
+from rayjobs.models.spec import ModelSpec
 from rayjobs.tiles.table import geoparquet_bytes, plan_tiles, read_geoparquet
 from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import ground_of, supervise
@@ -26,6 +28,7 @@ MOST_SIMILAR, PER_SCENE = 0.97, 2
 NAIP = r"(?P<scene>m_\d+_se_14_1_(?P<date>201[25]\d{4}))\.tif"
 ZION = r"landsat_(?P<band>b\d)\.tif"
 SUPERVISIONS = ("geography", "labels")
+CASES = [*((supervision, "statistics") for supervision in SUPERVISIONS), ("labels", "tf_efficientnet_lite0")]
 
 
 class Statistics(torch.nn.Module):
@@ -35,6 +38,16 @@ class Statistics(torch.nn.Module):
         flat = pixels.flatten(2)
         parts = [flat.mean(2), flat.std(2), flat.quantile(0.05, dim=2), flat.quantile(0.95, dim=2)]
         return torch.round(torch.nn.functional.normalize(torch.cat(parts, dim=1)) * 256) / 256
+
+
+def encoder(name):
+    """Exact statistics, or a network whose products are rounded as they come."""
+    if name == "statistics":
+        return Statistics()
+    bands = ("a", "b", "c", "d")
+    sizes = {"tile_size": SIZE // 3, "input_size": SIZE // 3, "resolution_m": None}
+    spec = ModelSpec(backbone=name, dim=128, bands=bands, dtype="float32", mean=(0.0,) * 4, std=(1.0,) * 4, **sizes)
+    return build_encoder(spec, 0)
 
 
 def experiment(supervision):
@@ -86,25 +99,27 @@ def standardised(scene):
     return (image - image.mean(axis=(1, 2), keepdims=True)) / image.std(axis=(1, 2), keepdims=True)
 
 
-def table_bytes(folder, supervision):
+def table_bytes(folder, supervision, network="statistics"):
     settings = experiment(supervision)
     ground = ground_of(read_geoparquet(Path(folder, "tiles.parquet").read_bytes()), settings)
     pixels = np.load(f"{folder}/chips.npy")
     chips = ChipCache(pixels=pixels, valid=np.ones((len(pixels), *pixels.shape[2:]), bool))
-    mined, _ = mined_with(settings, ground, supervise(settings, ground), Statistics(), chips, torch.device("cpu"))
+    mined, _ = mined_with(settings, ground, supervise(settings, ground), encoder(network), chips, torch.device("cpu"))
     buffer = io.BytesIO()
     pq.write_table(mined.table(ground.tile_ids), buffer)
     return buffer.getvalue(), mined.refused
 
 
 def mine_on(rank, folder):
-    """Mine in a group of three, and then in one of two; each rank for itself notes what it has."""
+    """Mine in a group of three, and then in one of two, each rank on threads of its own number; each for itself notes what it has."""
+    torch.set_num_threads(rank + 1)
     for ranks in (3, 2):
         if rank < ranks:
             dist.init_process_group("gloo", init_method=f"file://{folder}/meet{ranks}", rank=rank, world_size=ranks)
-            for supervision in SUPERVISIONS:
-                data, refused = table_bytes(folder, supervision)
-                np.savez(f"{folder}/{supervision}-{ranks}-{rank}.npz", data=np.frombuffer(data, np.uint8), refused=list(refused.values()))
+            for case in CASES:
+                data, refused = table_bytes(folder, *case)
+                name = f"{folder}/{'-'.join(case)}-{ranks}-{rank}.npz"
+                np.savez(name, data=np.frombuffer(data, np.uint8), refused=list(refused.values()))
             dist.destroy_process_group()
 
 
@@ -114,12 +129,13 @@ def together(folder):
     return folder
 
 
-@pytest.mark.parametrize("supervision", SUPERVISIONS)
-def test_any_number_of_ranks_mines_the_same_bytes(together, supervision):
-    alone, refused = table_bytes(together, supervision)
+@pytest.mark.parametrize("case", CASES)
+def test_any_number_of_ranks_and_threads_mines_the_same_bytes(together, case):
+    alone, refused = table_bytes(together, *case)
+    assert len(pq.read_table(io.BytesIO(alone))) > 1000
     for ranks in (2, 3):
         for rank in range(ranks):
-            with np.load(together / f"{supervision}-{ranks}-{rank}.npz") as done:
+            with np.load(together / f"{'-'.join(case)}-{ranks}-{rank}.npz") as done:
                 assert done["data"].tobytes() == alone, (ranks, rank)
                 assert done["refused"].tolist() == list(refused.values())
 

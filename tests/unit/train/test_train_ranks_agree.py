@@ -27,7 +27,7 @@ from rayjobs.train.step import Bench, train_epoch
 
 TILES, SIDE, DIM, CLASSES = 150, 32, 8, 4
 BATCH, STEPS, EPOCHS = 14, 3, 3
-"""A batch of 14 does not divide by 3, nor the tiles' two blocks."""
+"""A batch of 14 does not divide by 3, nor the tiles' 19 blocks."""
 CPU = torch.device("cpu")
 
 
