@@ -28,6 +28,8 @@ _AGAIN_S = 5.0
 """Least time between two tries to reach a server that failed."""
 _PATIENCE_S = 60.0
 """How long the end of the work waits for a server that failed."""
+_HASTE_S = 0.3
+"""How long the end of work that was interrupted waits for a server that answered so far."""
 _MOST_KEPT = 100_000
 """Calls that are kept for it."""
 _REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -94,6 +96,13 @@ class Tracker:
         if self._kept:
             self._say(f"tracking         MLflow still fails: {len(self._kept):,} entries of this run are lost to it")
 
+    def drop(self, status: str) -> None:
+        """Close the run where nobody may be kept waiting: tell a server that answers at once, and leave any other."""
+        if self._failed_at is None:
+            ending = threading.Thread(target=self._attempt, args=("set_terminated", self.run_id, status), name="tracking", daemon=True)
+            ending.start()
+            ending.join(_HASTE_S)
+
     def _log_file(self, name: str, data: bytes) -> None:
         if self._client is None:
             return
@@ -156,7 +165,7 @@ def tracked(
     say: Callable[[str], None],
     resume: str | None = None,
 ) -> Iterator[Tracker]:
-    """Log the block as one MLflow run: FINISHED when it ends, FAILED when it raises.
+    """Log the block as one MLflow run: FINISHED when it ends, FAILED when it raises; interrupted work waits for no server.
 
     Args:
         settings: the experiment's tracking section.
@@ -169,6 +178,9 @@ def tracked(
     tracker = _open(settings, workspace, run, parameters, say, resume) if settings.enabled else Tracker(None, None, say)
     try:
         yield tracker
+    except KeyboardInterrupt:
+        tracker.drop("FAILED")
+        raise
     except BaseException:
         tracker.end("FAILED")
         raise

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 from mlflow import MlflowClient
 
@@ -103,6 +105,46 @@ def test_what_a_server_misses_is_told_when_it_answers_again(monkeypatch):
         "failed (refused); what it misses is kept and told later",
         "answers again, and has been told all",
     ]
+
+
+def interrupted(client):
+    said = []
+    tracker = tracking.Tracker(client, "run", said.append)
+    tracker.metrics({"x": 1.0}, step=0)
+    tracker.drop("FAILED")
+    return said
+
+
+def test_work_that_was_interrupted_waits_for_no_server(monkeypatch):
+    monkeypatch.setattr(tracking.time, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(tracking, "_AGAIN_S", 0.0)
+    client = Flaky()
+    client.away = True
+    assert len(interrupted(client)) == 1
+    client.away = False
+    monkeypatch.setattr(tracking, "_HASTE_S", 60.0)
+    assert not interrupted(client)
+    assert client.told == [0, "FAILED"]
+    monkeypatch.setattr(tracking, "_HASTE_S", 0.0)
+    never = threading.Event()
+    monkeypatch.setattr(client, "set_terminated", lambda *_: never.wait())
+    interrupted(client)
+    never.set()
+
+
+def test_an_interrupt_leaves_the_block_without_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.Tracker, "end", lambda *_: pytest.fail("it waits"))
+    monkeypatch.setattr(tracking, "_HASTE_S", 60.0)
+    block, _ = track(tmp_path)
+    seen = []
+
+    def interrupt(tracker):
+        seen.append(tracker.run_id)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), block as tracker:
+        interrupt(tracker)
+    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(seen[0]).info.status == "FAILED"
 
 
 def test_a_server_that_stays_away_is_waited_for_a_little(monkeypatch):
