@@ -20,7 +20,7 @@ from rayjobs.cluster.failures import own_error
 from rayjobs.cluster.mailbox import listening
 from rayjobs.cluster.session import even_cpus, joined, wants_gpu
 from rayjobs.config import changed_keys, to_dict
-from rayjobs.errors import ConfigError, TrainingError
+from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.models import backbones
 from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
@@ -41,9 +41,21 @@ if TYPE_CHECKING:
 
 _DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
 """Sections that decide what a run learns."""
-_MAY_CHANGE = ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "checkpoint_every", "loss_memory_mib")
-"""Keys of `train` that may differ when a run is taken up again."""
-
+_MAY_CHANGE = {
+    "rasters": ("sources",),  # addresses may differ from one machine to another; `set_version` stands for what they hold
+    "mining": ("num_cpus", "num_gpus"),
+    "train": (
+        "num_workers",
+        "cpus_per_worker",
+        "max_failures",
+        "keep_checkpoints",
+        "checkpoint_every",
+        "checkpoint_steps",
+        "ask_every",
+        "loss_memory_mib",
+    ),
+}
+"""Keys of these sections that may differ when a run is taken up again: none decides what is learned."""
 
 _START_TIMEOUT_S = 20
 """How long Ray Train waits for nodes that it believes to have: its default of 60 s is lost whenever a node dies."""
@@ -124,6 +136,7 @@ def run(experiment: Experiment, console: Console) -> Result:
                 workspace.remember_mlflow_run(tracker.run_id)
             _fit(experiment, source, lease.token, tracker, console)
             lease.check()
+            _check_reached_end(workspace, experiment.train.epochs)
             newest = workspace.checkpoints.require("")
             tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
             tracker.files(
@@ -134,6 +147,15 @@ def run(experiment: Experiment, console: Console) -> Result:
                 }
             )
     return _result(workspace, done, tracker.run_id)
+
+
+def _check_reached_end(workspace: Workspace, epochs: int) -> None:
+    """Compare the newest checkpoint with what was asked for, whatever the workers said or could not say. Raises `TrainingError`."""
+    done = _epochs_done(workspace)
+    if done < epochs:
+        raise TrainingError(
+            f"training ended after {done} of {epochs} epochs, and no worker said why; see the log file, and run the command again to go on"
+        )
 
 
 def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
@@ -152,7 +174,8 @@ def _begun_before(experiment: Experiment, workspace: Workspace, source: Version)
     found = workspace.store.read_tagged(workspace.pinned)
     if found is None:
         return False
-    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(_decided(experiment, source))))
+    pinned = _without_free(yaml.safe_load(found.data)["decided"])
+    changed = changed_keys(pinned, json.loads(json.dumps(_decided(experiment, source))))
     if changed:
         raise ConfigError(
             f"run {workspace.run!r} was begun with another experiment ({'; '.join(changed)}); "
@@ -164,10 +187,13 @@ def _begun_before(experiment: Experiment, workspace: Workspace, source: Version)
 def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
     """Return the keys that decide what a run learns, by section, with the set's version."""
     decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
-    # addresses may differ from one machine to another; `set_version` stands for what they hold
-    decided["rasters"] = {name: value for name, value in decided["rasters"].items() if name != "sources"}
-    decided["train"] = {name: value for name, value in decided["train"].items() if name not in _MAY_CHANGE}
-    return {**decided, "set_version": source.version}
+    return _without_free({**decided, "set_version": source.version})
+
+
+def _without_free(decided: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what may change, which runs that were pinned earlier may still name."""
+    free = {name: keys for name, keys in _MAY_CHANGE.items() if name in decided}
+    return decided | {name: {key: value for key, value in decided[name].items() if key not in keys} for name, keys in free.items()}
 
 
 def _epochs_done(workspace: Workspace) -> int:
@@ -213,7 +239,7 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
     filesystem, path = _arrow_filesystem(workspace.store.uri)
     listener = _Listener(console, tracker)
     with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _Trainer(
             loop,
             train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox, lease=lease)},
             datasets={"chips": cache.chip_dataset(source, tiles, spec.tile_size)},
@@ -243,6 +269,13 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
             ) from error
     if listener.failure:
         raise listener.failure
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Ray's trainer, whose `fit` leaves Ctrl-C to us: Ray's own handler aborts the workers, who then make no checkpoint."""
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Keep the handler that raises `KeyboardInterrupt`, as SIGTERM does."""
 
 
 def _leave_a_checkpoint(mailbox: Any, listener: _Listener) -> None:
@@ -277,7 +310,7 @@ class _Listener:
 
     def __init__(self, console: Console, tracker: Tracker) -> None:
         self._console, self._tracker = console, tracker
-        self.failure: TrainingError | None = None
+        self.failure: RayjobsError | None = None
         self.left = threading.Event()
         """Set when the workers have answered that the driver is about to end."""
         self._hear = {
@@ -304,7 +337,7 @@ class _Listener:
         self._console.say(f"train            {workers} worker{'s' if workers > 1 else ''}")
 
     def _failed(self, message: dict[str, Any]) -> None:
-        self.failure = message["error"]
+        self.failure = self.failure or message["error"]
 
     def _resumed(self, message: dict[str, Any]) -> None:
         steps = f" and {message['step']} steps" if message["step"] else ""

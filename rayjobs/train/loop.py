@@ -9,7 +9,7 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
-from rayjobs.errors import TrainingError
+from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
@@ -19,7 +19,7 @@ from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_s
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
-from rayjobs.train.state import State, TrainPlan, initial, publish_mined, restore, save
+from rayjobs.train.state import State, TrainPlan, found_by_rank_zero, initial, publish_mined, restore, save
 from rayjobs.train.step import Bench, train_epoch
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 def loop(config: Mapping[str, Any]) -> None:
     """Train from the newest checkpoint, or from the start, to the last epoch.
 
-    What no restart mends, and all ranks meet together, is told to the driver instead of raised: Ray Train would only try it again.
+    What no restart mends, and all ranks meet together, is told to the driver instead of raised: Ray Train would only try it again. Where
+    some do not meet it, or the driver cannot be told, it is raised; the worker group that is started again then ends at once.
     """
     plan: TrainPlan = config["plan"]
+    if plan.failures():
+        return
     try:
         _train(plan)
-    except TrainingError as error:
-        plan.tell("failed", error=error)
+    except (ConfigError, TrainingError) as error:
+        if not plan.tell_failure(error):
+            raise
 
 
 def _train(plan: TrainPlan) -> None:
@@ -170,11 +174,15 @@ def plan_next(on: Bench, state: State, supervision: Supervision, steps: int) -> 
 
 
 def _batches_of_clusters(on: Bench, state: State, rng: np.random.Generator, steps: int) -> EpochPlan:
-    """Plan batches of neighbouring clusters, found anew with the current weights when it is time."""
+    """Plan batches of neighbouring clusters, found anew with the current weights when it is time; rank 0 finds them for all."""
     settings, train = on.plan.experiment.clustering, on.plan.experiment.train
     if state.clusters is None or state.epoch % settings.every == 0:
         vectors = embed_all(state.module, on.chips, on.device).numpy()
-        state.clusters = cluster(vectors, on.ground.labels, per_class=settings.per_class, seed=train.seed + state.epoch)
-    samples = train.batch_size // settings.per_batch
-    planned = plan_batches(state.clusters, on.objective.recent, rng, steps=steps, per_batch=settings.per_batch, samples=samples)
+        state.clusters = found_by_rank_zero(
+            lambda: cluster(vectors, on.ground.labels, per_class=settings.per_class, seed=train.seed + state.epoch)
+        )
+    clusters, samples = state.clusters, train.batch_size // settings.per_batch
+    planned = found_by_rank_zero(
+        lambda: plan_batches(clusters, on.objective.recent, rng, steps=steps, per_batch=settings.per_batch, samples=samples)
+    )
     return EpochPlan(members=planned.members, groups=planned.classes, clusters=planned.clusters)

@@ -64,7 +64,7 @@ class TrainSection:
     """Likewise, greatest such share of two tiles that count as different; between the two nothing is claimed."""
     pool: PoolSection = PoolSection()
     """Bounds on the number of training tiles of a class."""
-    epochs: Annotated[int, pydantic.Field(ge=1)] = 10
+    epochs: Annotated[int, pydantic.Field(ge=1, le=9999)] = 10
     """Rounds, each of `steps_per_epoch` batches, between which mining, checkpoints and metrics fall."""
     steps_per_epoch: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Default: as many batches as make each tile that has another alike the anchor of one group."""

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import ray.train.collective
 import ray.train.torch
 import torch
+import torch.distributed as dist
 
-from rayjobs.errors import CheckpointError, NotFoundError, PublishConflictError, StorageError, TrainingError
+from rayjobs.errors import CheckpointError, NotFoundError, PublishConflictError, RayjobsError, StorageError, TrainingError
 from rayjobs.metric.clusters import Clusters
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ANSWER_S = 30.0
+"""How long a worker that has failed waits for the driver's answer, and for the other ranks to fail likewise."""
+_PAUSE_S = 0.2
 _LOSSES = "losses.parquet"
 _LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0)
 """Before each further try to publish the last checkpoint of a run; storage has waited and tried again within each try already."""
@@ -62,6 +65,26 @@ class TrainPlan:
         """Leave the driver a message, from rank 0."""
         if rank() == 0 and self.mailbox is not None:
             self.mailbox.post.remote({"kind": kind, **message})
+
+    def tell_failure(self, error: RayjobsError) -> bool:
+        """Tell the driver, from any rank, of a failure that no restart mends; return whether all ranks have, within some seconds.
+
+        Raises:
+            RayError: the driver cannot be told.
+        """
+        if self.mailbox is None:
+            return False
+        ray.get(self.mailbox.fail.remote(rank(), error), timeout=_ANSWER_S)
+        deadline = time.monotonic() + _ANSWER_S
+        ranks = set(range(world_size()))
+        while not (together := ranks <= self.failures()) and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
+        return together
+
+    def failures(self) -> set[int]:
+        """Return the ranks that have told a failure which no restart mends, in this worker group or one before."""
+        failed: set[int] = set() if self.mailbox is None else ray.get(self.mailbox.failed.remote(), timeout=_ANSWER_S)
+        return failed
 
     def is_ending(self) -> bool:
         """Ask whether the driver was told to end; on rank 0, the others know of nothing."""
@@ -165,9 +188,25 @@ def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
 
 
 def from_rank_zero(value: T) -> T:
-    """Return what rank 0 has, on every rank."""
-    shared: T = ray.train.collective.broadcast_from_rank_zero(value) if world_size() > 1 else value
-    return shared
+    """Return what rank 0 has, on every rank, of any size."""
+    shared = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
+def found_by_rank_zero(find: Callable[[], T]) -> T:
+    """Have rank 0 alone find something, and every rank take it; where it fails with an error of ours, every rank raises it."""
+    found: T | RayjobsError | None = None
+    if rank() == 0:
+        try:
+            found = find()
+        except RayjobsError as error:
+            found = error
+    shared = from_rank_zero(found)
+    if isinstance(shared, RayjobsError):
+        raise shared
+    return cast("T", shared)
 
 
 def _newest(plan: TrainPlan, state: State, objective: Objective, tiles: int) -> tuple[str, int | None] | None:
@@ -402,8 +441,7 @@ def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequenc
     Where storage fails, this is said and counted, the ranks use what they have found, and it is tried again with the next checkpoint.
     """
     device = next(state.module.parameters()).device
-    table = mined.table(tile_ids)
-    state.mined, state.generation = from_table(table, tile_ids), state.epoch
+    state.mined, state.generation = mined.hard_tiles, state.epoch
     fault: StorageError | None = None
     ours = True
     if rank() == 0:
@@ -425,15 +463,13 @@ def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequenc
 
 def mined_table(plan: TrainPlan, mined: Mined, tile_ids: Sequence[str], *, generation: int, encoder_fingerprint: str) -> MinedTable:
     """Return a generation as it is published."""
-    buffer = io.BytesIO()
-    pq.write_table(mined.table(tile_ids), buffer)
     manifest = {
         "parents": {"set": plan.source.version},
         "generation": generation,
         "encoder_fingerprint": encoder_fingerprint,
-        "counts": {"anchors": len(tile_ids), **mined.counts, "refused": mined.refused},
+        "counts": {"anchors": mined.anchors, **mined.counts, "refused": mined.refused},
     }
-    return MinedTable(generation, buffer.getvalue(), manifest)
+    return MinedTable(generation, mined.parquet(tile_ids), manifest)
 
 
 def publish_table(plan: TrainPlan, table: MinedTable) -> bool:
@@ -445,6 +481,10 @@ def publish_table(plan: TrainPlan, table: MinedTable) -> bool:
 
 def use_mined(plan: TrainPlan, state: State, generation: int, tile_ids: Sequence[str]) -> None:
     """Have this rank use a published generation."""
+    state.mined, state.generation = read_mined(plan, generation, tile_ids), generation
+
+
+def read_mined(plan: TrainPlan, generation: int, tile_ids: Sequence[str]) -> HardTiles:
+    """Return what a published generation says of each tile. Raises `StorageError` where it cannot be read."""
     table = plan.experiment.open_workspace().mining.at(generation_name(generation))
-    state.mined = from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)
-    state.generation = generation
+    return from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+from types import SimpleNamespace
+
 import pytest
+import ray.train.torch
+import yaml
 
 from rayjobs.config import build
-from rayjobs.errors import ConfigError, NotFoundError
+from rayjobs.errors import ConfigError, NotFoundError, TrainingError
 from rayjobs.experiment import Experiment
-from rayjobs.train import job
+from rayjobs.train import job, loop
 
 
 @pytest.fixture
@@ -44,3 +49,73 @@ def test_a_run_of_another_experiment_is_refused_in_a_plan_too(experiment):
     job._pin(made, workspace, source)
     with pytest.raises(ConfigError, match=r"begun with another experiment \(train.steps_per_epoch: null -> 4\)"):
         job.preview(experiment(train={"steps_per_epoch": 4}))
+
+
+FREE = {"train": {"ask_every": 3, "checkpoint_steps": 7, "num_workers": 2}, "mining": {"num_cpus": 2.0, "num_gpus": 0.5}}
+
+
+def test_what_decides_nothing_that_is_learned_may_change(experiment):
+    made, changed = experiment(), experiment(**FREE)
+    workspace = made.open_workspace()
+    source = workspace.set.draft("s1").publish({"parents": {}})
+    job._pin(made, workspace, source)
+    assert job._begun_before(changed, workspace, source)
+    pinned = yaml.safe_load(workspace.store.read(workspace.pinned))
+    pinned["decided"]["train"]["ask_every"] = 20  # as runs were pinned earlier
+    workspace.store.write(workspace.pinned, yaml.safe_dump(pinned).encode())
+    assert job._begun_before(changed, workspace, source)
+
+
+def test_more_epochs_than_names_can_sort_are_refused(experiment):
+    assert experiment(train={"epochs": 9999})
+    with pytest.raises(ConfigError, match="9999"):
+        experiment(train={"epochs": 10000})
+
+
+def test_a_run_that_ended_short_of_its_epochs_is_no_success(experiment):
+    workspace = experiment().open_workspace()
+    with pytest.raises(TrainingError, match="ended after 0 of 2 epochs"):
+        job._check_reached_end(workspace, 2)
+    workspace.checkpoints.draft("epoch-0002").publish({"epoch": 2})
+    job._check_reached_end(workspace, 2)
+    with pytest.raises(TrainingError, match="ended after 2 of 3 epochs"):
+        job._check_reached_end(workspace, 3)
+
+
+def test_ctrl_c_stays_ours_while_ray_trains():
+    assert hasattr(ray.train.torch.TorchTrainer, "_register_sigint_handler"), "the hook that we leave empty is Ray's"
+    before = signal.getsignal(signal.SIGINT)
+    job._Trainer._register_sigint_handler(SimpleNamespace(), None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Told:
+    """A plan whose driver keeps what it is told."""
+
+    def __init__(self, *, together=True, failed_before=()):
+        self.errors, self._failed, self._together = [], set(failed_before), together
+
+    def failures(self):
+        return self._failed
+
+    def tell_failure(self, error):
+        self.errors.append(error)
+        return self._together
+
+
+@pytest.mark.parametrize("error", [TrainingError("the loss is not finite"), ConfigError("no such key")])
+def test_what_no_restart_mends_is_told_and_ends_the_worker(monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(loop, "_train", fail)
+    met = Told()
+    loop.loop({"plan": met})
+    assert met.errors == [error]
+    with pytest.raises(type(error)):  # one rank alone: the others would wait for it for ever
+        loop.loop({"plan": Told(together=False)})
+
+
+def test_a_worker_that_is_started_again_after_such_a_failure_ends_at_once(monkeypatch):
+    monkeypatch.setattr(loop, "_train", lambda _: pytest.fail("it trains"))
+    loop.loop({"plan": Told(failed_before={1})})
