@@ -24,7 +24,7 @@ from rayjobs.tiles.table import plan_tiles
 from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import ground_of, supervise
 from rayjobs.train.loop import is_time_to_mine, plan_next, steps_per_epoch
-from rayjobs.train.mine import from_table, mined_with
+from rayjobs.train.mine import mined_with
 from rayjobs.train.objective import Objective
 from rayjobs.train.state import State, TrainPlan, initial
 from rayjobs.train.step import Bench, train_epoch
@@ -107,7 +107,7 @@ def train(
     while state.epoch < experiment.train.epochs:
         if is_time_to_mine(experiment, state.epoch):
             mined, _ = mined_with(experiment, ground, supervision, state.parallel, chips, device)
-            state.mined = from_table(mined.table(ground.tile_ids), ground.tile_ids)
+            state.mined = mined.hard_tiles
         train_epoch(on, state, plan_next(on, state, supervision, steps))
         state.end_epoch()
     return wrapped(cast("Encoder", state.learned))

@@ -4,16 +4,21 @@ Only tiles that have one alike are mined, and they alone are candidates: others 
 Tiles are embedded and searched in canonical blocks of sorted tile ids, whichever worker takes a block and on however many threads, so the
 table does not depend on the number of workers. On a GPU its last bits are the GPU's.
 
-Memory of a worker, nothing of it tiles x tiles. For N tiles of d dimensions, n mined tiles each, and t threads:
+Memory of a worker, nothing of it tiles x tiles (`host_bytes`; docs/scale.md has the numbers of a large set). For N tiles, A of them mined,
+d dimensions, n mined tiles each, and t threads:
 
-- vectors: 4 N d bytes, twice while they are gathered; on a GPU that searches as many again there, and as many again for the index that
-  takes the place of exact search above `mining.exact_up_to` tiles (with 8 N bytes of indices);
-- the table: 12 N n bytes, twice while it is gathered;
-- a block of 512 anchors in each thread: 16 MiB of scores (128 MiB on a GPU), and 24 KiB x `max_candidates` of candidates.
+- throughout: 8 N n bytes of the generation in use, and about 160 N of the ground of the tiles, whose ids are 20 characters;
+- vectors: 4 A d bytes, twice while they are gathered; on a GPU that searches as many again there, and up to 2 x (4 A d + 8 A) for the index
+  that takes the place of exact search above `mining.exact_up_to` tiles;
+- what is found: 12 N n bytes, twice while it is gathered;
+- a block of 512 anchors in each thread: 16 MiB of scores (128 MiB on a GPU), and 24 KiB x `max_candidates` of candidates;
+- on rank 0, when the vectors are gone: the file of the table, at most 56 N n bytes;
+- on a rank that reads a published generation (after a restart, or mined beside training): the file, and its table of about 84 N n bytes.
 """
 
 from __future__ import annotations
 
+import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from rayjobs.metric.indexed import IndexedRanking, cells_of, learn_cells, number_of_cells
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
     from rayjobs.experiment import Experiment
     from rayjobs.metric.guards import Guard
+    from rayjobs.metric.section import MiningSection
     from rayjobs.train.batches import Supervision
     from rayjobs.train.cache import ChipCache
     from rayjobs.train.ground import Ground
@@ -48,6 +55,17 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 _EMBED_BLOCK = {"cpu": 8, "cuda": 128}
 """Tiles embedded at a time; few where each thread has a block of its own, and what its layers give beside it."""
 _SEARCH_BLOCK = 512
+_TABLE_BLOCK = 65_536
+"""Anchors whose rows of the table are made at a time."""
+_SCHEMA = pa.schema(
+    [
+        ("anchor_id", pa.string()),
+        ("candidate_id", pa.string()),
+        ("kind", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +108,38 @@ class Mined:
             positive_scores=_spread(self.positive_scores, rows, tiles, 0),
         )
 
+    @property
+    def anchors(self) -> int:
+        """How many tiles have a mined negative."""
+        return int((self.candidates >= 0).any(axis=1).sum())
+
+    @property
+    def hard_tiles(self) -> HardTiles:
+        """What batches take of it: what `from_table` reads from its table."""
+        return HardTiles(negatives=_filled(self.candidates), positives=_filled(self.positives))
+
     def table(self, tile_ids: Sequence[str]) -> pa.Table:
         """Return the mining table of the workspace: one row per anchor and negative, then one per anchor and positive."""
+        return pa.concat_tables([_SCHEMA.empty_table(), *self._parts(tile_ids)])
+
+    def parquet(self, tile_ids: Sequence[str]) -> bytes:
+        """Return the mining table as a file, made some anchors at a time: as a whole it would take much more memory."""
+        buffer = io.BytesIO()
+        with pq.ParquetWriter(buffer, _SCHEMA) as writer:
+            for part in self._parts(tile_ids):
+                writer.write_table(part)
+        return buffer.getvalue()
+
+    def _parts(self, tile_ids: Sequence[str]) -> Iterator[pa.Table]:
         ids = pa.array(tile_ids, pa.string())
-        parts = [("negative", self.candidates, self.scores), ("positive", self.positives, self.positive_scores)]
-        return pa.concat_tables(_rows(kind, candidates, scores, ids) for kind, candidates, scores in parts)
+        for kind, candidates, scores in (("negative", self.candidates, self.scores), ("positive", self.positives, self.positive_scores)):
+            for block in canonical_blocks(len(candidates), _TABLE_BLOCK) if candidates.shape[1] else ():
+                yield _rows(kind, candidates[block], scores[block], ids, block.start)
+
+
+def _filled(found: IntArray) -> IntArray:
+    """Return the columns in which anything was found, which come first."""
+    return found[:, : int((found >= 0).any(axis=0).sum())]
 
 
 def _spread(found: np.ndarray[Any, Any], rows: IntArray, tiles: int, absent: int) -> np.ndarray[Any, Any]:
@@ -103,30 +148,48 @@ def _spread(found: np.ndarray[Any, Any], rows: IntArray, tiles: int, absent: int
     return every
 
 
-def _rows(kind: str, candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], ids: pa.Array) -> pa.Table:
+def _rows(kind: str, candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], ids: pa.Array, first: int) -> pa.Table:
+    """Return the rows of some anchors, that of index `first` and those after it."""
     anchors, ranks = np.nonzero(candidates >= 0)
-    return pa.table(
-        {
-            "anchor_id": ids.take(anchors),
-            "candidate_id": ids.take(candidates[anchors, ranks]),
-            "kind": pa.array([kind] * len(anchors), pa.string()),
-            "rank": pa.array(ranks + 1, pa.int32()),
-            "score": pa.array(scores[anchors, ranks], pa.float32()),
-        }
-    )
+    columns = {
+        "anchor_id": ids.take(pa.array(anchors + first)),
+        "candidate_id": ids.take(pa.array(candidates[anchors, ranks])),
+        "kind": pa.repeat(pa.scalar(kind, pa.string()), len(anchors)),
+        "rank": pa.array(ranks + 1, pa.int32()),
+        "score": pa.array(scores[anchors, ranks], pa.float32()),
+    }
+    return pa.table(columns, _SCHEMA)
 
 
 def from_table(table: pa.Table, tile_ids: Sequence[str]) -> HardTiles:
     """Return what a stored mining table says of each tile."""
     ids = pa.array(tile_ids, pa.string())
+    anchors, candidates = (pc.index_in(table[name], value_set=ids).to_numpy() for name in ("anchor_id", "candidate_id"))
+    ranks = table["rank"].to_numpy()
     found = {}
     for kind in ("negative", "positive"):
-        rows = table.filter(pc.equal(table["kind"], kind))
-        anchors, candidates = (pc.index_in(rows[name], value_set=ids).to_numpy() for name in ("anchor_id", "candidate_id"))
-        ranks = rows["rank"].to_numpy()
-        found[kind] = np.full((len(tile_ids), int(ranks.max(initial=0))), -1, np.int64)
-        found[kind][anchors, ranks - 1] = candidates
+        rows = np.flatnonzero(pc.equal(table["kind"], kind).to_numpy())
+        found[kind] = np.full((len(tile_ids), int(ranks[rows].max(initial=0))), -1, np.int64)
+        found[kind][anchors[rows], ranks[rows] - 1] = candidates[rows]
     return HardTiles(negatives=found["negative"], positives=found["positive"])
+
+
+def host_bytes(settings: MiningSection, *, tiles: int, anchors: int, dim: int, threads: int = 1) -> int:
+    """Return the most that mining holds in the memory of a worker, by the formula of docs/scale.md.
+
+    Args:
+        settings: of mining.
+        tiles: of the training split.
+        anchors: tiles among them that have one alike: those that are mined.
+        dim: of the embeddings.
+        threads: of the worker.
+    """
+    wanted, vectors = settings.negatives + settings.positives, 4 * anchors * dim
+    index = 2 * (vectors + 8 * anchors) if anchors > settings.exact_up_to else 0
+    blocks = threads * _SEARCH_BLOCK * (4 * 8192 + 48 * settings.max_candidates)
+    searching = vectors + index + 24 * tiles * wanted + blocks
+    publishing = (12 + 56) * tiles * wanted
+    return 160 * tiles + 8 * tiles * wanted + max(2 * vectors, searching, publishing)
 
 
 @torch.inference_mode()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -11,7 +15,9 @@ from rayjobs.config import build
 from rayjobs.errors import TrainingError
 from rayjobs.experiment import Experiment
 from rayjobs.metric.guards import LabelGuard
+from rayjobs.metric.section import MiningSection
 from rayjobs.train import mine
+from rayjobs.train import state as states
 from rayjobs.train.batches import ByLabel, plan_epoch
 from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import Ground, supervise
@@ -155,3 +161,59 @@ def test_tiles_that_no_batch_takes_are_neither_mined_nor_embedded_nor_candidates
     hard = mine.from_table(mined.table(ground.tile_ids), ground.tile_ids)
     rng = np.random.default_rng(0)
     assert plan_epoch(supervision, rng, steps=9, batch=12, group=2, mined=hard, mined_share=0.5).joined_share == 1
+
+
+def thin(tiles=500, negatives=4, positives=3):
+    """What mining may find, with fewer for some and nothing for others: the last columns are empty."""
+    rng = np.random.default_rng(0)
+
+    def some(columns, fewest):
+        found = rng.integers(0, tiles, (tiles, columns))
+        found[np.arange(columns) >= rng.integers(0, columns - fewest + 1, tiles)[:, None]] = -1
+        return found, np.where(found >= 0, rng.random((tiles, columns)), 0).astype(np.float32)
+
+    (candidates, scores), (alike, alike_scores) = some(negatives, 1), some(positives, 1) if positives else (np.empty((tiles, 0), int),) * 2
+    return mine.Mined(candidates=candidates, scores=scores, positives=alike, positive_scores=alike_scores, refused={}, search="")
+
+
+@pytest.mark.parametrize("positives", [3, 0])
+def test_batches_are_those_of_the_published_table(positives, monkeypatch):
+    monkeypatch.setattr(mine, "_TABLE_BLOCK", 64)
+    found, ids = thin(positives=positives), [f"{number * 7919 % 100_003:020x}" for number in range(500)]
+    file = pq.read_table(io.BytesIO(found.parquet(ids)))
+    assert file.equals(found.table(ids))
+    supervision = ByLabel(np.arange(500) % 5)
+    settings = {"steps": 20, "batch": 24, "group": 3, "mined_share": 0.7}
+    plans = []
+    for hard in (found.hard_tiles, mine.from_table(file, ids)):
+        assert hard.negatives.shape == (500, 3)
+        np.testing.assert_array_equal(hard.negatives, found.candidates[:, :3])
+        np.testing.assert_array_equal(hard.positives, found.positives[:, : hard.positives.shape[1]])
+        plans.append(plan_epoch(supervision, np.random.default_rng(3), mined=hard, **settings))
+    assert np.array_equal(plans[0].members, plans[1].members)
+    assert plans[0].joined_share == plans[1].joined_share
+    assert found.hard_tiles.positives.shape == mine.from_table(file, ids).positives.shape
+
+
+def test_ranks_that_do_not_publish_make_no_table(monkeypatch):
+    monkeypatch.setattr(states, "rank", lambda: 1)
+    monkeypatch.setattr(mine.Mined, "_parts", lambda *_: pytest.fail("a table was made"))
+    found, state = thin(), SimpleNamespace(module=torch.nn.Linear(1, 1), epoch=3, mined=None, generation=None, failed_uploads=0)
+    states.publish_mined(None, state, found, [str(number) for number in range(500)])
+    assert state.generation == 3
+    np.testing.assert_array_equal(state.mined.negatives, found.candidates[:, :3])
+
+
+def test_a_row_of_the_file_takes_no_more_than_is_stated():
+    rng = np.random.default_rng(0)
+    ids = [rng.bytes(10).hex() for _ in range(30_000)]
+    found = thin(30_000, 6, 2)
+    rows = sum(found.counts.values())
+    assert len(found.parquet(ids)) < 56 * rows
+
+
+def test_memory_is_stated_as_on_the_page_of_scale():
+    sections = {"negatives": 5, "max_candidates": 1024}
+    exact = mine.host_bytes(MiningSection(**sections, exact_up_to=10**7), tiles=10**7, anchors=10**7, dim=128, threads=16)
+    indexed = mine.host_bytes(MiningSection(**sections), tiles=10**7, anchors=10**7, dim=128, threads=16)
+    assert (round(exact / 1e9, 1), round(indexed / 1e9, 1)) == (12.2, 19.4)

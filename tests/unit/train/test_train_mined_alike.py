@@ -105,9 +105,7 @@ def table_bytes(folder, supervision, network="statistics"):
     pixels = np.load(f"{folder}/chips.npy")
     chips = ChipCache(pixels=pixels, valid=np.ones((len(pixels), *pixels.shape[2:]), bool))
     mined, _ = mined_with(settings, ground, supervise(settings, ground), encoder(network), chips, torch.device("cpu"))
-    buffer = io.BytesIO()
-    pq.write_table(mined.table(ground.tile_ids), buffer)
-    return buffer.getvalue(), mined.refused
+    return mined.parquet(ground.tile_ids), mined.refused
 
 
 def mine_on(rank, folder):
