@@ -303,7 +303,8 @@ class MiningSection:
     mode: Literal["periodic", "asynchronous"] = "periodic"
     """`periodic`: training waits while all workers mine with the weights of the moment, and a run can be repeated exactly.
     `asynchronous`: a task beside training mines with the newest checkpoint, and the first epoch after that uses what it found; the metric
-    `mine/lag_epochs` says how old its weights are."""
+    `mine/lag_epochs` says how old its weights are. With `train.ema`, `asynchronous` mines with the averaged weights, `periodic` with the
+    raw ones."""
     num_cpus: Annotated[float, pydantic.Field(ge=0)] = 0.0
     """CPUs that asynchronous mining asks of the cluster; 0: none of its own, one thread beside the workers."""
     num_gpus: Annotated[float, pydantic.Field(ge=0)] = 0.0

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 import ray
 import torch
 
-from rayjobs.errors import StorageError
+from rayjobs.cluster.failures import own_error
+from rayjobs.errors import NotFoundError, StorageError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.distributed import rank
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import mined_with
-from rayjobs.train.state import MinedTable, from_rank_zero, mined_table, publish_table, use_mined
+from rayjobs.train.state import MinedTable, from_rank_zero, mined_table, publish_table, read_mined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
 
+    from rayjobs.storage import Version
+    from rayjobs.train.batches import HardTiles
     from rayjobs.train.state import State, TrainPlan
 
 
@@ -37,24 +40,34 @@ class BackgroundMining:
     def begin(self, state: State) -> None:
         """Begin to mine with the newest checkpoint, on rank 0, unless mining is under way or that one's generation is in use."""
         settings = self._plan.experiment.mining
-        newest = self._plan.experiment.open_workspace().checkpoints.current() if rank() == 0 and self._task is None else None
+        newest = self._newest() if rank() == 0 and self._task is None else None
         if newest is not None and newest.manifest["epoch"] != state.generation:
             wanted = mine_checkpoint.options(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus)
             self._task = wanted.remote(self._plan, newest.version)
 
     def take(self, state: State, tile_ids: Sequence[str]) -> None:
-        """Have every rank use what has been mined since, if anything has; it is published first."""
-        generation = from_rank_zero(self._published() if rank() == 0 else None)
-        if generation is not None:
-            use_mined(self._plan, state, generation, tile_ids)
-            self._plan.tell("took", generation=generation, epoch=state.epoch)
+        """Have every rank use what has been mined since, if anything has; it is published first. Rank 0 hands it to the others."""
+        taken = from_rank_zero(self._published(tile_ids) if rank() == 0 else None)
+        if taken is not None:
+            state.generation, state.mined = taken
+            self._plan.tell("took", generation=state.generation, epoch=state.epoch)
 
     def end(self) -> None:
         """Give up what is under way: nobody would use it."""
         if self._task is not None:
             ray.cancel(self._task, force=True)
 
-    def _published(self) -> int | None:
+    def _newest(self) -> Version | None:
+        try:
+            return self._plan.experiment.open_workspace().checkpoints.current()
+        except StorageError as error:
+            self._say_failed(error)
+            return None
+
+    def _say_failed(self, error: Exception) -> None:
+        self._plan.tell("mining_failed", reason=str(own_error(error) or error).strip().splitlines()[-1])
+
+    def _published(self, tile_ids: Sequence[str]) -> tuple[int, HardTiles] | None:
         """Return the generation that has come and been published; training does without one that fails, which is said."""
         if self._task is None or not ray.wait([self._task], timeout=0)[0]:
             return None
@@ -62,18 +75,25 @@ class BackgroundMining:
         try:
             table: MinedTable = ray.get(task)
             publish_table(self._plan, table)
+            return table.generation, read_mined(self._plan, table.generation, tile_ids)
         except (ray.exceptions.RayError, StorageError) as error:
-            self._plan.tell("mining_failed", reason=str(error).strip().splitlines()[-1])
+            self._say_failed(error)
             return None
-        return table.generation
 
 
 @ray.remote(max_retries=0)
 def mine_checkpoint(plan: TrainPlan, version: str) -> MinedTable:
-    """Mine with a checkpoint's weights, on any node; return what is to be published as its generation."""
-    checkpoint = plan.experiment.open_workspace().checkpoints.at(version)
+    """Mine with a checkpoint's weights, on any node; return what is to be published as its generation.
+
+    Raises:
+        StorageError: storage fails, or training has removed the checkpoint since, as it does where this task waited for room.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = from_files(model_json=checkpoint.read("model.json"), tensors=checkpoint.read("model.safetensors"))
+    try:
+        checkpoint = plan.experiment.open_workspace().checkpoints.at(version)
+        encoder = from_files(model_json=checkpoint.read("model.json"), tensors=checkpoint.read("model.safetensors"))
+    except NotFoundError as error:
+        raise StorageError(f"checkpoint {version} was removed before mining read it; raise train.keep_checkpoints") from error
     tiles = training_tiles(plan.source, plan.experiment)
     ground = ground_of(tiles, plan.experiment)
     supervision, module = supervise(plan.experiment, ground), encoder.module.to(device)
