@@ -184,7 +184,8 @@ def check_finite(vectors: torch.Tensor) -> None:
     Raises:
         TrainingError: a vector is not finite.
     """
-    if not all(bool(torch.isfinite(part).all()) for part in vectors.split(_GALLERY_GPU)):  # in parts, since it copies what it looks at
+    parts = canonical_blocks(len(vectors), _GALLERY_GPU)  # since what is looked at is copied
+    if not all(bool(torch.isfinite(vectors[part]).all()) for part in parts):
         raise TrainingError(
             "an embedding is not finite, so there is nothing to mine; lower train.learning_rate, or set train.precision: fp32"
         )

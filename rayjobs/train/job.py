@@ -30,6 +30,7 @@ from rayjobs.tracking import Tracker, tracked
 from rayjobs.train import cache
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.loop import loop, steps_per_epoch
+from rayjobs.train.mine import host_bytes
 from rayjobs.train.objective import check_objective
 from rayjobs.train.state import TrainPlan, unfit
 
@@ -103,7 +104,13 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
         "parameters": parameter_count(spec),
         "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
-        "mining_bytes_per_worker": tiles.num_rows * spec.dim * 4,
+        "mining_bytes_per_worker": host_bytes(
+            experiment.mining,
+            tiles=tiles.num_rows,
+            anchors=len(supervision.anchors),
+            dim=spec.dim,
+            threads=int(settings.cpus_per_worker or 1),
+        ),
     }
 
 
