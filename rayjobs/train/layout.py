@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from rayjobs.errors import CheckpointError
 from rayjobs.train.batches import EpochPlan
-
-if TYPE_CHECKING:
-    from rayjobs.train.objective import Objective
-    from rayjobs.train.state import State
 
 FORMAT = 1
 """Number of the layout of `state.pt`; another number is another layout."""
@@ -38,25 +34,25 @@ def check_counts(saved: Mapping[str, Any]) -> None:
     _require(saved.get("generation") is None or _is_count(saved["generation"]), "generation", "a number of 0 or more, or none")
 
 
-def check_fits(saved: Mapping[str, Any], state: State, objective: Objective, *, tiles: int) -> None:
+def check_fits(saved: Mapping[str, Any], wanted: Mapping[str, Any], optimizer: torch.optim.Optimizer, *, tiles: int) -> None:
     """Check that `state.pt` can be taken up: nothing is missing, superfluous or of another shape.
 
     Args:
         saved: `state.pt`, whose counts have been checked.
-        state: of the run as it begins.
-        objective: of the run as it begins.
+        wanted: what this run keeps as it begins.
+        optimizer: of this run.
         tiles: training tiles, to which batches and clusters point.
 
     Raises:
         CheckpointError: it cannot; says what is wrong.
     """
-    if state.average is not None:
-        _check_alike(saved.get("module"), state.module.state_dict(), "module")
-        _check_alike(saved.get("average"), state.average.state_dict(), "average")
-    _check_alike(saved.get("objective"), objective.state_dict(), "objective")
-    for name, kept in _weights(saved, averaged=state.average is not None).items():
-        _require(all_finite(kept), name, "finite")
-    _check_optimizer(saved.get("optimizer"), state.optimizer)
+    averaged = [name for name in ("module", "average") if name in wanted]
+    for name in (*averaged, "objective"):
+        _check_alike(saved.get(name), wanted[name], name)
+    for name in averaged:  # the weights of `model.safetensors` are looked at where they are read
+        _require(all_finite(saved[name]), name, "finite")
+    _require(all_finite(saved["objective"]["loss"]), "objective.loss", "finite")
+    _check_optimizer(saved.get("optimizer"), optimizer)
     _check_batches(saved.get("batches"), int(saved["step"]), tiles)
     _check_clusters(saved.get("clusters"), tiles)
 
@@ -65,11 +61,6 @@ def all_finite(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether all numbers are finite; waits for the device once."""
     each = [torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()]
     return not each or bool(torch.stack(each).all())
-
-
-def _weights(saved: Mapping[str, Any], *, averaged: bool) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Return what must be finite; the weights of `model.safetensors` are looked at where they are read."""
-    return {"objective.loss": saved["objective"]["loss"]} | ({name: saved[name] for name in ("module", "average")} if averaged else {})
 
 
 def _require(holds: bool, name: str, wanted: str) -> None:  # noqa: FBT001  what must hold

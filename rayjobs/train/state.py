@@ -277,7 +277,7 @@ def _losses(version: Version) -> array[float] | None:
 def _check_taken_up(checkpoint: _Checkpoint, spec: ModelSpec, state: State, objective: Objective, tiles: int) -> None:
     if checkpoint.encoder.spec != spec:
         raise CheckpointError("its model.json describes another encoder than this run's; take another checkpoint")
-    check_fits(checkpoint.saved, state, objective, tiles=tiles)
+    check_fits(checkpoint.saved, _saved(state, objective), state.optimizer, tiles=tiles)
 
 
 def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> None:

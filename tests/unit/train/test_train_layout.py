@@ -32,7 +32,7 @@ def checked(run, change=lambda _: None):
     saved = read_training_state(training_state_bytes(states._saved(run.state, run.objective)))
     change(saved)
     check_counts(saved)
-    check_fits(saved, run.state, run.objective, tiles=COUNT)
+    check_fits(saved, states._saved(run.state, run.objective), run.state.optimizer, tiles=COUNT)
 
 
 def test_what_is_kept_can_be_taken_up(run):
