@@ -26,7 +26,7 @@ from rayjobs.train.state import State, TrainPlan, publish_mined
 from rayjobs.train.step import Bench, train_epoch
 
 TILES, SIDE, DIM, CLASSES = 150, 32, 8, 4
-BATCH, STEPS, EPOCHS = 14, 3, 3
+BATCH, STEPS, EPOCHS = 14, 2, 2
 """A batch of 14 does not divide by 3, nor the tiles' 19 blocks."""
 CPU = torch.device("cpu")
 
