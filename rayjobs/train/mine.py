@@ -13,8 +13,8 @@ d dimensions, n mined tiles each, and t threads:
 - what is found: 12 N n bytes, twice while it is gathered;
 - a block of 512 anchors in each thread: 16 MiB of scores (128 MiB on a GPU), and 24 KiB x `max_candidates` of candidates;
 - on rank 0, when the vectors are gone: the file of the table, at most 56 N n bytes;
-- on a rank that reads a published generation (after a restart; on rank 0 one that was mined beside training): the file, and its table of about
-  84 N n bytes.
+- on a rank that reads a published generation (after a restart; on rank 0 one that was mined beside training): the file, and its table
+  of about 84 N n bytes.
 """
 
 from __future__ import annotations
