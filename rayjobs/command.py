@@ -48,7 +48,7 @@ def execute(verb: str, options: argparse.Namespace, act: Callable[[Console], dic
         try:
             result = act(console)
         except KeyboardInterrupt:
-            console.say(f"rayjobs {verb}: interrupted; the same command goes on from here")
+            console.say(f"rayjobs {verb}: interrupted; the same command goes on from what is published")
             return 1
         except Exception as error:  # noqa: BLE001  the last resort
             return _complain(verb, error, console)

@@ -170,6 +170,8 @@ def _explain(fault: Any, raw: Mapping[str, Any], known: Sequence[str]) -> str:
 
 _REWORDED = {
     "string_type": "should be text; put it in quotes",
+    "model_attributes_type": "is a group of keys; give those below it, as `--help` lists them (--KEY.kind NAME)",
+    "dataclass_type": "is a group of keys; give those below it, as `--help` lists them",
     "tuple_type": "should be a list, such as [a, b]; lists are given whole",
 }
 """What pydantic says in Python's words."""
@@ -302,7 +304,10 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 def to_yaml(value: Any) -> str:
     """Return a section as YAML that `build` reads back to an equal value."""
-    return yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True)
+    values = to_dict(value)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # a NEL written as it is would be read as the end of a line
+    return yaml.safe_dump(values, sort_keys=False) if "\x85" in text else text
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

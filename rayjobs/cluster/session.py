@@ -31,7 +31,7 @@ def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[
         ClusterError: Ray does not start.
         ConfigError: no cluster answers, or a `file:` workspace would be seen by one node of several.
     """
-    address = settings.address or os.environ.get("RAY_ADDRESS") or None
+    address = _address(settings)
     already = ray.is_initialized()
     if not already:
         if say is not None:
@@ -45,6 +45,40 @@ def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[
     finally:
         if not already:
             ray.shutdown()
+
+
+def _address(settings: RaySection) -> str | None:
+    return settings.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def is_joined(settings: RaySection) -> bool:
+    """Whether a cluster is joined; else Ray is started on this machine."""
+    return _address(settings) is not None
+
+
+def cpus_here(settings: RaySection) -> int:
+    """Return the CPUs of a Ray that is started on this machine."""
+    return settings.num_cpus or os.cpu_count() or 1
+
+
+def require_cpus(settings: RaySection, wanted: int, what: str, say: Callable[[str], None]) -> None:
+    """Check that Ray has the CPUs for something; of a joined cluster, which may grow, say it where it has not.
+
+    Args:
+        settings: the section.
+        wanted: CPUs.
+        what: wants them, with its key.
+        say: told.
+
+    Raises:
+        ConfigError: this machine has fewer.
+    """
+    have = int(ray.cluster_resources().get("CPU", 0))
+    if wanted <= have:
+        return
+    if not is_joined(settings):
+        raise ConfigError(f"{what}: this machine has {have} for Ray; lower it, or join a cluster (ray.address)")
+    say(f"ray              {what}: the cluster has {have} CPUs now; waiting for it to grow")
 
 
 def _start(settings: RaySection, address: str | None) -> None:

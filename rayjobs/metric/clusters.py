@@ -111,7 +111,9 @@ def cluster(vectors: Vectors, labels: IntArray, *, per_class: int, seed: int) ->
     if len(names) <= 1:
         raise TrainingError(f"clusters of {len(names)} classes cannot be told apart; label more tiles, or choose another loss")
     if not np.isfinite(vectors).all():
-        raise TrainingError("an embedding is not finite, so there are no clusters; lower train.learning_rate, or set train.precision: fp32")
+        raise TrainingError(
+            "an embedding is not finite, so there are no clusters; lower train.learning_rate, or set train.precision: fp32, in a new run"
+        )
     of_item = np.full(len(labels), -1, np.int64)
     centres: list[Vectors] = []
     classes: list[int] = []

@@ -187,7 +187,7 @@ def check_finite(vectors: torch.Tensor) -> None:
     parts = canonical_blocks(len(vectors), _GALLERY_GPU)  # since what is looked at is copied
     if not all(bool(torch.isfinite(vectors[part]).all()) for part in parts):
         raise TrainingError(
-            "an embedding is not finite, so there is nothing to mine; lower train.learning_rate, or set train.precision: fp32"
+            "an embedding is not finite, so there is nothing to mine; lower train.learning_rate, or set train.precision: fp32, in a new run"
         )
 
 

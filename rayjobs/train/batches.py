@@ -5,7 +5,7 @@ The batches of an epoch are a function of seed, epoch and mined table, the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -304,6 +304,21 @@ def plan_epoch(
             groups[step, position] = supervision.number(anchor, (before + step) * per_batch + position)
     share = placed / (steps * hosts * joined) if steps * hosts else None
     return EpochPlan(members=members.reshape(steps, batch), groups=np.repeat(groups, group, axis=1), joined_share=share)
+
+
+def dealt(plan: EpochPlan, group: int) -> EpochPlan:
+    """Order the tiles of each batch so that neighbours are of different groups.
+
+    Workers and micro-batches take consecutive tiles, and batch norms see those alone: were they of one or two groups, what tells groups
+    apart would be what the norm takes away, and nothing would be learned.
+
+    Args:
+        plan: group after group.
+        group: tiles of each.
+    """
+    order = np.arange(plan.members.shape[1]).reshape(-1, group).T.ravel()
+    clusters = None if plan.clusters is None else plan.clusters[:, order]
+    return replace(plan, members=plan.members[:, order], groups=plan.groups[:, order], clusters=clusters)
 
 
 def _join_mined(

@@ -18,7 +18,7 @@ import yaml
 
 from rayjobs.cluster.failures import own_error
 from rayjobs.cluster.mailbox import listening
-from rayjobs.cluster.session import even_cpus, joined, wants_gpu
+from rayjobs.cluster.session import cpus_here, even_cpus, is_joined, joined, require_cpus, wants_gpu
 from rayjobs.config import changed_keys, to_dict
 from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.models import backbones
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rayjobs.console import Console, Stage
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
+    from rayjobs.train.batches import Supervision
     from rayjobs.workspace import Workspace
 
 _DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
@@ -111,7 +112,22 @@ def preview(experiment: Experiment) -> dict[str, Any]:
             dim=spec.dim,
             threads=int(settings.cpus_per_worker or 1),
         ),
+        "cautions": _cautions(experiment, supervision),
     }
+
+
+def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
+    """Return what is allowed and hardly meant."""
+    settings, found = experiment.train, []
+    drawn = len(supervision.anchors)
+    if settings.batch_size > drawn:
+        found.append(f"train.batch_size {settings.batch_size} is more than the {drawn} tiles that have one alike: batches repeat tiles")
+    cpus = settings.workers[0] * (settings.cpus_per_worker or 1)
+    if not is_joined(experiment.ray) and cpus > cpus_here(experiment.ray):
+        found.append(f"train.num_workers want {cpus} CPUs, and this machine has {cpus_here(experiment.ray)}: training will not start")
+    if settings.sync_batch_norm and experiment.ray.gpu == "no":
+        found.append("train.sync_batch_norm works on GPUs alone, and ray.gpu is no: training will not start")
+    return found
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -242,6 +258,7 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
     gpu = wants_gpu(experiment.ray)
     least, most = settings.workers
     cpus = settings.cpus_per_worker or even_cpus(most)
+    require_cpus(experiment.ray, least * cpus, f"train.num_workers {least} of {cpus} CPUs each", console.say)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
     filesystem, path = _arrow_filesystem(workspace.store.uri)
     listener = _Listener(console, tracker)
@@ -392,7 +409,8 @@ class _Listener:
         metrics = message["metrics"]
         self.stage.done = message["done"]
         self._console.say(
-            f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}, {metrics['train/tiles_per_s']:.0f} tiles/s"
+            f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}"
+            + (f", {metrics['train/tiles_per_s']:.0f} tiles/s" if "train/tiles_per_s" in metrics else "")
         )
         self._tracker.metrics(metrics, step=message["epoch"])
 

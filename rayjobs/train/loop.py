@@ -14,7 +14,7 @@ from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
-from rayjobs.train.batches import EpochPlan, Supervision, plan_epoch
+from rayjobs.train.batches import EpochPlan, Supervision, dealt, plan_epoch
 from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from rayjobs.experiment import Experiment
+    from rayjobs.train.section import TrainSection
 
 
 def loop(config: Mapping[str, Any]) -> None:
@@ -75,9 +76,8 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, 
     if state.batches.joined_share is not None:
         metrics |= {"mine/joined_share": state.batches.joined_share}
     state.end_epoch()
-    last = state.epoch == settings.epochs
-    if state.epoch % settings.checkpoint_every == 0 or last:
-        save(plan, state, on.objective, last=last)
+    if _is_kept(settings, state.epoch):
+        save(plan, state, on.objective, last=state.epoch == settings.epochs)
     metrics |= {"train/failed_uploads": float(state.failed_uploads)}
     if state.generation is not None:
         metrics |= {"mine/lag_epochs": float(state.epoch - 1 - state.generation)}
@@ -90,8 +90,14 @@ def _after_step(on: Bench, state: State) -> None:
     settings = on.plan.experiment.train
     if state.step % settings.ask_every == 0 and _is_cut_off_soon(on, state):
         return
-    if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
+    ended = state.batches is not None and state.step == len(state.batches.members)
+    if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0 and not (ended and _is_kept(settings, state.epoch + 1)):
         save(on.plan, state, on.objective)
+
+
+def _is_kept(settings: TrainSection, epoch: int) -> bool:
+    """Whether a checkpoint is made after so many epochs."""
+    return epoch % settings.checkpoint_every == 0 or epoch == settings.epochs
 
 
 def _is_cut_off_soon(on: Bench, state: State) -> bool:
@@ -160,7 +166,7 @@ def plan_next(on: Bench, state: State, supervision: Supervision, steps: int) -> 
     rng = np.random.default_rng([settings.seed, state.epoch])
     if needs_clusters(experiment):
         return _batches_of_clusters(on, state, rng, steps)
-    return plan_epoch(
+    planned = plan_epoch(
         supervision,
         rng,
         steps=steps,
@@ -171,6 +177,7 @@ def plan_next(on: Bench, state: State, supervision: Supervision, steps: int) -> 
         joined=experiment.mining.joined,
         before=state.epoch * steps,
     )
+    return dealt(planned, settings.tiles_per_group)
 
 
 def _batches_of_clusters(on: Bench, state: State, rng: np.random.Generator, steps: int) -> EpochPlan:
@@ -185,4 +192,4 @@ def _batches_of_clusters(on: Bench, state: State, rng: np.random.Generator, step
     planned = found_by_rank_zero(
         lambda: plan_batches(clusters, on.objective.recent, rng, steps=steps, per_batch=settings.per_batch, samples=samples)
     )
-    return EpochPlan(members=planned.members, groups=planned.classes, clusters=planned.clusters)
+    return dealt(EpochPlan(members=planned.members, groups=planned.classes, clusters=planned.clusters), samples)

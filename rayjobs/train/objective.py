@@ -67,7 +67,9 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
             "change one of the two"
         )
     if settings.supervision == "labels" and ground.classes <= 1:
-        raise ConfigError(f"the training tiles have {ground.classes} classes, which cannot be told apart; see rasters.label_map")
+        raise ConfigError(
+            f"the training tiles have {ground.classes} classes, which cannot be told apart; set rasters.label_map and sample again"
+        )
     if settings.supervision == "proportions" and not ground.fractions.any():
         raise ConfigError("train.supervision is proportions, and of no training tile are they known; set rasters.label_map")
 

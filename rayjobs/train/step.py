@@ -41,7 +41,7 @@ class Bench:
 
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Train what is left of the epoch after the completed ones; return its mean loss, the seconds that each phase took, and speed.
+    """Train what is left of the epoch after the completed ones; return its mean loss and last rate, the seconds of each phase, and speed.
 
     `after_step` is called on every rank when `state` has taken in a step: there a checkpoint may be made.
     """
@@ -65,9 +65,11 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callabl
             told = time.monotonic()
             on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=state.losses[-1])
         after_step()
+    metrics = {"train/loss": float(np.mean(state.losses[-steps:])), "train/learning_rate": state.optimizer.param_groups[-1]["lr"]}
+    if first == steps:  # the checkpoint that training goes on from held the whole epoch
+        return metrics
     seconds = max(time.monotonic() - begun, 1e-9)
-    return {
-        "train/loss": float(np.mean(state.losses[-steps:])),
+    return metrics | {
         "train/wait_share": waited / seconds,
         "train/wait_s": waited,
         "train/step_s": learned,
@@ -125,7 +127,7 @@ def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, ba
     loss = on.objective(gather(local, count), batch)
     value = float(total(loss))  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows
     if not math.isfinite(value):
-        raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32")
+        raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32, in a new run")
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     if parts:
         pass_on(state.parallel, embed, parts, cast("torch.Tensor", local.grad))

@@ -49,7 +49,7 @@ def test_exit_codes_ends_and_doubles(begin, cluster, config, sampled, store_of, 
             assert "is held by process" in second.err.strip().splitlines()[-1]
         before = artefact.current().version
         stopped = command.signal(STOPS[stop % len(STOPS)])
-        command.wait_for(r"interrupted; the same command goes on from here")
+        command.wait_for(r"interrupted; the same command goes on from what is published")
         seconds.append(time.monotonic() - stopped)
         assert command.ended(60).code == 1, command.err
         assert "Traceback" not in command.err

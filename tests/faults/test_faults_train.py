@@ -250,7 +250,7 @@ def test_nodes_go_and_come(begin, cluster, config, sampled, store_of, row):
     stopped = command.signal(signal.SIGTERM)
     assert command.ended(60).code == 1
     left = time.monotonic() - stopped
-    assert "interrupted; the same command goes on from here" in command.err
+    assert "interrupted; the same command goes on from what is published" in command.err
     row.tries, row.lost = len(recovered), "< 1 interval each"
     row.recovered = f"{max(recovered[:-1]):.1f} s after a node was lost, {max(recovered[-1], 0):.1f} s after one of which there was notice"
     assert left < 30

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rayjobs.config import apply_overrides, build, changed_keys, flatten, keys, parse_overrides, read_yaml, section, to_dict, to_yaml
@@ -151,6 +151,7 @@ def test_an_override_below_a_list_names_the_whole_key_and_the_remedy(key, words)
     assert words in str(caught.value)
 
 
+@example("\x85", 1.0, [])
 @given(st.text(), st.floats(min_value=1e-6, max_value=1e6), st.lists(st.integers(-(2**40), 2**40)))
 def test_yaml_reads_back_to_the_same_value(tmp_path_factory, title, radius, pens):
     drawing = Drawing(title=title, shape=Circle(radius=radius), pens=tuple(pens))

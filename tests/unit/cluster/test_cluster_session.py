@@ -6,7 +6,7 @@ import pytest
 
 from rayjobs.cluster import session
 from rayjobs.cluster.section import RaySection
-from rayjobs.errors import ClusterError
+from rayjobs.errors import ClusterError, ConfigError
 
 
 @pytest.fixture
@@ -40,3 +40,15 @@ def test_a_start_on_a_busy_machine_is_tried_again_once(monkeypatch, failures):
         with pytest.raises(ClusterError, match=r"timed out during startup\. Try again"):
             session._start_here()
     assert not outcomes
+
+
+def test_work_for_more_cpus_than_this_machine_has_is_refused_and_a_cluster_may_grow(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    lines = []
+    session.require_cpus(RaySection(), 2, "train.num_workers 2", lines.append)
+    with pytest.raises(ConfigError, match=r"train\.num_workers 5: this machine has 2 for Ray; lower it"):
+        session.require_cpus(RaySection(), 5, "train.num_workers 5", lines.append)
+    assert not lines
+    session.require_cpus(RaySection(address="head:6379"), 5, "train.num_workers 5", lines.append)
+    assert "has 2 CPUs now; waiting" in lines[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from rayjobs.errors import TrainingError
 from rayjobs.metric.section import MiningSection
 from rayjobs.tiles.neighbours import Neighbourhood
-from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, HardTiles, plan_epoch
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, HardTiles, dealt, plan_epoch
 
 
 def line(count):
@@ -210,3 +211,17 @@ def test_mined_positives_join_their_anchors_in_their_share_of_the_groups(kind, g
     for anchor, partner, *_ in groups.reshape(-1, group).tolist():
         assert alike[anchor, partner]
         assert anchor != partner
+
+
+def test_consecutive_tiles_of_a_batch_are_of_different_groups():
+    """So that each worker's share and each micro-batch show batch norms many groups."""
+    labels = np.repeat(np.arange(9), 8)
+    planned = plan(ByLabel(labels), steps=5, batch=24, group=3)
+    found = dealt(planned, 3)
+    for before, after in zip(planned.members, found.members, strict=True):
+        assert sorted(before) == sorted(after)
+    assert (labels[found.members] == found.groups).all()
+    for groups in found.groups:
+        assert all(len(set(groups[start : start + 8])) == 8 for start in (0, 8, 16))
+    clusters = dealt(replace(planned, clusters=planned.groups), 3).clusters
+    assert np.array_equal(clusters, found.groups)

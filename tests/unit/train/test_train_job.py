@@ -119,3 +119,21 @@ def test_what_no_restart_mends_is_told_and_ends_the_worker(monkeypatch, error):
 def test_a_worker_that_is_started_again_after_such_a_failure_ends_at_once(monkeypatch):
     monkeypatch.setattr(loop, "_train", lambda _: pytest.fail("it trains"))
     loop.loop({"plan": Told(failed_before={1})})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, []),
+        ({"train": {"batch_size": 512}}, ["train.batch_size 512 is more than the 40 tiles"]),
+        ({"train": {"num_workers": 5, "cpus_per_worker": 2}, "ray": {"num_cpus": 4}}, ["want 10 CPUs, and this machine has 4"]),
+        ({"train": {"num_workers": 5}, "ray": {"num_cpus": 4, "address": "head:6379"}}, []),
+        ({"train": {"sync_batch_norm": True}, "ray": {"gpu": "no"}}, ["works on GPUs alone"]),
+    ],
+)
+def test_the_plan_says_what_is_hardly_meant(experiment, keys, said, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    keys = keys | {"train": {"batch_size": 32} | keys.get("train", {})}
+    found = job._cautions(experiment(**keys), SimpleNamespace(anchors=range(40)))
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True))
