@@ -55,7 +55,7 @@ class RayCluster:
         """Begin `rayjobs VERB` on the cluster."""
         command = [sys.executable, "-m", f"rayjobs.{verb}", *arguments]
         return subprocess.Popen(
-            command,
+            ["env", "--default-signal=INT", *command],  # which is ignored where the tests themselves run in the background
             cwd=ROOT,
             env=self.environment | environment,
             stdout=subprocess.PIPE,
