@@ -11,13 +11,13 @@ import ray
 import torch
 
 from rayjobs.cluster.failures import own_error
-from rayjobs.errors import NotFoundError, StorageError
+from rayjobs.errors import CheckpointError, NotFoundError, StorageError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.distributed import rank
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import mined_with
-from rayjobs.train.state import MinedTable, from_rank_zero, mined_table, publish_table, read_mined
+from rayjobs.train.state import MinedTable, from_rank_zero, mined_table, publish_table, published_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,8 +75,8 @@ class BackgroundMining:
         try:
             table: MinedTable = ray.get(task)
             publish_table(self._plan, table)
-            return table.generation, read_mined(self._plan, table.generation, tile_ids)
-        except (ray.exceptions.RayError, StorageError) as error:
+            return table.generation, published_tiles(self._plan, table.generation, tile_ids)
+        except (ray.exceptions.RayError, StorageError, CheckpointError) as error:
             self._say_failed(error)
             return None
 

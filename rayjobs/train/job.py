@@ -197,8 +197,7 @@ def _begun_before(experiment: Experiment, workspace: Workspace, source: Version)
     found = workspace.store.read_tagged(workspace.pinned)
     if found is None:
         return False
-    pinned = _without_free(yaml.safe_load(found.data)["decided"])
-    changed = changed_keys(pinned, json.loads(json.dumps(_decided(experiment, source))))
+    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(_decided(experiment, source))))
     if changed:
         raise ConfigError(
             f"run {workspace.run!r} was begun with another experiment ({'; '.join(changed)}); "
@@ -210,13 +209,9 @@ def _begun_before(experiment: Experiment, workspace: Workspace, source: Version)
 def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
     """Return the keys that decide what a run learns, by section, with the set's version."""
     decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
-    return _without_free({**decided, "set_version": source.version})
-
-
-def _without_free(decided: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what may change, which runs that were pinned earlier may still name."""
-    free = {name: keys for name, keys in _MAY_CHANGE.items() if name in decided}
-    return decided | {name: {key: value for key, value in decided[name].items() if key not in keys} for name, keys in free.items()}
+    for name, free in _MAY_CHANGE.items():
+        decided[name] = {key: value for key, value in decided[name].items() if key not in free}
+    return {**decided, "set_version": source.version}
 
 
 def _epochs_done(workspace: Workspace) -> int:

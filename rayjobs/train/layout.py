@@ -1,15 +1,21 @@
-"""Whether what a checkpoint keeps fits the run that would go on from it. A checkpoint is hostile until it has been looked at here."""
+"""Whether what a checkpoint or a mining table holds fits the run that would go on from it: both are hostile until looked at here."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from rayjobs.errors import CheckpointError
+from rayjobs.metric.section import MiningSection
 from rayjobs.train.batches import EpochPlan
+from rayjobs.train.mine import SCHEMA
 
 FORMAT = 1
 """Number of the layout of `state.pt`; another number is another layout."""
@@ -26,7 +32,7 @@ def check_counts(saved: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it is of another format, or a number is missing or none.
     """
-    found = saved.get("format", FORMAT)  # the first checkpoints of this format did not say so
+    found = saved.get("format")
     if found != FORMAT:
         raise CheckpointError(f"state.pt has format {found!r:.80}, and this program reads {FORMAT}; take another checkpoint")
     for name in _COUNTS:
@@ -147,3 +153,42 @@ def _check_clusters(found: Any, tiles: int) -> None:
     fits = _is_integers(found["of_item"], (tiles,), 1) and _lies_in(found["of_item"], -1, len(centres))
     _require(fits, "clusters.of_item", "a cluster for each training tile")
     _require(_is_number(found["variance"]), "clusters.variance", "a number")
+
+
+def read_mined(data: bytes, tile_ids: Sequence[str], settings: MiningSection) -> pa.Table:
+    """Read a mining table, and check that it speaks of this run's tiles.
+
+    Args:
+        data: of `mined.parquet`.
+        tile_ids: of the training tiles.
+        settings: how many negatives and positives a tile may have.
+
+    Raises:
+        CheckpointError: it is no mining table, or one of another run; says what is wrong.
+    """
+    most = {"negative": settings.negatives, "positive": settings.positives}
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        _require_table(file.schema_arrow.equals(SCHEMA), f"the columns {', '.join(SCHEMA.names)}")
+        _require_table(
+            file.metadata.num_rows <= len(tile_ids) * sum(most.values()), "at most as many rows as are mined"
+        )  # before it is read
+        table = file.read()
+    except pa.ArrowException as error:
+        raise CheckpointError(f"mined.parquet cannot be read ({error}); take another generation") from error
+    ids = pa.array(tile_ids, pa.string())
+    _require_table(not any(column.null_count for column in table.columns), "a value in each place")
+    _require_table(all(_all(pc.is_in(table[name], value_set=ids)) for name in ("anchor_id", "candidate_id")), "ids of training tiles")
+    _require_table(_all(pc.not_equal(table["anchor_id"], table["candidate_id"])), "no tile as its own candidate")
+    of_kinds = [pc.and_(pc.equal(table["kind"], kind), pc.less_equal(table["rank"], count)) for kind, count in most.items()]
+    _require_table(_all(pc.and_(pc.or_(*of_kinds), pc.greater_equal(table["rank"], 1))), "the kinds and ranks that mining gives")
+    return table
+
+
+def _require_table(holds: bool, wanted: str) -> None:  # noqa: FBT001  what must hold
+    if not holds:
+        raise CheckpointError(f"mined.parquet does not have {wanted}; take another generation")
+
+
+def _all(true: pa.ChunkedArray) -> bool:
+    return bool(pc.all(true, min_count=0).as_py())

@@ -9,7 +9,7 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
-from rayjobs.errors import ConfigError, TrainingError
+from rayjobs.errors import CheckpointError, ConfigError, TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
@@ -42,7 +42,7 @@ def loop(config: Mapping[str, Any]) -> None:
         return
     try:
         _train(plan)
-    except (ConfigError, TrainingError) as error:
+    except (CheckpointError, ConfigError, TrainingError) as error:
         if not plan.tell_failure(error):
             raise
 

@@ -58,7 +58,7 @@ _EMBED_BLOCK = {"cpu": 8, "cuda": 128}
 _SEARCH_BLOCK = 512
 _TABLE_BLOCK = 65_536
 """Anchors whose rows of the table are made at a time."""
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("anchor_id", pa.string()),
         ("candidate_id", pa.string()),
@@ -67,6 +67,7 @@ _SCHEMA = pa.schema(
         ("score", pa.float32()),
     ]
 )
+"""Of the mining table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +122,12 @@ class Mined:
 
     def table(self, tile_ids: Sequence[str]) -> pa.Table:
         """Return the mining table of the workspace: one row per anchor and negative, then one per anchor and positive."""
-        return pa.concat_tables([_SCHEMA.empty_table(), *self._parts(tile_ids)])
+        return pa.concat_tables([SCHEMA.empty_table(), *self._parts(tile_ids)])
 
     def parquet(self, tile_ids: Sequence[str]) -> bytes:
         """Return the mining table as a file, made some anchors at a time: as a whole it would take much more memory."""
         buffer = io.BytesIO()
-        with pq.ParquetWriter(buffer, _SCHEMA) as writer:
+        with pq.ParquetWriter(buffer, SCHEMA) as writer:
             for part in self._parts(tile_ids):
                 writer.write_table(part)
         return buffer.getvalue()
@@ -159,11 +160,11 @@ def _rows(kind: str, candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, A
         "rank": pa.array(ranks + 1, pa.int32()),
         "score": pa.array(scores[anchors, ranks], pa.float32()),
     }
-    return pa.table(columns, _SCHEMA)
+    return pa.table(columns, SCHEMA)
 
 
 def from_table(table: pa.Table, tile_ids: Sequence[str]) -> HardTiles:
-    """Return what a stored mining table says of each tile."""
+    """Return what a mining table of these tiles says of each; one that was stored is looked at first, by `rayjobs.train.layout`."""
     ids = pa.array(tile_ids, pa.string())
     anchors, candidates = (pc.index_in(table[name], value_set=ids).to_numpy() for name in ("anchor_id", "candidate_id"))
     ranks = table["rank"].to_numpy()

@@ -24,7 +24,7 @@ from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
 from rayjobs.train.distributed import agreed, rank, world_size
-from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits
+from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import Mined, from_table
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _ANSWER_S = 30.0
 """How long a worker that has failed waits for the driver's answer, and for the other ranks to fail likewise."""
 _PAUSE_S = 0.2
 _LOSSES = "losses.parquet"
+_GENERATION = "generation-"
 _LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0)
 """Before each further try to publish the last checkpoint of a run; storage has waited and tried again within each try already."""
 
@@ -116,7 +117,7 @@ class State:
     batches: EpochPlan | None = None
     """Batches of the epoch under way; None between epochs."""
     losses: array[float] = field(default_factory=lambda: array("d"))
-    """Loss of every step of the run that led to these weights; NaN where it is not known."""
+    """Loss of every step of the run that led to these weights."""
     mined: HardTiles | None = None
     """Mined negatives and positives in use."""
     generation: int | None = None
@@ -175,7 +176,7 @@ def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objec
 def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
     """Take up the newest sound checkpoint and its mining generation, if the run has one; every rank takes up what rank 0 found."""
     workspace = plan.experiment.open_workspace()
-    chosen = from_rank_zero(_newest(plan, state, objective, len(tile_ids)) if rank() == 0 else None)
+    chosen = from_rank_zero(_newest(plan, state, objective, tile_ids) if rank() == 0 else None)
     if chosen is None:
         return state
     name, generation = chosen
@@ -209,7 +210,7 @@ def found_by_rank_zero(find: Callable[[], T]) -> T:
     return cast("T", shared)
 
 
-def _newest(plan: TrainPlan, state: State, objective: Objective, tiles: int) -> tuple[str, int | None] | None:
+def _newest(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> tuple[str, int | None] | None:
     """Return the name of the newest checkpoint that this run can take up, and the mining generation to go on with.
 
     What is damaged or cannot be used is said and withdrawn, so that it can be published again when training comes there.
@@ -220,14 +221,18 @@ def _newest(plan: TrainPlan, state: State, objective: Objective, tiles: int) -> 
         plan.tell("damaged", text=text)
 
     def unfit_here(version: Version) -> str | None:
-        return _refusal(version, lambda checkpoint: _check_taken_up(checkpoint, plan.spec, state, objective, tiles))
+        return _refusal(lambda: _check_taken_up(_loaded(version), plan.spec, state, objective, len(tile_ids)))
 
     version = workspace.checkpoints.newest_sound(say, unfit=unfit_here)
     if version is None:
         return None
     generation = _loaded(version).saved["generation"]
-    mined = None if generation is None else workspace.mining.newest_sound(say, generation_name(generation))
-    return version.version, int(mined.manifest["generation"]) if mined else None
+    if generation is None:
+        return version.version, None
+    mined = workspace.mining.newest_sound(
+        say, generation_name(generation), unfit=lambda table: _refusal(lambda: (_number(table), hard_tiles(plan, table, tile_ids)))
+    )
+    return version.version, _number(mined) if mined else None
 
 
 class _Checkpoint(NamedTuple):
@@ -236,18 +241,18 @@ class _Checkpoint(NamedTuple):
     encoder: Checkpointed
     saved: dict[str, Any]
     """Of `state.pt`."""
-    losses: array[float] | None
-    """None where it was made before losses were recorded."""
+    losses: array[float]
 
 
 def unfit(version: Version) -> str | None:
     """Tell why a checkpoint whose files are whole is none that any run can go on from; None where it is one."""
-    return _refusal(version, lambda _: None)
+    return _refusal(lambda: _loaded(version))
 
 
-def _refusal(version: Version, check: Callable[[_Checkpoint], None]) -> str | None:
+def _refusal(check: Callable[[], object]) -> str | None:
+    """Return why something of the workspace cannot be used; None where it can."""
     try:
-        check(_loaded(version))
+        check()
     except (CheckpointError, NotFoundError) as error:  # not found: its manifest does not name all files
         return str(error)
     return None
@@ -264,9 +269,7 @@ def _loaded(version: Version) -> _Checkpoint:
     return _Checkpoint(encoder, saved, _losses(version))
 
 
-def _losses(version: Version) -> array[float] | None:
-    if all(entry.name != _LOSSES for entry in version.files):
-        return None
+def _losses(version: Version) -> array[float]:
     try:
         column = pq.read_table(io.BytesIO(version.read(_LOSSES)))["loss"].cast(pa.float64())
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -292,8 +295,7 @@ def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> Non
     state.epoch, state.step, state.failed_uploads = saved["epoch"], saved["step"], saved["failed_uploads"]
     state.batches = _rebuilt(EpochPlan, saved["batches"] if state.step else None)
     state.clusters = _rebuilt(Clusters, saved["clusters"])
-    if checkpoint.losses is not None:
-        state.losses = checkpoint.losses
+    state.losses = checkpoint.losses
 
 
 def _flat(value: Any) -> dict[str, Any] | None:
@@ -432,7 +434,15 @@ def _sweep(plan: TrainPlan) -> None:
 
 def generation_name(generation: int) -> str:
     """Return the name of a mining generation: the epoch before which it was mined."""
-    return f"generation-{generation:04d}"
+    return f"{_GENERATION}{generation:04d}"
+
+
+def _number(version: Version) -> int:
+    """Return the generation that a version of the mining table is. Raises `CheckpointError` where its name is none."""
+    digits = version.version.removeprefix(_GENERATION)
+    if not digits.isdecimal() or generation_name(int(digits)) != version.version:
+        raise CheckpointError(f"{version.version!r} is no name of a generation")
+    return int(digits)
 
 
 def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequence[str]) -> None:
@@ -481,10 +491,19 @@ def publish_table(plan: TrainPlan, table: MinedTable) -> bool:
 
 def use_mined(plan: TrainPlan, state: State, generation: int, tile_ids: Sequence[str]) -> None:
     """Have this rank use a published generation."""
-    state.mined, state.generation = read_mined(plan, generation, tile_ids), generation
+    state.mined, state.generation = published_tiles(plan, generation, tile_ids), generation
 
 
-def read_mined(plan: TrainPlan, generation: int, tile_ids: Sequence[str]) -> HardTiles:
-    """Return what a published generation says of each tile. Raises `StorageError` where it cannot be read."""
-    table = plan.experiment.open_workspace().mining.at(generation_name(generation))
-    return from_table(pq.read_table(io.BytesIO(table.read("mined.parquet"))), tile_ids)
+def published_tiles(plan: TrainPlan, generation: int, tile_ids: Sequence[str]) -> HardTiles:
+    """Return what a published generation says of each tile.
+
+    Raises:
+        StorageError: it cannot be read.
+        CheckpointError: it is none of this run.
+    """
+    return hard_tiles(plan, plan.experiment.open_workspace().mining.at(generation_name(generation)), tile_ids)
+
+
+def hard_tiles(plan: TrainPlan, version: Version, tile_ids: Sequence[str]) -> HardTiles:
+    """Return what a version of the mining table says of each tile; see `published_tiles`."""
+    return from_table(read_mined(version.read("mined.parquet"), tile_ids, plan.experiment.mining), tile_ids)

@@ -46,7 +46,6 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callabl
     `after_step` is called on every rank when `state` has taken in a step: there a checkpoint may be made.
     """
     settings, epoch, steps, first = on.plan.experiment.train, state.epoch, len(batches.members), state.step
-    state.losses.extend([math.nan] * (epoch * steps + first - len(state.losses)))  # of steps before losses were recorded
     state.parallel.train()
     waited, learned, begun, told = 0.0, 0.0, time.monotonic(), 0.0
     for step in range(first, steps):

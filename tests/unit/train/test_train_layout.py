@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from rayjobs.errors import CheckpointError
+from rayjobs.metric.section import MiningSection
 from rayjobs.models.checkpoint import read_training_state, training_state_bytes
 from rayjobs.train import state as states
 from rayjobs.train.batches import EpochPlan
-from rayjobs.train.layout import all_finite, check_counts, check_fits
+from rayjobs.train.layout import all_finite, check_counts, check_fits, read_mined
+from rayjobs.train.mine import SCHEMA, from_table
 from rayjobs.train.step import train_epoch
 from tests.small_run import COUNT, opened
 
+IDS = ["a", "b", "c"]
+MINING = MiningSection(negatives=2, positives=1)
 STEPS = 2
 ONE = torch.ones(1)
 
@@ -37,11 +45,11 @@ def checked(run, change=lambda _: None):
 
 def test_what_is_kept_can_be_taken_up(run):
     checked(run)
-    checked(run, lambda saved: saved.pop("format"))  # the first ones did not number it
 
 
 LAYOUTS = {
     "another format": lambda saved: saved.update(format=2),
+    "no format": lambda saved: saved.pop("format"),
     "no epoch": lambda saved: saved.pop("epoch"),
     "a step that is no number": lambda saved: saved.update(step="two"),
     "a generation below nothing": lambda saved: saved.update(generation=-1),
@@ -73,3 +81,41 @@ def test_finite_numbers():
     assert all_finite({})
     assert all_finite({"a": ONE, "b": torch.tensor(3)})
     assert not all_finite({"a": ONE, "b": torch.tensor([1.0, torch.inf])})
+
+
+ROW = {"anchor_id": "a", "candidate_id": "b", "kind": "negative", "rank": 1, "score": 0.5}
+
+
+def parquet(*rows, schema=SCHEMA):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer)
+    return buffer.getvalue()
+
+
+def test_a_mining_table_of_this_run_is_read():
+    table = read_mined(parquet(ROW, ROW | {"candidate_id": "c", "rank": 2}, ROW | {"kind": "positive"}), IDS, MINING)
+    hard = from_table(table, IDS)
+    assert hard.negatives[0].tolist() == [1, 2]
+    assert hard.positives[0].tolist() == [1]
+    assert not read_mined(parquet(), IDS, MINING).num_rows
+
+
+TABLES = {
+    "no file of that kind": b"PAR1 is not enough",
+    "no rank": parquet(ROW, schema=SCHEMA.remove(3)),
+    "ranks as text": parquet({**ROW, "rank": "1"}, schema=SCHEMA.set(3, pa.field("rank", pa.string()))),
+    "a tile that is not known": parquet(ROW | {"candidate_id": "z"}),
+    "no anchor": parquet(ROW | {"anchor_id": None}),
+    "itself": parquet(ROW | {"candidate_id": "a"}),
+    "rank 0": parquet(ROW | {"rank": 0}),
+    "a rank that would fill the memory": parquet(ROW | {"rank": 2**31 - 1}),
+    "more positives than are mined": parquet(ROW | {"kind": "positive", "rank": 2}),
+    "another kind": parquet(ROW | {"kind": "neutral"}),
+    "more rows than are mined": parquet(*[ROW] * 10),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_another_mining_table_is_refused(table):
+    with pytest.raises(CheckpointError, match=r"mined\.parquet .*take another generation"):
+        read_mined(TABLES[table], IDS, MINING)

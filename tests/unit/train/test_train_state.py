@@ -291,7 +291,7 @@ def test_a_run_that_another_command_took_over_ends(make):
 
 def mined(seed):
     rng = np.random.default_rng(seed)
-    candidates = np.stack([rng.permutation(COUNT)[:2] for _ in range(COUNT)])
+    candidates = np.stack([(tile + 1 + rng.permutation(COUNT - 1)[:2]) % COUNT for tile in range(COUNT)])
     scores = rng.random((COUNT, 2)).astype(np.float32)
     return Mined(candidates=candidates, scores=scores, positives=candidates[:, :0], positive_scores=scores[:, :0], refused={}, search="")
 
@@ -314,15 +314,27 @@ def test_a_mining_table_that_fails_is_used_and_published_with_the_next_checkpoin
     assert (again.state.epoch, again.state.generation) == (3, 1)
 
 
-def test_a_damaged_mining_generation_is_said_and_the_one_before_taken(make):
+def damaged(table):
+    table.store.write(f"{table.prefix}generation-0002/mined.parquet", b"PAR1")
+
+
+def of_other_tiles(table):
+    """Publish in its place one that is whole, and speaks of tiles that this run does not have."""
+    table.store.delete(f"{table.prefix}generation-0002/manifest.json")
+    draft = table.draft("generation-0002")
+    draft.write("mined.parquet", mined(2).parquet([f"other {name}" for name in IDS]))
+    draft.publish({"generation": 2})
+
+
+@pytest.mark.parametrize("spoil", [damaged, of_other_tiles])
+def test_a_mining_generation_that_cannot_be_used_is_said_and_the_one_before_taken(make, spoil):
     run = published(make, 1)
     for epoch in (1, 2):
         run.state.epoch = epoch
         publish_mined(run.plan, run.state, mined(epoch), IDS)
     run.state.epoch = 3
     save(run.plan, run.state, run.objective)
-    table = run.workspace.mining
-    table.store.write(f"{table.prefix}generation-0002/mined.parquet", b"PAR1")
+    spoil(run.workspace.mining)
     again = make()
     assert (again.state.epoch, again.state.generation) == (3, 1)
     np.testing.assert_array_equal(again.state.mined.negatives, mined(1).candidates)
