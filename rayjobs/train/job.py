@@ -59,7 +59,7 @@ _MAY_CHANGE = {
 }
 """Keys of these sections that may differ when a run is taken up again: none decides what is learned."""
 
-_START_TIMEOUT_S = 20
+_START_TIMEOUT_S = 15
 """How long Ray Train waits for nodes that it believes to have: its default of 60 s is lost whenever a node dies."""
 _GRACE_S = 2.5
 """How long a command that is told to end waits for a last checkpoint: `ray job stop` kills it after 3 s."""

@@ -17,6 +17,8 @@ from tests.three_nodes import RAY, ROOT, options
 RUN = ["--train.epochs", "400", "--train.steps_per_epoch", "10", "--mining.every", "0", "--train.ask_every", "1"]
 STOPS = (signal.SIGTERM, signal.SIGINT)
 """`ray job stop`, and Ctrl-C, in turn."""
+_MORE = 4
+"""How many interrupts more until one leaves a checkpoint of the very step, which a busy machine does not manage in time each time."""
 
 
 def submit(cluster, name, *arguments):
@@ -40,7 +42,8 @@ def test_exit_codes_ends_and_doubles(begin, cluster, config, sampled, store_of, 
     arguments = options(config, sampled, *RUN, "--workspace.run", "job")
     artefact = Artefact(store_of(sampled), "runs/job", "checkpoints")
     seconds, made = [], 0
-    for stop in range(max(row.tries, len(STOPS))):
+    tries = max(row.tries, len(STOPS))
+    while (stop := len(seconds)) < tries or (not made and stop < tries + _MORE):
         command = begin("train", *arguments)
         command.wait_for(r"epoch \d+: loss", count=2)
         if stop == 0:
@@ -62,6 +65,6 @@ def test_exit_codes_ends_and_doubles(begin, cluster, config, sampled, store_of, 
     again.wait_for(rf"continues from checkpoint {after.version}:")
     again.kill()
     assert made, "a checkpoint of the very step is made at least once"
-    row.lost = f"{made} of {len(seconds)} left a checkpoint of the very step, the others the one before"
+    row.tries, row.lost = len(seconds), f"{made} of {len(seconds)} left a checkpoint of the very step, the others the one before"
     row.recovered = f"gone after {max(seconds):.1f} s"
     assert max(seconds) < (4 if FULL else 20), seconds
