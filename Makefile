@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about four minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --disable-pip-version-check pip
-	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[demo,dev]' | grep -E --line-buffered '^(Collecting|Installing|Successfully|ERROR)' | cut -c 1-100
+	$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[dev]' | grep -E --line-buffered '^(Collecting|Installing|Successfully|ERROR)' | cut -c 1-100
 	$(BIN)/python -c 'import ray, torch, faiss, rasterio, mlflow'
 	@touch $@
 

@@ -1,41 +1,25 @@
 """The HTTP interface: routes, problem JSON, and the gate in front of them. Which service answers is asked of Ray Serve at each request."""
 
 from http import HTTPStatus
-from typing import Annotated, Protocol, cast
+from typing import Annotated, cast
 
 import fastapi
 import numpy as np
-import ray.serve
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from rayjobs.errors import QueryError, RayjobsError
-from rayjobs.rasters.uploads import UploadLimits, read_upload
-from rayjobs.serve.answers import Answers
+from rayjobs.rasters.uploads import read_upload
 from rayjobs.serve.errors import problem, status_of
 from rayjobs.serve.limits import Gate
+from rayjobs.serve.page.router import router as page
 from rayjobs.serve.schema import Feature, Filters, Info, SearchAnswer, SearchRequest, TileId
+from rayjobs.serve.service import Here, current_service
 
+__all__ = ["build_api", "current_service"]
 
-class Service(Protocol):
-    """What the routes need of the deployment that they run in."""
-
-    answers: Answers
-    uploads: UploadLimits
-    """What an uploaded image must keep to."""
-
-    async def embed(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Return the (dim,) float32 embedding of an image."""
-
-
-def current_service() -> Service:
-    """Return the deployment that this request reached."""
-    return cast("Service", ray.serve.get_replica_context().servable_object)
-
-
-Here = Annotated[Service, fastapi.Depends(current_service)]
 
 router = fastapi.APIRouter()
 
@@ -135,6 +119,7 @@ def build_api(*, max_body_bytes: int, token: str | None) -> fastapi.FastAPI:
     """
     api = fastapi.FastAPI(title="rayjobs", version="1", description="Find every place that looks like the one you point at.")
     api.include_router(router)
+    api.include_router(page)
     api.add_exception_handler(RayjobsError, _our_error)
     api.add_exception_handler(RequestValidationError, _wrong_request)
     api.add_exception_handler(HTTPException, _no_such_thing)

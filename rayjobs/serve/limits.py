@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs.errors import ConfigError
 from rayjobs.serve.errors import problem
+from rayjobs.serve.page.files import PUBLIC_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_OPEN = frozenset({"/healthz"})
-"""Paths that need no token: load balancers ask them."""
+_OPEN = frozenset({"/healthz"}) | PUBLIC_PATHS
+"""Paths that need no token: load balancers ask them, and the page's files hold no data."""
 
 _LONGEST_LENGTH = 18
 """Digits of a content-length; Python refuses to read numbers of thousands of them."""
