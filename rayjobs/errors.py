@@ -21,6 +21,7 @@
     │  ├─ UnknownTileError         a tile id that the index does not hold
     │  └─ IndexCorruptError        a segment does not match its manifest
     ├─ QueryError                  a request that cannot be answered as put
+    │  ├─ PinnedVersionError       a request names an index version that is not held
     │  ├─ UploadError              an upload that is not an image the encoder can take
     │  └─ UploadTooLargeError      bytes or pixels above the limit
     ├─ ClusterError                Ray cannot be started on this machine
@@ -117,6 +118,10 @@ class IndexCorruptError(RetrievalError):
 
 class QueryError(RayjobsError):
     """The request cannot be answered as put."""
+
+
+class PinnedVersionError(QueryError):
+    """The request names an index version that the service does not hold."""
 
 
 class UploadError(QueryError):

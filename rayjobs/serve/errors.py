@@ -10,6 +10,7 @@ from rayjobs import errors
 STATUS: dict[type[errors.RayjobsError], HTTPStatus] = {
     errors.UploadTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UploadError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.PinnedVersionError: HTTPStatus.CONFLICT,
     errors.QueryError: HTTPStatus.BAD_REQUEST,
     errors.UnknownTileError: HTTPStatus.NOT_FOUND,
     errors.FingerprintError: HTTPStatus.SERVICE_UNAVAILABLE,
