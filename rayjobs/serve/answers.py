@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +60,12 @@ class Answers:
     def version(self) -> str:
         """Name of the index version."""
         return self._version.version
+
+    @functools.cached_property
+    def source(self) -> Version:
+        """The set whose tiles were indexed."""
+        name, _, version = self._version.manifest["parents"]["set"].partition("/")
+        return Artefact(self._store, "sets", name).at(version)
 
     def info(self) -> Info:
         """Describe the index."""
@@ -130,10 +137,8 @@ class Answers:
     def thumbnail(self, tile_id: str) -> bytes:
         """Return one tile's pixels as PNG. Raises `UnknownTileError`."""
         row = self._searcher.describe([self._searcher.row_of(tile_id)])[0]
-        name, _, version = self._version.manifest["parents"]["set"].partition("/")
-        source = Artefact(self._store, "sets", name).at(version)
-        manifest = source.manifest
-        chip = read_chips(source.read(shard_name(row["shard"])), {tile_id})[0]
+        manifest = self.source.manifest
+        chip = read_chips(self.source.read(shard_name(row["shard"])), {tile_id})[0]
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
 
 
