@@ -15,7 +15,7 @@ from rayjobs.rasters.uploads import read_upload
 from rayjobs.serve.errors import problem, status_of
 from rayjobs.serve.limits import Gate
 from rayjobs.serve.page.router import router as page
-from rayjobs.serve.schema import Feature, Filters, Info, SearchAnswer, SearchRequest, TileId
+from rayjobs.serve.schema import Feature, Filters, Health, Info, SearchAnswer, SearchRequest, TileId
 from rayjobs.serve.service import Here, current_service
 
 __all__ = ["build_api", "current_service"]
@@ -25,22 +25,23 @@ router = fastapi.APIRouter()
 
 
 @router.get("/healthz", tags=["service"])
-async def healthz(service: Here) -> dict[str, str]:
-    """Say that the service is up, and which index version it serves."""
-    return {"status": "ok", "index_version": service.answers.version}
+async def healthz(service: Here) -> Health:
+    """Say that the service is up, which index version it serves, and why it does not serve a later one."""
+    return Health(index_version=service.answers.version, last_error=service.last_error)
 
 
 @router.get("/v1/info", tags=["service"])
 async def info(service: Here) -> Info:
     """Describe the index and its encoder."""
-    return service.answers.info()
+    return service.answers.info().model_copy(update={"versions": service.versions, "last_error": service.last_error})
 
 
 @router.post("/v1/search", tags=["search"])
 async def search(service: Here, request: SearchRequest) -> SearchAnswer:
     """Find the tiles most like the examples; the examples themselves are left out."""
-    vector, examples = service.answers.query_vector(request.positives)
-    return service.answers.search(vector, request, without=examples)
+    answers = service.answers
+    vector, examples = answers.query_vector(request.positives)
+    return answers.search(vector, request, without=examples)
 
 
 @router.post("/v1/search/image", tags=["search"])
@@ -53,9 +54,10 @@ async def search_image(
 ) -> SearchAnswer:
     """Find the tiles most like an uploaded PNG, JPEG or GeoTIFF, whose bands must be the encoder's."""
     filters = Filters(limit=limit, bbox=_numbers(bbox), datetime=datetime)
-    pixels = await run_in_threadpool(read_upload, await image.read(), service.uploads)  # other requests go on meanwhile
-    vector = await service.embed(pixels.values, pixels.valid)
-    return service.answers.search(vector, filters, without=())
+    answers = service.answers
+    pixels = await run_in_threadpool(read_upload, await image.read(), service.uploads_for(answers))  # other requests go on meanwhile
+    vector = await service.embed(pixels.values, pixels.valid, answers)
+    return answers.search(vector, filters, without=())
 
 
 @router.get("/v1/tiles/{tile_id}", tags=["tiles"])

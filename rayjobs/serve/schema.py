@@ -110,6 +110,15 @@ class SearchAnswer(_Strict):
     """Tiles that the filters left."""
 
 
+class Health(_Strict):
+    """Whether the service answers, and from what."""
+
+    status: Literal["ok"] = "ok"
+    index_version: str
+    last_error: str | None = None
+    """Why a later version was not taken up."""
+
+
 class Info(_Strict):
     """What the service serves."""
 
@@ -125,3 +134,7 @@ class Info(_Strict):
     """west, south, east, north of all tiles."""
     dates: list[str] | None
     """First and last datetime."""
+    versions: list[str] = []
+    """Index versions that a request may pin, the current one first."""
+    last_error: str | None = None
+    """Why a later version was not taken up."""

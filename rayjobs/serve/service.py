@@ -11,14 +11,31 @@ from rayjobs.serve.answers import Answers
 
 
 class Service(Protocol):
-    """What the routes need of the deployment that they run in."""
+    """What the routes need of the deployment that they run in.
 
-    answers: Answers
-    uploads: UploadLimits
-    """What an uploaded image must keep to."""
+    A request asks for its index version once, with `pinned`, and hands it on: another may be taken up while the request is under way.
+    """
 
-    async def embed(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Return the (dim,) float32 embedding of an image."""
+    @property
+    def answers(self) -> Answers:
+        """The index version that is served now."""
+
+    @property
+    def versions(self) -> list[str]:
+        """Names of the index versions that a request may pin, the current one first."""
+
+    @property
+    def last_error(self) -> str | None:
+        """Why a later version was not taken up; None where none was refused."""
+
+    def pinned(self, version: str | None) -> Answers:
+        """Return an index version by name; None stands for the current one. Raises `PinnedVersionError`."""
+
+    def uploads_for(self, answers: Answers) -> UploadLimits:
+        """Return what an uploaded image must keep to that is searched for in an index version."""
+
+    async def embed(self, pixels: np.ndarray, valid: np.ndarray, answers: Answers) -> np.ndarray:
+        """Return the (dim,) float32 embedding of an image by the encoder of an index version."""
 
 
 def current_service() -> Service:
