@@ -82,7 +82,7 @@ class IndexedRanking:
     def most_similar(self, anchors: IntArray, count: int) -> Keys:
         """See `Ranking`."""
         wanted = min(count + 1, len(self._vectors))  # the anchor finds itself
-        parameters = faiss.SearchParametersIVF(nprobe=self._probes)  # type: ignore[call-arg]  # faiss wraps it
+        parameters = faiss.SearchParametersIVF(nprobe=self._probes)
         with _one_thread():
             scores, indices = self._index.search(self._vectors[anchors], wanted, params=parameters)
         keys = _keys(scores, indices, anchors)

@@ -1,0 +1,142 @@
+"""What every kind of index promises: to be trained, filled, written, opened, checked and searched in one way."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import faiss
+import numpy as np
+import pydantic
+
+from rayjobs.errors import IndexCorruptError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+"""(n, dim) float32 of length 1."""
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How hard an approximate search tries. A field that a kind does not know is None."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
+    nprobe: int | None = None
+    """Lists that are searched, of an inverted file."""
+    ef: int | None = None
+    """Nodes that are kept in sight while a graph is walked."""
+    k_factor: int | None = None
+    """Compressed candidates per hit that are compared again by their exact vectors."""
+
+    def __post_init__(self) -> None:
+        """Refuse efforts that find nothing."""
+        if any(value is not None and value < 1 for value in (self.nprobe, self.ef, self.k_factor)):
+            raise ValueError(f"{self} must be 1 or more in every field")
+
+    def widened(self, factor: float) -> Effort:
+        """Return an effort that looks at `factor` times as much, for a filter that lets little of it pass."""
+        fields = dataclasses.asdict(self)
+        return Effort(**{name: None if value is None else int(np.ceil(value * factor)) for name, value in fields.items()})
+
+
+class Kind(abc.ABC):
+    """One kind of index over unit vectors, compared by inner product. Stateless: the state is the FAISS index."""
+
+    name: ClassVar[str]
+    """Its key in `KINDS`."""
+    trains: ClassVar[bool] = False
+    """Whether it is trained on a sample first; the trained, empty index is the version's shared quantiser."""
+
+    @abc.abstractmethod
+    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
+        """Return an empty index that vectors can be added to.
+
+        The same sample in the same order gives the same index, on the same hardware.
+
+        Args:
+            sample: (n, dim) float32 of length 1; `sample_rows` says which to take. Kinds that do not train need its dimension only.
+            rows: vectors in the largest segment, by which the number of lists goes; default: the sample's.
+        """
+
+    def filled(self, quantiser: Any, vectors: Vectors) -> Any:
+        """Return a copy of the empty index `quantiser` that holds (n, dim) vectors; a vector's id is its row."""
+        index = faiss.clone_index(quantiser)
+        index.add(np.ascontiguousarray(vectors))
+        return index
+
+    def dumped(self, index: Any) -> bytes:
+        """Return an index as bytes of a file."""
+        return bytes(faiss.serialize_index(index))
+
+    def read(self, path: Path) -> Any:
+        """Map the file of an index into memory. Raises `RuntimeError` where FAISS cannot; `check` what it returns."""
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+
+    @abc.abstractmethod
+    def check(self, index: Any, dimension: int, rows: int) -> None:
+        """Make sure that an index out of a file may be searched: nothing in it leads outside of it.
+
+        Args:
+            index: as `read` returns it.
+            dimension: of the vectors, by the manifest.
+            rows: number of vectors, by the manifest; 0 for a quantiser.
+
+        Raises:
+            IndexCorruptError: another type, metric, dimension or number of vectors, or ids, codes and lists that do not fit together.
+        """
+
+    @abc.abstractmethod
+    def attached(self, index: Any, exact: Any) -> Any:
+        """Return what is searched: the index, joined with the IndexFlatIP `exact` of the same vectors, which must outlive it."""
+
+    @abc.abstractmethod
+    def parameters(self, effort: Effort, selector: Any = None) -> Any:
+        """Return FAISS search parameters.
+
+        Args:
+            effort: how hard to try.
+            selector: a faiss.IDSelector of the rows that may be found; None for all.
+        """
+
+    @abc.abstractmethod
+    def bytes_per_vector(self, dimension: int) -> float:
+        """Return what the index takes per vector, the exact vectors (4 bytes a dimension, mapped beside it) not counted."""
+
+    def efforts(self, index: Any) -> list[list[Effort]]:
+        """Return efforts to try on an index: rising ladders, on each of which recall and cost only grow."""
+        del index
+        return [[Effort()]]
+
+    @abc.abstractmethod
+    def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
+        """Return about how long one query for `count` hits takes, nanoseconds of one core: to compare efforts, not to promise."""
+
+
+def refuse_unless(true: bool, what: str) -> None:  # noqa: FBT001  reads as a sentence
+    """Raise `IndexCorruptError` that says what is wrong with an index file, unless a condition holds."""
+    if not true:
+        raise IndexCorruptError(f"the index file is not as we write it: {what}; publish the index again")
+
+
+def check_shape(index: Any, made: type, dimension: int, rows: int) -> None:
+    """Refuse an index of another type than `made`, another metric, dimension or number of vectors, or an untrained one."""
+    refuse_unless(type(index) is made, f"it is a {type(index).__name__}, not a {made.__name__}")
+    refuse_unless(index.metric_type == faiss.METRIC_INNER_PRODUCT, "its metric is not the inner product")
+    refuse_unless(
+        index.d == dimension and index.ntotal == rows,
+        f"it holds {index.ntotal} vectors of {index.d} numbers, not the {rows} of {dimension} of its manifest",
+    )
+    refuse_unless(index.is_trained, "it is not trained")
+
+
+def sample_rows(rows: int, count: int, *, seed: int = 0) -> Rows:
+    """Return `count` of `rows` row numbers (all, if there are fewer), drawn without replacement and sorted: (n,) int64."""
+    if count >= rows:
+        return np.arange(rows, dtype=np.int64)
+    return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False)).astype(np.int64)

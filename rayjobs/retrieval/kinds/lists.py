@@ -1,0 +1,242 @@
+"""Inverted files: vectors in lists about centroids, of which a search opens a few. Whole vectors, product codes or RaBitQ bits."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import faiss
+import numpy as np
+
+from rayjobs.retrieval.kinds.kind import Effort, Kind, Vectors, check_shape, refuse_unless
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SEED = 1234
+_ITERATIONS = 10
+"""Rounds of k-means; further ones move centroids of embeddings hardly."""
+_LISTS_PER_ROOT = 4
+"""Lists per square root of the rows: 4,000 for a million, as FAISS's guidelines have it."""
+_LEAST_PER_LIST = 39
+"""Vectors that k-means wants per centroid (FAISS's own least)."""
+_SAMPLE_PER_LIST = 64
+_LEAST_SAMPLE = 10_000
+_K_FACTORS = (2, 4, 8, 12, 16, 24, 32, 48, 64)
+_STEP = 1.2
+"""Each step of a ladder of efforts opens a fifth more lists."""
+_ID_BYTES = 8
+_CENTROID_NS, _REFINE_NS = 0.12, 0.7
+"""Per dimension: comparing a centroid (as a product of matrices), fetching and comparing one exact vector."""
+_PQ_BITS = 4
+_CODE_BOOK = 1 << _PQ_BITS
+_PQ_BLOCK = 32
+"""Codes that are compared together."""
+
+
+def lists_for(rows: int) -> int:
+    """Return the number of lists for a segment of so many rows."""
+    return max(1, min(round(_LISTS_PER_ROOT * math.sqrt(rows)), rows // _LEAST_PER_LIST))
+
+
+def sample_size(rows: int) -> int:
+    """Return how many vectors to train lists for a segment of so many rows on."""
+    return max(_LEAST_SAMPLE, _SAMPLE_PER_LIST * lists_for(rows))
+
+
+class _Lists(Kind):
+    """What inverted files have in common."""
+
+    trains: ClassVar[bool] = True
+    made: ClassVar[type]
+    refines: ClassVar[bool] = True
+    """Whether hits are ranked again by their exact vectors."""
+
+    @abc.abstractmethod
+    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
+        """Return the FAISS index, with default values where they do not matter."""
+
+    @abc.abstractmethod
+    def check_codes(self, index: Any) -> None:
+        """Refuse a codec that does not fit the index's dimension and its codes."""
+
+    @abc.abstractmethod
+    def code_bytes(self, dimension: int) -> int:
+        """Return the bytes of one vector's code."""
+
+    @abc.abstractmethod
+    def scan_ns(self, dimension: int) -> float:
+        """Return about how long comparing one code takes, nanoseconds."""
+
+    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
+        """Cluster the sample on the sphere, on a GPU where one is, and train the codec."""
+        dimension = sample.shape[1]
+        lists = min(lists_for(rows or len(sample)), max(1, len(sample) // _LEAST_PER_LIST))
+        centroids = faiss.IndexFlatIP(dimension)
+        index = self.untrained(centroids, dimension, lists)
+        index.own_fields = True
+        centroids.this.disown()
+        clustering = index.cp
+        clustering.seed, clustering.niter, clustering.spherical = _SEED, _ITERATIONS, True
+        clustering.min_points_per_centroid = 1  # what FAISS would warn of, a small set, is no fault
+        on_gpu = _clustering_index(dimension)
+        index.clustering_index = on_gpu
+        index.train(np.resize(sample, (max(len(sample), _CODE_BOOK), dimension)))  # a code book wants as many vectors as it has words
+        index.clustering_index = None
+        return index
+
+    def check(self, index: Any, dimension: int, rows: int) -> None:
+        """Check type, centroids, codec, and that the lists hold each row once."""
+        check_shape(index, self.made, dimension, rows)
+        centroids = faiss.downcast_index(index.quantizer)
+        refuse_unless(index.nlist >= 1, "it has no lists")
+        check_shape(centroids, faiss.IndexFlatIP, dimension, index.nlist)
+        refuse_unless(centroids.codes.size() == 4 * dimension * index.nlist, "its centroids are cut short")
+        self.check_codes(index)
+        _check_lists(index, rows)
+
+    def attached(self, index: Any, exact: Any) -> Any:
+        """Join codes and exact vectors."""
+        return faiss.IndexRefine(index, exact) if self.refines else index
+
+    def parameters(self, effort: Effort, selector: Any = None) -> Any:
+        """Return lists to open and, where codes are compared, how many candidates to compare exactly."""
+        lists = self._opening(nprobe=effort.nprobe or 1, sel=selector)
+        if not self.refines:
+            return lists
+        return faiss.IndexRefineSearchParameters(k_factor=float(effort.k_factor or 1), base_index_params=lists)
+
+    def _opening(self, **fields: Any) -> Any:
+        return faiss.SearchParametersIVF(**fields)
+
+    def bytes_per_vector(self, dimension: int) -> float:
+        """Return code and id."""
+        return self.code_bytes(dimension) + _ID_BYTES
+
+    def efforts(self, index: Any) -> list[list[Effort]]:
+        """Return a ladder of lists to open, for each factor of candidates."""
+        factors = _K_FACTORS if self.refines else (None,)
+        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in _ladder(index.nlist)] for factor in factors]
+
+    def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
+        """Count centroids, codes and exact vectors compared."""
+        codes = min(effort.nprobe or 1, index.nlist) * int(index.ntotal) / index.nlist
+        refined = (effort.k_factor or 0) * count if self.refines else 0
+        return float(index.d * (_CENTROID_NS * index.nlist + _REFINE_NS * refined) + self.scan_ns(index.d) * codes)
+
+
+class IvfFlat(_Lists):
+    """Whole vectors in lists: no loss but by lists that are not opened; as large as the vectors."""
+
+    name: ClassVar[str] = "ivf_flat"
+    made: ClassVar[type] = faiss.IndexIVFFlat
+    refines: ClassVar[bool] = False
+
+    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
+        """See `_Lists`."""
+        return faiss.IndexIVFFlat(centroids, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+
+    def check_codes(self, index: Any) -> None:
+        """Check the length of a code."""
+        refuse_unless(index.code_size == 4 * index.d, "its codes are not whole vectors")
+
+    def code_bytes(self, dimension: int) -> int:
+        """Return the vector's bytes."""
+        return 4 * dimension
+
+    def scan_ns(self, dimension: int) -> float:
+        """Return the time that one vector takes to come from memory."""
+        return 0.1 * 4 * dimension
+
+
+class IvfPq(_Lists):
+    """Product codes of 4 bits per two dimensions, compared in registers (FAISS fast-scan; André et al. 2017), ranked again exactly."""
+
+    name: ClassVar[str] = "ivf_pq"
+    made: ClassVar[type] = faiss.IndexIVFPQFastScan
+
+    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
+        """Code what is left beside the centroid: for an inner product that costs a search nothing."""
+        index = faiss.IndexIVFPQFastScan(
+            centroids, dimension, lists, _subspaces(dimension), _PQ_BITS, faiss.METRIC_INNER_PRODUCT, _PQ_BLOCK
+        )
+        index.by_residual = True
+        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = _SEED, 1
+        return index
+
+    def check_codes(self, index: Any) -> None:
+        """Check the shape of the code book."""
+        pq = index.pq
+        refuse_unless(pq.d == index.d and _subspaces(index.d) == pq.M and pq.nbits == _PQ_BITS, "its product code has another shape")
+        refuse_unless(pq.centroids.size() == pq.d * _CODE_BOOK and pq.dsub * pq.M == pq.d, "its code book is cut short")
+        refuse_unless((index.M, index.M2, index.bbs) == (pq.M, pq.M + pq.M % 2, _PQ_BLOCK), "its blocks have another shape")
+        refuse_unless(type(faiss.downcast_InvertedLists(index.invlists)) is faiss.BlockInvertedLists, "its lists are not in blocks")
+
+    def code_bytes(self, dimension: int) -> int:
+        """Return half a byte per subspace."""
+        return -(-_subspaces(dimension) // 2)
+
+    def scan_ns(self, dimension: int) -> float:
+        """Return the time of a table look-up per subspace, many at once."""
+        return 0.03 * _subspaces(dimension)
+
+
+class IvfRabitq(_Lists):
+    """One bit per dimension of what is left beside the centroid (RaBitQ, Gao and Long 2024), ranked again exactly."""
+
+    name: ClassVar[str] = "ivf_rabitq"
+    made: ClassVar[type] = faiss.IndexIVFRaBitQ
+
+    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
+        """See `_Lists`."""
+        return faiss.IndexIVFRaBitQ(centroids, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+
+    def check_codes(self, index: Any) -> None:
+        """Check the quantiser's shape."""
+        refuse_unless(index.rabitq.d == index.d and index.rabitq.code_size == index.code_size, "its bits have another shape")
+
+    def code_bytes(self, dimension: int) -> int:
+        """Return a bit per dimension and the two factors of the estimate."""
+        return -(-dimension // 8) + 8
+
+    def scan_ns(self, dimension: int) -> float:
+        """Return the time of bitwise products with a query of 8 bits a dimension."""
+        return 10 + 0.1 * dimension
+
+
+def _subspaces(dimension: int) -> int:
+    """Return the number of subspaces of a product code: two dimensions each, or one where the number of dimensions is odd."""
+    return dimension // 2 if dimension % 2 == 0 else dimension
+
+
+def _clustering_index(dimension: int) -> Any:
+    """Return what k-means searches centroids with: all GPUs, if there are any and FAISS was built for them."""
+    gpus = getattr(faiss, "get_num_gpus", int)()
+    return faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dimension)) if gpus else None
+
+
+def _ladder(most: int) -> Iterator[int]:
+    """Yield 1, 2, 3, ... by steps of a fifth, up to `most`."""
+    rung = 1
+    while rung < most:
+        yield rung
+        rung = max(rung + 1, round(rung * _STEP))
+    yield most
+
+
+def _check_lists(index: Any, rows: int) -> None:
+    """Refuse lists of another layout, and ids that are not the rows, each once. FAISS itself compares the lengths of codes and ids."""
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    if type(lists) is faiss.BlockInvertedLists:
+        fits = lists.n_per_block == _PQ_BLOCK and lists.block_size == _PQ_BLOCK * index.M2 // 2
+    else:
+        fits = type(lists) is faiss.ArrayInvertedLists and lists.code_size == index.code_size
+    refuse_unless(fits and lists.nlist == index.nlist, "its lists have another layout")
+    seen = np.zeros(rows, bool)
+    for number in range(index.nlist):
+        if size := lists.list_size(number):
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            refuse_unless(bool(ids.min() >= 0 and ids.max() < rows), "a list leads to a row that does not exist")
+            seen[ids] = True
+    refuse_unless(bool(seen.all()), "its lists leave rows out")
