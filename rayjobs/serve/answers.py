@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
-from rayjobs.errors import FingerprintError, QueryError
+from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
 from rayjobs.geo import parse_bbox
 from rayjobs.models.checkpoint import from_files
 from rayjobs.retrieval.manifest import read_index_manifest
@@ -16,7 +17,7 @@ from rayjobs.retrieval.search import Searcher, SearchFilter, parse_interval
 from rayjobs.retrieval.segments import load_segment
 from rayjobs.serve.schema import Example, Feature, Filters, Info, Properties, SearchAnswer, Window
 from rayjobs.storage import Artefact, Store, Version
-from rayjobs.tiles.chips import read_chips, shard_name
+from rayjobs.tiles.chips import Chip, read_chips, shard_name
 from rayjobs.tiles.render import picture, png
 
 if TYPE_CHECKING:
@@ -140,6 +141,19 @@ class Answers:
         manifest = self.source.manifest
         chip = read_chips(self.source.read(shard_name(row["shard"])), {tile_id})[0]
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
+
+    def stored(self, most: int) -> tuple[list[Chip], Vector]:
+        """Return the pixels of some tiles, all of one shard, and their (tiles, dim) vectors in the index."""
+        shard = self._searcher.describe([0])[0]["shard"]
+        known: list[Chip] = []
+        vectors: list[Vector] = []
+        for chip in read_chips(self.source.read(shard_name(shard))):
+            with contextlib.suppress(UnknownTileError):  # of another split, or deleted
+                vectors.append(self._searcher.vector_of(chip.tile_id))
+                known.append(chip)
+            if len(known) == most:
+                break
+        return known, np.stack(vectors)
 
 
 def _filter_of(filters: Filters) -> SearchFilter:

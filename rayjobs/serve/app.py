@@ -1,99 +1,83 @@
-"""The Ray Serve application: an ingress that speaks HTTP and searches, and encoders that embed uploaded images.
+"""The Ray Serve application: an ingress that speaks HTTP and searches, encoders that embed uploaded images, and a watcher of the index.
 
 `build_app` is the typed builder that `serve run` and Serve's YAML take. Ray Serve reads the type of its argument, so that annotations
 here are not postponed.
 """
 
 import os
-import tempfile
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import fastapi
 import numpy as np
-import pydantic
 import ray.serve
-import torch
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
-from rayjobs.embed.stack import stack_arrays
-from rayjobs.models.checkpoint import from_files
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api
+from rayjobs.serve.encoder import Encoder
+from rayjobs.serve.held import Held, Target
 from rayjobs.serve.limits import token_of
 from rayjobs.serve.section import ServiceSection
-from rayjobs.storage import Artefact, Version, open_store
+from rayjobs.serve.settings import AppSettings
+from rayjobs.serve.watch import Watcher
+
+__all__ = ["AppSettings", "Ingress", "build_app"]
 
 Array = np.ndarray[Any, Any]
 
 _MEBIBYTE = 2**20
 
 
-class AppSettings(pydantic.BaseModel):
-    """What the application is built from; the `args` of a Serve YAML."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    workspace: str
-    """URI of the workspace."""
-    index: str
-    """Name of the index."""
-    index_version: str | None = None
-    """What all replicas load, whenever they start; None takes the version that is current when the application is built."""
-    token_required: bool = False
-    """Whether a replica without RAYJOBS_TOKEN in its environment refuses to start."""
-    service: ServiceSection = ServiceSection()
-    """Keys of the experiment's `serve` section, `host`, `port` and `request_timeout_s` apart: those are Ray Serve's own."""
-
-    def version(self) -> Version:
-        """Return the index version to serve. Raises `NotFoundError` where it is not there."""
-        index = Artefact(open_store(self.workspace), "indexes", self.index)
-        return index.require("run `rayjobs index` first") if self.index_version is None else index.at(self.index_version)
-
-
-class Encoder:
-    """Embeds uploaded images, several together."""
-
-    def __init__(self, settings: AppSettings) -> None:
-        """Load the encoder that made the index."""
-        version = settings.version()
-        self._encoder = from_files(version.read("encoder/model.json"), version.read("encoder/model.safetensors"))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._encoder.module.eval().to(self._device)
-        self._embed.set_max_batch_size(settings.service.max_batch_size)  # type: ignore[attr-defined]  # Ray adds it to batched methods
-
-    async def embed(self, pixels: Array, valid: Array) -> Array:
-        """Return the (dim,) float32 embedding of one image of (bands, height, width)."""
-        vector: Array = await self._embed((pixels, valid))
-        return vector
-
-    @ray.serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002)
-    async def _embed(self, images: list[tuple[Array, Array]]) -> list[Array]:
-        pixels, valid = stack_arrays(images, self._encoder.spec.tile_size)
-        with torch.inference_mode():
-            vectors = self._encoder.module(pixels.to(self._device), valid.to(self._device)).cpu().numpy()
-        return list(vectors)
-
-
 class Ingress:
     """Speaks HTTP and searches the index in its own process, since a further hop would halve the throughput."""
 
-    def __init__(self, settings: AppSettings, encoder: DeploymentHandle[Any]) -> None:
-        """Load the index; segments are checked against their digests before anything else reads them."""
-        self._encoder = encoder
-        version = settings.version()
-        cache = Path(tempfile.gettempdir(), "rayjobs-index")
-        self.answers = Answers(version.store, version, cache=cache, max_limit=settings.service.max_limit)
-        self.uploads = UploadLimits(
-            bands=self.answers.spec.bands,
-            max_pixels=int(settings.service.max_upload_megapixels * 1e6),
-            max_bytes=int(settings.service.max_decoded_mb * _MEBIBYTE),
+    def __init__(self, settings: AppSettings, encoder: DeploymentHandle[Any], watcher: DeploymentHandle[Any]) -> None:
+        """Hold no index before `reconfigure` names a version. The watcher is not asked for anything; naming it here starts it."""
+        self._service, self._settings, self._encoder, self._watcher = settings.service, settings, encoder, watcher
+        self._held: Held[Answers] = Held(self._load)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take up an index version beside the running requests; see `Held.follow`."""
+        await self._held.follow(user_config)
+
+    def _load(self, version: str) -> Answers:
+        """Open an index version; segments are checked against their digests before anything else reads them."""
+        found = self._settings.at(version)
+        return Answers(found.store, found, cache=self._settings.cache, max_limit=self._service.max_limit)
+
+    @property
+    def answers(self) -> Answers:
+        """The index version that is served now."""
+        return self._held.current
+
+    @property
+    def versions(self) -> list[str]:
+        """Names of the index versions that a request may pin, the current one first."""
+        return self._held.versions
+
+    @property
+    def last_error(self) -> str | None:
+        """Why a later version was not taken up."""
+        return self._held.last_error
+
+    def pinned(self, version: str | None) -> Answers:
+        """Return an index version by name; None stands for the current one. Raises `PinnedVersionError`."""
+        return self._held.pinned(version)
+
+    def uploads_for(self, answers: Answers) -> UploadLimits:
+        """Return what an uploaded image must keep to that is searched for in an index version."""
+        return UploadLimits(
+            bands=answers.spec.bands,
+            max_pixels=int(self._service.max_upload_megapixels * 1e6),
+            max_bytes=int(self._service.max_decoded_mb * _MEBIBYTE),
         )
 
-    async def embed(self, pixels: Array, valid: Array) -> Array:
-        """Have an encoder embed an image."""
-        vector: Array = await self._encoder.embed.remote(pixels, valid)
+    async def embed(self, pixels: Array, valid: Array, answers: Answers) -> Array:
+        """Have an encoder embed an image as the vectors of an index version were made."""
+        vector: Array = await self._encoder.embed.remote(pixels, valid, answers.version)
         return vector
 
 
@@ -110,13 +94,31 @@ def api_of(settings: AppSettings) -> fastapi.FastAPI:
 
 
 def build_app(settings: AppSettings) -> ray.serve.Application:
-    """Bind ingress and encoders, all to one index version, which replicas that start later load too."""
-    pinned = settings.model_copy(update={"index_version": settings.version().version})
+    """Bind ingress, encoders and watcher, all to one index version first, which replicas that start later get from Ray Serve too."""
+    service = settings.service
+    target = Target(index_version=settings.version().version).model_dump()
 
     def api() -> fastapi.FastAPI:
-        return api_of(pinned)
+        return api_of(settings)
 
-    encoder = ray.serve.deployment(num_replicas=pinned.service.encoders)(Encoder)
-    ingress = ray.serve.deployment(num_replicas=pinned.service.replicas)(ray.serve.ingress(api)(Ingress))
-    bound: ray.serve.Application = ingress.bind(pinned, encoder.bind(pinned))
+    watching = ray.serve.deployment(user_config=target, ray_actor_options={"num_cpus": 0})(Watcher)
+    encoding = ray.serve.deployment(user_config=target, **_load_of(service, service.encoders, service.max_encoders))(Encoder)
+    answering = ray.serve.deployment(user_config=target, **_load_of(service, service.replicas, service.max_replicas))(
+        ray.serve.ingress(api)(Ingress)
+    )
+    encoder = encoding.bind(settings)
+    bound: ray.serve.Application = answering.bind(settings, encoder, watching.bind(settings, encoder))
     return bound
+
+
+def _load_of(service: ServiceSection, least: int, most: int | None) -> dict[str, Any]:
+    """Return the options of a deployment that say how many processes bear how much, and what happens beyond."""
+    options: dict[str, Any] = {
+        "max_ongoing_requests": service.max_ongoing_requests,
+        "max_queued_requests": service.max_queued_requests,
+        "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=service.retry_after_s),
+    }
+    if most is None:
+        return {**options, "num_replicas": least}
+    scaling = AutoscalingConfig(min_replicas=least, max_replicas=most, target_ongoing_requests=service.target_ongoing_requests)
+    return {**options, "autoscaling_config": scaling}

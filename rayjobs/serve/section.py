@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
 from rayjobs.config import section
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
 @section
 class ServiceSection:
     """What the application itself is made of; in a Serve YAML its own keys."""
 
-    replicas: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Processes that take requests and search."""
-    encoders: Annotated[int, pydantic.Field(ge=1)] = 1
-    """Processes that embed uploaded images."""
-    max_batch_size: Annotated[int, pydantic.Field(ge=1)] = 16
+    replicas: Count = 1
+    """Processes that take requests and search; the least of them where `max_replicas` is set."""
+    max_replicas: Count | None = None
+    """Most of those processes: their number follows the load, from `replicas` up. Default: always `replicas`."""
+    encoders: Count = 1
+    """Processes that embed uploaded images; the least of them where `max_encoders` is set."""
+    max_encoders: Count | None = None
+    """Most of those processes, as `max_replicas`."""
+    target_ongoing_requests: Positive = 16
+    """Requests under way per process that autoscaling aims at."""
+    max_ongoing_requests: Count = 64
+    """Requests that one process works on at a time."""
+    max_queued_requests: Count = 256
+    """Requests that wait for such a place, per proxy (with HAProxy: per process); further ones are answered 503 at once."""
+    retry_after_s: Positive = 1.0
+    """What an answer 503 says under `Retry-After`."""
+    max_batch_size: Count = 16
     """Images that one encoder embeds together."""
-    max_limit: Annotated[int, pydantic.Field(ge=1)] = 1000
+    watch_s: Annotated[float, pydantic.Field(ge=0)] = 10.0
+    """Seconds between two looks at which index version is current; 0 keeps the version of the start."""
+    check_tiles: Annotated[int, pydantic.Field(ge=0)] = 8
+    """Tiles of an index that the encoder embeds anew before the index is served; all must match."""
+    max_limit: Count = 1000
     """Most hits that a request may ask for."""
-    max_upload_mb: Annotated[float, pydantic.Field(gt=0)] = 32.0
+    max_upload_mb: Positive = 32.0
     """Largest request body, in MiB."""
-    max_upload_megapixels: Annotated[float, pydantic.Field(gt=0)] = 25.0
+    max_upload_megapixels: Positive = 25.0
     """Largest uploaded image."""
-    max_decoded_mb: Annotated[float, pydantic.Field(gt=0)] = 256.0
+    max_decoded_mb: Positive = 256.0
     """Largest uploaded image once it is decoded, all bands together, in MiB; decoding takes up to four times as much."""
+    body_timeout_s: Positive = 5.0
+    """A body of which nothing more comes for so long is answered 408; all of it may take `slowest_body_s`."""
+    slowest_body_s: Positive = 60.0
+    """A body that is not whole after so long is answered 408."""
+    rate_limit: Annotated[str, pydantic.Field(pattern=r"^\d+ ?/ ?(second|minute|hour|day)$")] | None = None
+    """Requests that each token (each address, where none is asked for) may make of one process, such as `600/minute`; further ones
+    are answered 429. Default: no limit."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins, such as `https://maps.example.org`, whose pages may ask the service from a browser; `*` for all."""
+    access_log: bool = True
+    """Whether each request is one line of JSON in Ray Serve's log of the process."""
 
 
 @section
@@ -37,5 +67,8 @@ class ServeSection(ServiceSection):
     """Address to listen on; loopback unless you choose another."""
     port: Annotated[int, pydantic.Field(ge=1, le=65535)] = 8000
     """Port of the HTTP service."""
-    request_timeout_s: Annotated[float, pydantic.Field(gt=0)] = 30.0
+    request_timeout_s: Positive = 30.0
     """A request that takes longer is answered 408."""
+    proxy: Literal["python", "haproxy"] = "python"
+    """What stands in front of the processes: Ray Serve's own proxy, or HAProxy (several times the requests per second; Linux). On a
+    cluster that is joined, the nodes decide: see docs/http.md."""

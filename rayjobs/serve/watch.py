@@ -1,0 +1,82 @@
+"""The deployment that has a newly published index taken up: it looks at what is current, has it tried, and declares it to Ray Serve.
+
+All processes get the version from Ray Serve as their `user_config`, those too that start later or again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray.serve
+
+from rayjobs.serve.declared import set_user_config
+from rayjobs.serve.held import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ray.serve.handle import DeploymentHandle
+
+    from rayjobs.serve.settings import AppSettings
+
+FOLLOWERS = ("Ingress", "Encoder")
+"""Deployments that serve a version."""
+
+_AGAIN_S = 60.0
+"""Seconds until a version that was refused is tried again: what was wrong may have been a bucket that did not answer."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Watches one index; of one process, so that one version is declared at a time."""
+
+    def __init__(self, settings: AppSettings, encoder: DeploymentHandle[Any]) -> None:
+        """Watch nothing before `reconfigure` says what is served."""
+        self._settings, self._encoder = settings, encoder
+        self._target = Target(index_version="")
+        self._refused: tuple[str, float] = ("", 0.0)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take note of what is served."""
+        self._target = Target.model_validate(user_config)
+
+    async def check_health(self) -> None:
+        """Begin to watch, and begin again where watching has ended; Ray Serve asks at the start and from time to time."""
+        if self._settings.service.watch_s and (self._watching is None or self._watching.done()):
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.service.watch_s)
+            try:
+                await self._look()
+            except Exception:  # noqa: BLE001  the workspace or Ray Serve does not answer; what is served stays
+                _LOG.exception("cannot look for a newly published index; trying again")
+
+    async def _look(self) -> None:
+        current = await asyncio.to_thread(self._settings.published.leads_to)
+        if current in {None, self._target.index_version} or self._was_refused(current):
+            return
+        refusal = await self._encoder.refusal.remote(current)
+        if refusal is None:
+            await self._declare(Target(index_version=current))
+        else:
+            _LOG.error("index %s is refused: %s", current, refusal)
+            self._refused = (current, time.monotonic())
+            await self._declare(self._target.model_copy(update={"last_error": f"refused {current}: {refusal}"}))
+
+    def _was_refused(self, version: str) -> bool:
+        refused, when = self._refused
+        return version == refused and time.monotonic() < when + _AGAIN_S
+
+    async def _declare(self, target: Target) -> None:
+        if target == self._target:
+            return
+        name = ray.serve.get_replica_context().app_name
+        await asyncio.to_thread(set_user_config, name, (*FOLLOWERS, type(self).__name__), target.model_dump())
+        self._target = target
