@@ -319,7 +319,7 @@ def _publish(experiment: Experiment, source: Version, checkpoint: Version, files
         draft.write(name, data)
     parents = {"set": source.version, "checkpoint": checkpoint.version}
     version = draft.publish({"parents": parents, "encoder_fingerprint": checkpoint.manifest["encoder_fingerprint"], "counts": {}})
-    return {name: workspace.store.address(version.prefix + version.entry(name).location) for name in files}
+    return {name: workspace.store.address(version.key(name)) for name in files}
 
 
 def _log(experiment: Experiment, report: dict[str, Any], files: Mapping[str, bytes], console: Console) -> None:

@@ -110,13 +110,11 @@ def load_segment(version: Version, entry: SegmentEntry, dimension: int, cache: P
 
 def _verified_path(version: Version, name: str, cache: Path) -> Path:
     digest = _digest(version, name)
-    path = version.store.fetch(version.prefix + digest.location, cache)
+    path = version.store.fetch(digest.key(version.prefix), cache)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest.sha256:
-        raise IndexCorruptError(
-            f"{version.store.address(version.prefix + digest.location)} differs from its manifest; publish the index again"
-        )
+        raise IndexCorruptError(f"{version.store.address(digest.key(version.prefix))} differs from its manifest; publish the index again")
     return path
 
 

@@ -105,7 +105,7 @@ def run(experiment: Experiment, console: Console) -> Result:
 def _result(version: Version, *, fresh: bool) -> Result:
     counts = dict(version.manifest["counts"])
     lost = sum(counts[name] for name in ("unreadable_files", chips.SPARSE, chips.UNREADABLE))
-    address = version.store.address(version.prefix + version.entry("quarantine.parquet").location)
+    address = version.store.address(version.key("quarantine.parquet"))
     return Result(version=version.version, counts=counts, fresh=fresh, quarantine=address if lost else None)
 
 
@@ -156,7 +156,7 @@ def _whole(artefact: Artefact, name: str) -> Version | None:
         version = artefact.at(name)
     except NotFoundError:
         return None
-    gone = any(artefact.store.size(version.prefix + entry.location) != entry.size for entry in version.files)
+    gone = any(artefact.store.size(entry.key(version.prefix)) != entry.size for entry in version.files)
     return None if gone else version
 
 

@@ -3,7 +3,7 @@
 Knows nothing of imagery, models or Ray. Every other room reads and writes through these names.
 """
 
-from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, deposit, digest_of, keep_first, verified
+from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, deposit, digest_of, keep_first, share, verified
 from rayjobs.storage.lease import Lease
 from rayjobs.storage.opening import expand, open_store, read_uri
 from rayjobs.storage.s3 import S3Store
@@ -25,5 +25,6 @@ __all__ = [
     "keep_first",
     "open_store",
     "read_uri",
+    "share",
     "verified",
 ]

@@ -5,6 +5,8 @@ A version is written aside under a name of its own, checked, and made current by
 
 Versions named after what they are made of may be written by two commands at once. So no file is ever overwritten: the first
 bytes under a name stay there, other bytes for it go under their digest, and of two manifests the first stands.
+
+Large files that many versions have in common lie once, in the folder `shared` beside the versions, under their digest.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import posixpath
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
 
 _DEPTH = 2
 """Parts of a manifest's key below the artefact: the version and the file."""
+_MANIFEST = "manifest.json"
+_SHARED = "shared"
+"""Folder beside the versions: no version can have this name."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +50,25 @@ class FileDigest:
     """Bytes."""
     path: str = ""
     """Where it lies, relative to the version's folder, if not under its name: see `deposit`."""
+    shared: bool = False
+    """Whether it lies beside the versions, for all of them: see `share`. Where, its digest and its name say."""
+
+    def __post_init__(self) -> None:
+        """Refuse a file that would lie elsewhere: manifests are read from places where others may write."""
+        for part in (self.name, self.path or self.name):
+            if part != posixpath.normpath(part) or part.startswith(("/", "..")) or "\\" in part:
+                raise ValueError(f"{part!r} is no name of a file of a version")
+        if self.shared and (self.path or not _SHA256.fullmatch(self.sha256)):
+            raise ValueError(f"{self.name!r} is shared, so that its sha256, and no path, says where it lies")
 
     @property
     def location(self) -> str:
         """Where it lies, relative to the version's folder."""
-        return self.path or self.name
+        return f"../{_SHARED}/{self.sha256}/{self.name}" if self.shared else self.path or self.name
+
+    def key(self, prefix: str) -> str:
+        """Return where it lies in the workspace; `prefix` is the version's folder, ending in `/`."""
+        return posixpath.normpath(prefix + self.location)
 
 
 def digest_of(name: str, data: bytes) -> FileDigest:
@@ -89,6 +111,22 @@ def deposit(store: Store, prefix: str, name: str, data: bytes) -> FileDigest:
     return aside
 
 
+def share(store: Store, prefix: str, name: str, data: bytes) -> FileDigest:
+    """Write one file beside the versions, where all of them may name it without a copy; `Draft.adopt` does.
+
+    Args:
+        store: the workspace.
+        prefix: folder of the version that is being written, ending in `/`.
+        name: of the file in that version.
+        data: its bytes.
+    """
+    entry = dataclasses.replace(digest_of(name, data), shared=True)
+    key = entry.key(prefix)
+    if keep_first(store, key, data).data != data:  # what lies under a digest and has another is damaged
+        store.write(key, data)
+    return entry
+
+
 def _by_digest(entry: FileDigest) -> str:
     return f"by-digest/{entry.sha256}/{entry.name}"
 
@@ -114,8 +152,12 @@ class Version:
         """The files of this version, in the order of the manifest."""
         return tuple(FileDigest(**entry) for entry in self.manifest["files"])
 
+    def key(self, name: str) -> str:
+        """Return where a file lies in the workspace. Raises `NotFoundError` where the manifest names no such file."""
+        return self.entry(name).key(self.prefix)
+
     def entry(self, name: str) -> FileDigest:
-        """Return what the manifest says of a file; it lies at `prefix` + the entry's `location`.
+        """Return what the manifest says of a file.
 
         Raises:
             NotFoundError: the manifest names no such file.
@@ -133,7 +175,7 @@ class Version:
             DamagedError: the bytes differ from the manifest's digest.
         """
         entry = self.entry(name)
-        key = self.prefix + entry.location
+        key = entry.key(self.prefix)
         return verified(self.store.read(key), entry, self.store.address(key))
 
     def damage(self) -> str | None:
@@ -151,7 +193,7 @@ class Version:
 
     def holds(self, entry: FileDigest) -> bool:
         """Whether the file of an entry is there, and is what the entry says."""
-        found = self.store.read_tagged(self.prefix + entry.location)
+        found = self.store.read_tagged(entry.key(self.prefix))
         return found is not None and hashlib.sha256(found.data).hexdigest() == entry.sha256
 
 
@@ -189,6 +231,16 @@ def _pointed_to(data: bytes) -> str | None:
         return None
 
 
+def _lacking(store: Store, prefix: str, entries: Iterable[FileDigest]) -> str | None:
+    """Return which file of a version is gone or of another size; None where there is none."""
+    for entry in entries:
+        key = entry.key(prefix)
+        found = store.size(key)
+        if found != entry.size:
+            return f"{store.address(key)} has {found} bytes instead of {entry.size}"
+    return None
+
+
 @dataclass(slots=True)
 class Draft:
     """A version being written. Nothing reads it until `publish`."""
@@ -220,9 +272,27 @@ class Draft:
         self._files[name] = entry
         return entry
 
+    def share(self, name: str, data: bytes) -> FileDigest:
+        """Write one file of the version where later versions can name it, too."""
+        entry = share(self.artefact.store, self.prefix, name, data)
+        self._files[name] = entry
+        return entry
+
     def add(self, entries: Iterable[FileDigest]) -> None:
-        """Count in files that other processes wrote into this version by `keep_first` or `deposit`."""
+        """Count in files that other processes wrote into this version by `keep_first`, `deposit` or `share`."""
         self._files |= {entry.name: entry for entry in entries}
+
+    def adopt(self, parent: Version, names: Iterable[str]) -> None:
+        """Count in shared files of another version of the artefact; no byte is copied.
+
+        Raises:
+            NotFoundError: the parent has no such file.
+            ValueError: it has, but in its own folder; a version names no file in the folder of another.
+        """
+        entries = [parent.entry(name) for name in names]
+        if own := [entry.name for entry in entries if not entry.shared]:
+            raise ValueError(f"{parent.prefix} does not share {own}")
+        self.add(entries)
 
     def publish(self, fields: Mapping[str, Any]) -> Version:
         """Check that all files are there, write the manifest, and make this version current.
@@ -234,7 +304,8 @@ class Draft:
             StorageError: a file is missing or of another size.
             PublishConflictError: another version was made current since this draft was begun.
         """
-        self._check_sizes()
+        if lacking := _lacking(self.artefact.store, self.prefix, self._files.values()):
+            raise StorageError(f"{lacking}; not published")
         manifest = {
             "kind": self.artefact.kind,
             "name": self.artefact.name,
@@ -247,18 +318,9 @@ class Draft:
         self._make_current()
         return version
 
-    def _check_sizes(self) -> None:
-        store = self.artefact.store
-        for entry in self._files.values():
-            found = store.size(self.prefix + entry.location)
-            if found != entry.size:
-                raise StorageError(
-                    f"{store.address(self.prefix + entry.location)} has {found} bytes instead of {entry.size}; not published"
-                )
-
     def _settle(self, manifest: bytes) -> Version:
         """Return the version that stands under this name: with our manifest, or with one that was there and can be read."""
-        store, key = self.artefact.store, f"{self.prefix}manifest.json"
+        store, key = self.artefact.store, f"{self.prefix}{_MANIFEST}"
         found = keep_first(store, key, manifest)
         standing = _parsed(store, self.prefix, found.data)
         # what we wrote or met ourselves need not be read again
@@ -301,17 +363,59 @@ class Artefact:
         """The key of the pointer to the current version."""
         return f"{self.prefix}CURRENT"
 
-    def draft(self, version: str) -> Draft:
-        """Begin, or take up again, the version of that name."""
+    def draft(self, version: str, *, after: Version | None = None) -> Draft:
+        """Begin, or take up again, the version of that name.
+
+        Args:
+            version: its name.
+            after: the version that it goes on from, which must be current still.
+
+        Raises:
+            PublishConflictError: another one than `after` was made current.
+        """
         pointer = self.store.read_tagged(self.pointer)
+        leads_to = _pointed_to(pointer.data) if pointer else None
+        if after is not None and leads_to != after.version:
+            raise PublishConflictError(f"{self.store.address(self.pointer)} was changed to {leads_to}; run the command again")
         return Draft(self, version, pointer.tag if pointer else None)
+
+    def go_back(self, version: str) -> Version:
+        """Make a finished version current again, whose files all are there, and return it.
+
+        Raises:
+            NotFoundError: there is no such version.
+            DamagedError: its manifest cannot be read, or a file is gone or of another size.
+            PublishConflictError: another writer was faster.
+        """
+        pointer = self.store.read_tagged(self.pointer)
+        found = self.at(version)
+        if lacking := _lacking(self.store, found.prefix, found.files):
+            raise DamagedError(f"{lacking}; choose another version")
+        self.store.swap(self.pointer, _pointing_to(version), expected=pointer.tag if pointer else None)
+        return found
+
+    def sweep(self) -> list[str]:
+        """Remove what no finished version names, which killed writers left, and return its keys.
+
+        Only for artefacts whose writers keep each other out by a lease, and only for its holder: the files of a version that is being
+        written are such, too.
+        """
+        keys = [key for key in self.store.list(self.prefix) if "/" in key.removeprefix(self.prefix)]
+        versions = [self.at(name) for name in self.finished()]
+        kept = {f"{version.prefix}{_MANIFEST}" for version in versions}
+        kept |= {entry.key(version.prefix) for version in versions for entry in version.files}
+        left = [key for key in keys if key not in kept]
+        for key in left:
+            self.store.delete(key)
+        self.store.sweep(self.prefix)
+        return left
 
     def at(self, version: str) -> Version:
         """Return a version by name. Raises `NotFoundError` where it is not finished, `DamagedError` where its manifest cannot be read."""
         prefix = f"{self.prefix}{version}/"
-        found = _parsed(self.store, prefix, self.store.read(f"{prefix}manifest.json"))
+        found = _parsed(self.store, prefix, self.store.read(f"{prefix}{_MANIFEST}"))
         if found is None:
-            raise DamagedError(f"{self.store.address(prefix)}manifest.json cannot be read; it was altered or cut short: publish it again")
+            raise DamagedError(f"{self.store.address(prefix)}{_MANIFEST} cannot be read; it was altered or cut short: publish it again")
         return found
 
     def leads_to(self) -> str | None:
@@ -332,7 +436,7 @@ class Artefact:
     def finished(self) -> list[str]:
         """Return the sorted names of all versions that have a manifest."""
         keys = (key.removeprefix(self.prefix).split("/") for key in self.store.list(self.prefix))
-        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == "manifest.json")
+        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == _MANIFEST)
 
     def newest_sound(
         self, say: Callable[[str], None], last: str | None = None, *, unfit: Callable[[Version], str | None] = lambda _: None
@@ -386,7 +490,7 @@ class Artefact:
                 self.store.delete(self.pointer)
             else:
                 self.store.swap(self.pointer, _pointing_to(before), expected=pointer.tag)
-        self.store.delete(f"{self.prefix}{name}/manifest.json")
+        self.store.delete(f"{self.prefix}{name}/{_MANIFEST}")
 
     def require(self, remedy: str) -> Version:
         """Return the current version; `remedy` says which command makes one.

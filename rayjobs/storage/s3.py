@@ -156,6 +156,13 @@ class S3Store:
         with self._explained(key):
             _client().delete_object(Bucket=self._bucket, Key=self._key(key))
 
+    def sweep(self, prefix: str) -> None:
+        """Abort uploads in parts that were not completed."""
+        pages = _client().get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._key(prefix))
+        with self._explained(prefix):
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                _client().abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
         """Turn what boto3 raises into our errors, each with its remedy."""

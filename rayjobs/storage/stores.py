@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_PARTIAL, _LOCK = ".partial", ".lock"
+
+
 class Tagged(NamedTuple):
     """An object's bytes and the tag that `Store.swap` compares."""
 
@@ -73,6 +76,9 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; removing none is not an error."""
+
+    def sweep(self, prefix: str) -> None:
+        """Remove what killed writers left half-written below `prefix`, which is no object; only while nobody writes there."""
 
 
 def local_path(uri: str) -> Path:
@@ -161,7 +167,7 @@ class LocalStore:
         target = self._path(key)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=target.parent)
+            handle, name = tempfile.mkstemp(prefix=".", suffix=_PARTIAL, dir=target.parent)
             os.close(handle)
             try:
                 yield Path(name)
@@ -193,11 +199,20 @@ class LocalStore:
         """Remove a file."""
         self._path(key).unlink(missing_ok=True)
 
+    def sweep(self, prefix: str) -> None:
+        """Remove files that were not renamed, and folders that hold nothing."""
+        root = self._path(prefix)
+        for path in sorted(root.rglob("*"), reverse=True):  # what a folder holds comes before it
+            if path.name.startswith(".") and path.name.endswith(_PARTIAL):
+                path.unlink(missing_ok=True)
+            elif path.is_dir() and {child.name for child in path.iterdir()} <= {_LOCK}:
+                shutil.rmtree(path, ignore_errors=True)
+
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other conditional writers out of a folder: one lock for all its files, or each chip shard would leave one behind."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
