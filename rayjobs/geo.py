@@ -363,6 +363,28 @@ def _cut(ring: FloatArray) -> Any:
     return oriented[0] if len(oriented) == 1 else shapely.MultiPolygon(oriented)
 
 
+def polygon_of_ring(ring: FloatArray) -> Any:
+    """Return the ground inside a ring that a person drew, cut at the antimeridian.
+
+    An edge that spans more than half a turn of longitude goes the short way, over the antimeridian, as do longitudes past 180 degrees; one
+    from -180 to 180 is kept as it is. A ring that goes once round a pole holds the pole that it is nearer to.
+
+    Args:
+        ring: (k, 2) degrees, open.
+
+    Raises:
+        ValueError: the ring crosses itself, or has fewer than three corners.
+    """
+    steps = np.roll(ring[:, 0], -1) - ring[:, 0]
+    short = wrapped(steps)
+    if (np.abs(steps) > 180).any() and not (np.abs(steps) == 360).any():
+        round_a_pole = abs(short.sum()) > 180
+        ring = _polar_ring(ring) if round_a_pole else np.column_stack([ring[0, 0] + np.cumsum([0, *short[:-1]]), ring[:, 1]])
+    if len(ring) < 3 or not (drawn := shapely.Polygon(ring)).is_valid:
+        raise ValueError(shapely.is_valid_reason(drawn) if len(ring) >= 3 else "a ring has three corners or more")
+    return drawn if np.abs(ring[:, 0]).max() <= 180 else _cut(ring)
+
+
 def ecef(lonlat: FloatArray, radius_m: float | FloatArray = EARTH_RADIUS_M) -> FloatArray:
     """Return points on a sphere as earth-centred coordinates: (n, 2) degrees to (n, 3) metres."""
     lon, lat = np.radians(np.asarray(lonlat, np.float64).reshape(-1, 2)).T
