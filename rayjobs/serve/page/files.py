@@ -10,7 +10,12 @@ import xstatic.pkg.leaflet
 
 _OURS = Path(__file__).parent / "static"
 _LEAFLET = Path(xstatic.pkg.leaflet.BASE_DIR)
-_MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,83 @@
+/** The service's HTTP interface: the token where it asks for one, and its faults as errors that can be shown. */
+
+import { askForToken } from "./token.js";
+
+const ROOT = new URL("../", import.meta.url);
+const KEY = "rayjobs-token";
+
+/** What the service said is wrong. */
+export class Problem extends Error {
+  /**
+   * @param {number} status  0 where no answer came
+   * @param {string} detail  to be shown
+   */
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+/** Whether requests bear a token, so that pictures cannot be asked for by their address alone. */
+export const bearsToken = () => sessionStorage.getItem(KEY) !== null;
+
+/**
+ * @param {string} path  without a leading slash
+ */
+export const addressOf = (path) => new URL(path, ROOT).href;
+
+/**
+ * Ask the service; where it refuses the token, ask the person for one and try again.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
+ * @throws {Problem}
+ */
+export async function ask(path, options = {}) {
+  let answer = await sent(path, options);
+  while (answer.status === 401) {
+    const wrong = bearsToken();
+    sessionStorage.setItem(KEY, await askForToken(wrong));
+    answer = await sent(path, options);
+  }
+  if (!answer.ok) throw await problemOf(answer);
+  return answer;
+}
+
+/**
+ * @param {string} path
+ * @param {AbortSignal} [signal]
+ */
+export const get = async (path, signal) => (await ask(path, { signal })).json();
+
+/**
+ * @param {string} path
+ * @param {object | FormData} body
+ * @param {{ signal?: AbortSignal, accept?: string }} [options]
+ */
+export function post(path, body, { signal, accept } = {}) {
+  const isForm = body instanceof FormData;
+  const headers = { ...(isForm ? {} : { "content-type": "application/json" }), ...(accept ? { accept } : {}) };
+  return ask(path, { method: "POST", headers, body: isForm ? body : JSON.stringify(body), signal });
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} options
+ */
+async function sent(path, options) {
+  const headers = new Headers(options.headers);
+  const token = sessionStorage.getItem(KEY);
+  if (token) headers.set("authorization", `Bearer ${token}`);
+  try {
+    return await fetch(addressOf(path), { ...options, headers });
+  } catch (fault) {
+    if (options.signal?.aborted) throw fault;
+    throw new Problem(0, "The service does not answer. Is it still running?");
+  }
+}
+
+/** @param {Response} answer */
+async function problemOf(answer) {
+  const said = await answer.json().catch(() => null);
+  return new Problem(answer.status, said?.detail ?? `The service answered ${answer.status} ${answer.statusText}`);
+}
