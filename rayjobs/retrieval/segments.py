@@ -1,9 +1,14 @@
-"""Segments: a FAISS file and the Parquet file that its ids are rows of. Digests are checked before FAISS reads anything."""
+"""Segments: vectors, the compressed index of them, and the Parquet file that their ids are rows of.
+
+Digests are checked before FAISS reads anything, and what it has read is checked before anything is searched. All is mapped into memory: the
+processes of a machine share one copy, which the system may drop and read again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,58 +21,217 @@ import shapely
 
 from rayjobs import geo
 from rayjobs.errors import IndexCorruptError
-from rayjobs.retrieval.manifest import SegmentEntry
+from rayjobs.retrieval.kinds import KINDS, Effort, Kind, inner_products
+from rayjobs.retrieval.manifest import IndexManifest, SegmentEntry
+from rayjobs.retrieval.metadata import Metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rayjobs.storage import FileDigest, Version
 
-NEEDED = ("tile_id", "geometry", "datetime")
-"""Columns of the metadata that search reads; the others are only shown."""
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+Found = tuple[Vectors, Rows]
+"""Scores (q, count) float32, -inf where there is no hit, and rows (q, count) int64, -1 there; best first, ties by row."""
 
 _UNIT_TOLERANCE = 1e-3
+_SPARE = 8
+"""Hits asked for beyond those wanted: where a tie ends among them, it needs no second look."""
+_LAST_BITS = 1e-6
+"""Products of matrices differ by less from products of single pairs."""
+_CORNERS = {"xmin": 0, "ymin": 1, "xmax": 2, "ymax": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A loaded segment."""
+    """A loaded segment. Immutable: safe to search from several threads."""
 
+    kind: str
+    """Key of `KINDS`."""
     index: Any
-    """The FAISS index, mapped into memory; inner product of unit vectors."""
-    table: pa.Table
-    """One row per vector: `tile_id`, `geometry` (WKB or null), `datetime`, `scene_id`, `label`, the window, ..."""
+    """IndexFlatIP of the exact vectors, mapped."""
+    compressed: Any
+    """What `approximate` searches; refers to `index`. None for the kind `flat`."""
+    base: Any
+    """The compressed FAISS index alone, mapped; kept, since `compressed` only refers to it."""
+    table: Metadata
+    """What is known of each row."""
+
+    @property
+    def rows(self) -> int:
+        """Number of vectors."""
+        return int(self.index.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return int(self.index.d)
+
+    def exact(self, queries: Vectors, count: int, chosen: BoolArray | None = None) -> Found:
+        """Compare each query with every vector, or with every chosen one.
+
+        The score of a pair is the same number whatever else is asked in the same call, and equal vectors have equal scores.
+
+        Args:
+            queries: (q, dim) float32 of length 1.
+            count: hits per query, 1 or more.
+            chosen: (rows,) which rows may be found; None for all.
+
+        Returns:
+            scores and rows, as `Found` says.
+        """
+        there = np.arange(self.rows) if chosen is None else np.flatnonzero(chosen)
+        wanted = min(count, len(there))
+        if not wanted or not len(queries):
+            return _padded(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), count)
+        parameters = None if chosen is None else faiss.SearchParameters(sel=faiss.IDSelectorArray(there))
+        _, rows = self.index.search(queries, min(wanted + _SPARE, len(there)), params=parameters)
+        scores, rows = _ranked(inner_products(queries, self.index, rows), rows)
+        if rows.shape[1] < len(there):
+            for number in np.flatnonzero(scores[:, wanted - 1] - scores[:, -1] < _LAST_BITS):  # the tie may go on
+                scores[number, :wanted], rows[number, :wanted] = self._above(queries[number], scores[number, wanted - 1], wanted, chosen)
+        return _padded(scores[:, :wanted], rows[:, :wanted], count)
+
+    def _above(self, query: Vectors, score: np.float32, count: int, chosen: BoolArray | None) -> Found:
+        """Return the first `count` of all rows that score at least `score`, of which there are as many or more: (count,) both."""
+        parameters = None if chosen is None else faiss.SearchParameters(sel=_selector(chosen))
+        _, _, rows = self.index.range_search(query[None], float(score) - _LAST_BITS, params=parameters)
+        scores, rows = _ranked(inner_products(query[None], self.index, rows[None]), rows[None])
+        return scores[0, :count], rows[0, :count]
+
+    def approximate(self, queries: Vectors, count: int, chosen: BoolArray | None, effort: Effort) -> Found:
+        """Search the compressed index, and rank what it finds by the exact vectors; exact for the kind `flat`.
+
+        Fewer than `count` hits may come back although more were chosen: ask `exact` then.
+
+        Args:
+            queries: (q, dim) float32 of length 1.
+            count: hits per query, 1 or more.
+            chosen: (rows,) which rows may be found; None for all.
+            effort: how hard to try.
+
+        Returns:
+            scores and rows, as `Found` says.
+        """
+        if self.compressed is None:
+            return self.exact(queries, count, chosen)
+        selector = None if chosen is None else _selector(chosen)
+        scores, rows = self.compressed.search(queries, min(count, self.rows), params=KINDS[self.kind].parameters(effort, selector))
+        return _padded(*_ranked(np.where(rows < 0, np.float32(-np.inf), scores), rows), count)
+
+    def vector_of(self, row: int) -> Vectors:
+        """Return the (dim,) float32 vector of a row."""
+        vector: Vectors = self.index.reconstruct(row)
+        return vector
+
+    def vectors_of(self, rows: Rows) -> Vectors:
+        """Return the (n, dim) float32 vectors of rows."""
+        vectors: Vectors = self.index.reconstruct_batch(rows)
+        return vectors
 
 
-def build_segment(name: str, vectors: np.ndarray[Any, np.dtype[np.float32]], table: pa.Table) -> tuple[SegmentEntry, dict[str, bytes]]:
+def _selector(chosen: BoolArray) -> Any:
+    return faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+
+
+def _ranked(scores: Vectors, rows: Rows) -> Found:
+    """Sort hits by score, best first, ties by row."""
+    order = np.lexsort((rows, -scores))
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def _padded(scores: Vectors, rows: Rows, count: int) -> Found:
+    """Fill hits up to `count` columns."""
+    width = ((0, 0), (0, count - rows.shape[1]))
+    return np.pad(scores, width, constant_values=-np.inf), np.pad(rows, width, constant_values=-1)
+
+
+def build_segment(
+    name: str, vectors: Vectors, table: pa.Table, *, kind: str = "flat", quantiser: bytes | None = None
+) -> tuple[SegmentEntry, dict[str, bytes]]:
     """Return a segment's entry in the manifest and its files by name.
 
     Args:
         name: `segment-00000`.
         vectors: (rows, dim) float32 of length 1.
-        table: what is known of each row.
+        table: what is known of each row, sorted by `tile_id`. A column `bbox` is made anew from `geometry`.
+        kind: key of `KINDS`.
+        quantiser: the file `quantiser.faiss`, for kinds that train.
 
     Raises:
-        ValueError: vectors that are not finite or not of length 1, or a table of another length.
+        ValueError: vectors that are not finite or not of length 1, a table of another length or not sorted by distinct ids, or a trained
+            kind without its quantiser.
+        IndexCorruptError: the quantiser is not one of that kind and dimension.
     """
+    _check_rows(name, vectors, table)
+    if (quantiser is not None) != KINDS[kind].trains:
+        raise ValueError(f"{name}: kind {kind} {'needs its' if KINDS[kind].trains else 'has no'} quantiser")
+    exact = faiss.IndexFlatIP(vectors.shape[1])
+    exact.add(np.ascontiguousarray(vectors))
+    files = {f"{name}.vectors": KINDS["flat"].dumped(exact), f"{name}.parquet": _parquet(table)}
+    if kind != "flat":
+        files[f"{name}.faiss"] = _compressed(vectors, KINDS[kind], quantiser)
+    return SegmentEntry(name=name, rows=len(vectors), bounds=_bounds(table), dates=_dates(table)), files
+
+
+def _check_rows(name: str, vectors: Vectors, table: pa.Table) -> None:
     if len(vectors) != table.num_rows or not len(vectors):
         raise ValueError(f"{name}: {len(vectors)} vectors and {table.num_rows} rows; a segment has one row per vector, and at least one")
     lengths = np.linalg.norm(vectors, axis=1)
     if not np.all(np.abs(lengths - 1) < _UNIT_TOLERANCE):
         raise ValueError(f"{name}: vectors must have length 1; found {lengths.min():.4f} to {lengths.max():.4f}")
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
+    ids = table["tile_id"].combine_chunks()
+    if not pc.all(pc.less(ids.slice(0, len(ids) - 1), ids.slice(1))).as_py() and len(ids) > 1:
+        raise ValueError(f"{name}: rows must be sorted by tile_id, and no id twice")
+
+
+def _compressed(vectors: Vectors, kind: Kind, quantiser: bytes | None) -> bytes:
+    empty = kind.trained(vectors[:1]) if quantiser is None else read_quantiser(quantiser, kind, vectors.shape[1])
+    return kind.dumped(kind.filled(empty, vectors))
+
+
+def read_quantiser(data: bytes, kind: Kind, dimension: int) -> Any:
+    """Return the trained, empty index of a file `quantiser.faiss`, whose digest was checked.
+
+    Raises:
+        IndexCorruptError: it is not one of that kind and dimension.
+    """
+    try:
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    except RuntimeError as error:
+        raise IndexCorruptError(f"the quantiser cannot be read ({_first_line(error)}); publish the index again") from error
+    kind.check(index, dimension, 0)
+    return index
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """Return GeoParquet 1.1 with a covering: a column `bbox` of boxes, xmin > xmax over the antimeridian, null where there is no place."""
+    geometries = _geometries(table)
+    missing = shapely.is_missing(geometries)
+    boxes = geo.bboxes(geometries)
+    corners = [pa.array(boxes[:, number], pa.float64()) for number in _CORNERS.values()]
+    column = pa.StructArray.from_arrays(corners, names=list(_CORNERS), mask=pa.array(missing))
+    said = json.loads(geo.geoparquet_metadata(geometries))
+    said["columns"]["geometry"]["covering"] = {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}}
+    covered = table.drop_columns([name for name in table.column_names if name == "bbox"]).append_column("bbox", column)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    entry = SegmentEntry(name=name, rows=len(vectors), bounds=_bounds(table), dates=_dates(table))
-    return entry, {f"{name}.faiss": faiss.serialize_index(index).tobytes(), f"{name}.parquet": buffer.getvalue()}
+    pq.write_table(covered.replace_schema_metadata({"geo": json.dumps(said, sort_keys=True)}), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _geometries(table: pa.Table) -> geo.GeometryArray:
+    found: geo.GeometryArray = shapely.from_wkb(table["geometry"].to_numpy())
+    return found
 
 
 def _bounds(table: pa.Table) -> tuple[float, float, float, float] | None:
-    known = [geometry for geometry in table["geometry"].to_pylist() if geometry is not None]
-    if not known:
+    geometries = _geometries(table)
+    known = geometries[~shapely.is_missing(geometries)]
+    if not len(known):
         return None
-    west, south, east, north = geo.bbox_of(shapely.GeometryCollection(list(shapely.get_parts(shapely.from_wkb(known)))))
+    west, south, east, north = geo.bbox_of(shapely.GeometryCollection(list(shapely.get_parts(known))))
     return float(west), float(south), float(east), float(north)
 
 
@@ -76,36 +240,48 @@ def _dates(table: pa.Table) -> tuple[str, str] | None:
     return None if ends["min"] is None else (ends["min"].isoformat(), ends["max"].isoformat())
 
 
-def load_segment(version: Version, entry: SegmentEntry, dimension: int, cache: Path) -> Segment:
+def load_segment(version: Version, entry: SegmentEntry, manifest: IndexManifest, cache: Path) -> Segment:
     """Fetch a segment to this machine and open it.
 
     Args:
         version: the index version.
         entry: which of its segments.
-        dimension: that the manifest promises.
+        manifest: of the version: kind and dimension.
         cache: folder for copies of files that lie in a bucket.
 
     Raises:
         IndexCorruptError: a file differs from its digest, or is not what the manifest says.
     """
-    index_path = _verified_path(version, f"{entry.name}.faiss", cache)
-    table_path = _verified_path(version, f"{entry.name}.parquet", cache)
+    paths = {ending: _verified_path(version, f"{entry.name}.{ending}", cache) for ending in _endings(manifest.kind)}
+    kind = KINDS[manifest.kind]
+    index = _opened(entry, paths["vectors"], KINDS["flat"], manifest.dimension)
+    base = _opened(entry, paths["faiss"], kind, manifest.dimension) if "faiss" in paths else None
+    table = Metadata.open(paths["parquet"], cache)
+    if table.rows != entry.rows:
+        raise IndexCorruptError(
+            f"{entry.name} has {table.rows} rows of metadata, not the {entry.rows} of its manifest; publish the index again"
+        )
+    return Segment(kind=kind.name, index=index, base=base, compressed=None if base is None else kind.attached(base, index), table=table)
+
+
+def _endings(kind: str) -> tuple[str, ...]:
+    return ("vectors", "parquet") if kind == "flat" else ("vectors", "parquet", "faiss")
+
+
+def _opened(entry: SegmentEntry, path: Path, kind: Kind, dimension: int) -> Any:
     try:
-        index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
-        table = pq.read_table(table_path)
-    except (RuntimeError, MemoryError, pa.ArrowException, OSError) as error:
-        raise IndexCorruptError(f"{entry.name} cannot be opened ({error}); publish the index again") from error
-    absent = [column for column in NEEDED if column not in table.column_names]
-    if not isinstance(index, faiss.IndexFlatIP) or absent:
-        raise IndexCorruptError(
-            f"{entry.name} is a {type(index).__name__} and lacks columns {absent}, not as we write it; publish the index again"
-        )
-    if not (index.d == dimension and index.ntotal == entry.rows == table.num_rows):
-        raise IndexCorruptError(
-            f"{entry.name} holds {index.ntotal} vectors of {index.d} numbers and {table.num_rows} rows of metadata, "
-            f"not the {entry.rows} of {dimension} of its manifest; publish the index again"
-        )
-    return Segment(index=index, table=table)
+        index = kind.read(path)
+    except (RuntimeError, MemoryError) as error:
+        raise IndexCorruptError(f"{entry.name} cannot be opened ({_first_line(error)}); publish the index again") from error
+    try:
+        kind.check(index, dimension, entry.rows)
+    except IndexCorruptError as error:
+        raise IndexCorruptError(f"{entry.name}: {error}") from None
+    return index
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _verified_path(version: Version, name: str, cache: Path) -> Path:

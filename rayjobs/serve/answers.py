@@ -12,7 +12,7 @@ import shapely
 from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
 from rayjobs.geo import parse_bbox
 from rayjobs.models.checkpoint import from_files
-from rayjobs.retrieval.manifest import read_index_manifest
+from rayjobs.retrieval.manifest import read_index_manifest, read_tombstones
 from rayjobs.retrieval.search import Searcher, SearchFilter, parse_interval
 from rayjobs.retrieval.segments import load_segment
 from rayjobs.serve.schema import Example, Feature, Filters, Info, Properties, SearchAnswer, Window
@@ -52,8 +52,8 @@ class Answers:
                 f"index {version.version} was made by encoder {manifest.encoder_fingerprint[:12]}, but carries {encoder.fingerprint[:12]}; "
                 "publish it again with `rayjobs index`"
             )
-        segments = [load_segment(version, entry, manifest.dimension, cache) for entry in manifest.segments]
-        self._searcher = Searcher(segments, tombstones=manifest.tombstones)
+        segments = [load_segment(version, entry, manifest, cache) for entry in manifest.segments]
+        self._searcher = Searcher(segments, tombstones=read_tombstones(version, manifest))
         self._manifest, self._version, self._store, self._max_limit = manifest, version, store, max_limit
         self.spec = encoder.spec
 

@@ -16,7 +16,8 @@ from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
 from rayjobs.models.checkpoint import fingerprint, to_files
 from rayjobs.models.encoder import build
 from rayjobs.models.spec import ModelSpec
-from rayjobs.retrieval.manifest import IndexManifest
+from rayjobs.retrieval.kinds import Effort
+from rayjobs.retrieval.manifest import TOMBSTONES, IndexManifest, tombstone_bytes
 from rayjobs.retrieval.segments import build_segment
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.schema import Example, Filters, SearchRequest
@@ -69,11 +70,12 @@ def publish(store, *, of_encoder=0, said_encoder=0):
         entries.append(entry)
         for name, data in files.items():
             draft.write(name, data)
+    draft.write(TOMBSTONES, tombstone_bytes([IDS[3]]))
     for name, data in to_files(build(SPEC, seed=of_encoder), SPEC).items():
         draft.write(f"encoder/{name}", data)
     manifest = IndexManifest(
         encoder_uri="encoder", encoder_fingerprint=fingerprint(SPEC, build(SPEC, seed=said_encoder).state_dict()), distance="cosine",
-        dimension=DIM, quantiser=None, segments=tuple(entries), tombstones=(IDS[3],),
+        dimension=DIM, kind="flat", why="few", effort=Effort(), recall=None, quantiser=None, segments=tuple(entries), deleted=1,
     )  # fmt: skip
     return draft.publish({"parents": {"set": "places/one"}, "counts": {}, **manifest.fields()})
 
