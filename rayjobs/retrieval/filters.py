@@ -44,13 +44,11 @@ class SearchFilter:
     """Tiles of one of these scenes; empty lets all pass."""
     where: Mapping[str, Scalar | Sequence[Scalar]] = field(default_factory=dict)
     """For columns of the metadata the value, or the values, of which tiles have one; None stands for no value."""
-    placed: bool = False
-    """Whether tiles without a place are left out."""
 
     @property
     def is_empty(self) -> bool:
         """Whether all tiles pass."""
-        return not self.wanted and self.bbox is None and self.intersects is None and self.interval is None and not self.placed
+        return not self.wanted and self.bbox is None and self.intersects is None and self.interval is None
 
     @property
     def wanted(self) -> list[tuple[str, Sequence[Scalar]]]:
@@ -60,22 +58,28 @@ class SearchFilter:
         return [(name, values) for name, values in named if values] + further
 
 
-def passing(segments: Sequence[Metadata], only: SearchFilter) -> list[BoolArray]:
+def passing(segments: Sequence[Metadata], only: SearchFilter, *, placed: bool = False) -> list[BoolArray]:
     """Return which rows of each segment pass, (rows,) bool.
+
+    Args:
+        segments: their metadata.
+        only: the filter.
+        placed: whether tiles without a place are left out besides.
 
     Raises:
         QueryError: a polygon that is none, a column that the metadata does not have or whose values are of another kind, or a filter by
             what no tile has: a place, a datetime.
     """
-    _check_places(segments, only)
+    _check_places(segments, only, placed=placed)
     regions: list[Region] = [] if only.bbox is None else [BoxRegion(only.bbox)]
     regions += [] if only.intersects is None else [Area(only.intersects)]
     _check_dates(segments, only)
-    return [_passing(metadata, only, regions) for metadata in segments]
+    masks = [metadata.places.known if placed else np.ones(metadata.rows, bool) for metadata in segments]
+    return [mask & _passing(metadata, only, regions) for mask, metadata in zip(masks, segments, strict=True)]
 
 
-def _check_places(segments: Sequence[Metadata], only: SearchFilter) -> None:
-    asked = {"bbox": only.bbox is not None, "intersects": only.intersects is not None, "spread_m": only.placed}
+def _check_places(segments: Sequence[Metadata], only: SearchFilter, *, placed: bool) -> None:
+    asked = {"bbox": only.bbox is not None, "intersects": only.intersects is not None, "spread_m": placed}
     names = " and ".join(name for name, there in asked.items() if there)
     if names and not any(metadata.places.count for metadata in segments):
         raise QueryError(f"no tile of the index has a place on the ground, so that {names} can find none; leave {names} out")
@@ -87,7 +91,7 @@ def _check_dates(segments: Sequence[Metadata], only: SearchFilter) -> None:
 
 
 def _passing(metadata: Metadata, only: SearchFilter, regions: Sequence[Region]) -> BoolArray:
-    mask = metadata.places.known if only.placed else np.ones(metadata.rows, bool)
+    mask = np.ones(metadata.rows, bool)
     for region in regions:
         there = np.zeros(metadata.rows, bool)
         there[metadata.places.meeting(region)] = True

@@ -1,229 +1,241 @@
-"""Search over the segments of one index version: filter, then exact search of what is left, merged by score."""
+"""Search over the segments of one index version: filter, then search exactly or approximately as the filter leaves few or many.
+
+An approximate search whose filter leaves little finds little; so it tries harder the fewer pass, and what it does not find is
+searched for exactly. No answer has fewer hits than asked for where that many tiles pass.
+"""
 
 from __future__ import annotations
 
-import datetime
-import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import shapely
 
 from rayjobs import geo
-from rayjobs.errors import QueryError, UnknownTileError
+from rayjobs.errors import QueryError
+from rayjobs.retrieval.filters import SearchFilter
+from rayjobs.retrieval.gallery import Gallery, Selection
+from rayjobs.retrieval.kinds import Effort
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
     from rayjobs.retrieval.segments import Segment
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-Degrees = np.ndarray[Any, np.dtype[np.float64]]
-
-_ROUND = 360.0
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_UTC = pa.timestamp("us", tz="UTC")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchFilter:
-    """Which tiles may be answered. Empty, it lets all pass."""
-
-    bbox: geo.BBox | None = None
-    """Tiles whose footprint's box meets this one; tiles without a place never do."""
-    interval: tuple[datetime.datetime | None, datetime.datetime | None] | None = None
-    """First and last datetime, both included; None leaves an end open. Tiles without a datetime never pass."""
+FEW_ROWS, FEW_SHARE = 10_000, 0.02
+"""A segment of which a filter leaves no more than this many rows, or this share, is searched exactly: that is faster then."""
+DEEP_SHARE = 0.05
+"""So is one of which more than this share is asked for."""
+_TUNED_AT = 10
+"""Hits for which an index version's effort was chosen."""
+_LEAST_ROUND, _MOST_ROUND = 64, 2**14
+"""Hits that are looked through at once for some that lie apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hits:
-    """An answer, best first."""
+    """An answer, best first; equal scores in order of `tile_id`."""
 
     rows: IntArray
-    """(hits,) row over all segments, in their order; see `Searcher.describe`."""
+    """(hits,) row over all segments, in their order; see `Searcher.take`."""
     scores: Vectors
-    """(hits,) float32 cosine similarity."""
+    """(hits,) float32 inner product with the query: the cosine similarity."""
     exact: bool
     """Whether these are provably the nearest of all candidates."""
     candidates: int
     """Tiles that the filter left, the excluded ones not counted."""
 
 
-class Searcher:
-    """One index version in memory. Immutable: safe to search from several threads."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranking:
+    """The tiles nearest to one query."""
 
-    def __init__(self, segments: Sequence[Segment], *, tombstones: Collection[str] = ()) -> None:
-        """Take loaded segments of one index version."""
-        self._segments = tuple(segments)
-        self._table = pa.concat_tables([segment.table for segment in segments]).combine_chunks()
-        self._starts = np.cumsum([0, *(segment.table.num_rows for segment in segments)])
-        self._row_of = {tile_id: row for row, tile_id in enumerate(self._table["tile_id"].to_pylist())}
-        self._alive = np.ones(self._table.num_rows, bool)
-        self._alive[[self._row_of[tile_id] for tile_id in tombstones if tile_id in self._row_of]] = False
-        self._geometries = shapely.from_wkb(np.array(self._table["geometry"].to_pylist(), dtype=object))
-        self._boxes = geo.bboxes(self._geometries)
-        self._tree = shapely.STRtree(self._geometries)
+    rows: IntArray
+    scores: Vectors
+    exact: bool
 
-    @property
-    def rows(self) -> int:
-        """Tiles that can be found."""
-        return int(self._alive.sum())
 
-    def search(self, vector: Vectors, limit: int, *, only: SearchFilter | None = None, without: Collection[str] = ()) -> Hits:
-        """Return the `limit` nearest tiles that pass the filter, or all of them where fewer do.
+class Searcher(Gallery):
+    """One index version, mapped into memory. Immutable: safe to search from several threads."""
+
+    def __init__(self, segments: Sequence[Segment], *, effort: Effort | None = None, tombstones: Collection[str] = ()) -> None:
+        """Take loaded segments of one index version.
 
         Args:
-            vector: (dim,) float32 of length 1.
-            limit: most hits.
+            segments: at least one.
+            effort: of approximate searches without a filter, from the manifest.
+            tombstones: ids of tiles that were deleted.
+        """
+        super().__init__(segments, tombstones=tombstones)
+        self._effort = effort or Effort()
+
+    def search(
+        self,
+        query: Vectors,
+        limit: int,
+        *,
+        offset: int = 0,
+        only: SearchFilter | None = None,
+        without: Collection[str] = (),
+        threshold: float | None = None,
+        spread_m: float | None = None,
+        exact: bool | None = None,
+    ) -> Hits:
+        """Return the tiles nearest to one query, (dim,); see `search_batch`."""
+        query = np.asarray(query)
+        if query.ndim != 1:
+            raise QueryError(f"a query is one vector, not an array of shape {query.shape}")
+        return self.search_batch(
+            query[None], limit, offset=offset, only=only, without=[without], threshold=threshold, spread_m=spread_m, exact=exact
+        )[0]
+
+    def search_batch(
+        self,
+        queries: Vectors,
+        limit: int,
+        *,
+        offset: int = 0,
+        only: SearchFilter | None = None,
+        without: Sequence[Collection[str]] | None = None,
+        threshold: float | None = None,
+        spread_m: float | None = None,
+        exact: bool | None = None,
+    ) -> list[Hits]:
+        """Return for each query the `limit` nearest tiles that pass the filter, or all of them where fewer do.
+
+        Args:
+            queries: (q, dim) float32 of length 1.
+            limit: most hits of a query.
+            offset: hits that are left out before the first.
             only: the filter.
-            without: ids of tiles to leave out: the query's own.
+            without: for each query the ids of tiles to leave out: its own.
+            threshold: least score of a hit.
+            spread_m: no two hits of a query have their middles nearer than this, metres; of those that have, the best stays. Tiles
+                without a place are left out then.
+            exact: True never searches approximately; None lets the planner choose.
 
         Raises:
-            QueryError: `limit` below 1, a vector of another dimension or that is not finite, or a filter by what no tile has: a place, a
-                datetime.
+            QueryError: `limit` below 1, vectors of another dimension or that are not finite, a filter that cannot be asked.
         """
-        vector = self._checked(vector)
-        if limit < 1:
-            raise QueryError(f"limit {limit} must be at least 1")
-        passing = self._passing(only or SearchFilter())
-        passing[[self._row_of[tile_id] for tile_id in without if tile_id in self._row_of]] = False
-        found = [self._search_segment(number, vector, limit, passing) for number in range(len(self._segments))]
-        rows, scores = np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])
-        best = np.lexsort((rows, -scores))[:limit]
-        return Hits(rows=rows[best], scores=scores[best], exact=True, candidates=int(passing.sum()))
+        queries = self._checked(queries, limit, offset, spread_m)
+        selection = self.select(only or SearchFilter(), placed=spread_m is not None)
+        left_out = [self._rows_of(ids) for ids in without or [()] * len(queries)]
+        asked = _Asked(depth=offset + limit, threshold=threshold, exact=bool(exact))
+        if spread_m is None:
+            rankings = self._ranked_without(queries, asked, selection, left_out)
+        else:
+            remaining = [selection.without(rows) for rows in left_out]
+            rankings = [self._spread(query[None], asked, rows, spread_m) for query, rows in zip(queries, remaining, strict=True)]
+        candidates = [selection.total - int(selection.holds(rows).sum()) for rows in left_out]
+        return [_hits(ranking, asked, offset, count) for ranking, count in zip(rankings, candidates, strict=True)]
 
-    def _checked(self, vector: Vectors) -> Vectors:
-        dimension = self._segments[0].index.d
-        if vector.shape != (dimension,):
-            raise QueryError(f"the query has {vector.size} numbers, the index {dimension}")
-        if not np.isfinite(vector).all():
+    def _checked(self, queries: Vectors, limit: int, offset: int, spread_m: float | None) -> Vectors:
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:  # noqa: PLR2004  queries by dimensions
+            raise QueryError(f"the query has {queries.shape[-1] if queries.ndim else 1} numbers, the index {self.dimension}")
+        if not np.isfinite(queries).all():
             raise QueryError("the query holds numbers that are not finite")
-        return np.ascontiguousarray(vector, np.float32)
+        if limit < 1 or offset < 0:
+            raise QueryError(f"limit {limit} must be at least 1, and offset {offset} at least 0")
+        if spread_m is not None and not 0 < spread_m < np.inf:
+            raise QueryError(f"spread_m {spread_m} must be a positive number of metres")
+        return np.ascontiguousarray(queries, np.float32)
 
-    def _search_segment(self, number: int, vector: Vectors, limit: int, passing: BoolArray) -> tuple[IntArray, Vectors]:
-        start, stop = int(self._starts[number]), int(self._starts[number + 1])
-        chosen = passing[start:stop]
-        count = min(limit, int(chosen.sum()))
-        if count == 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))  # type: ignore[call-arg,arg-type]  # faiss wraps it
-        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores, rows = self._segments[number].index.search(vector[None], count, params=parameters)
-        return rows[0] + start, scores[0]
+    def _ranked_without(self, queries: Vectors, asked: _Asked, selection: Selection, left_out: Sequence[IntArray]) -> list[_Ranking]:
+        """Rank so much deeper that enough remains without what each query leaves out."""
+        depth = asked.depth + max(map(len, left_out))
+        rankings = self._ranked(queries, depth, selection, exact=asked.exact)
+        kept = [~np.isin(ranking.rows, rows) for ranking, rows in zip(rankings, left_out, strict=True)]
+        return [_Ranking(rows=one.rows[keep], scores=one.scores[keep], exact=one.exact) for one, keep in zip(rankings, kept, strict=True)]
 
-    def _passing(self, only: SearchFilter) -> BoolArray:
-        passing = self._alive.copy()
-        if only.bbox is not None:
-            if shapely.is_missing(self._geometries).all():
-                raise QueryError("no tile of the index has a place on the ground, so that bbox can find none; leave bbox out")
-            passing &= _boxes_meet(self._boxes, only.bbox)
-        if only.interval is not None:
-            first, last = only.interval
-            when = self._table["datetime"].cast(_UTC)
-            if when.null_count == len(when):
-                raise QueryError("no tile of the index has a datetime, so that datetime can find none; leave datetime out")
-            conditions = [pc.greater_equal(when, pa.scalar(first, _UTC))] if first else []
-            conditions += [pc.less_equal(when, pa.scalar(last, _UTC))] if last else []
-            for condition in conditions or [pc.is_valid(when)]:
-                passing &= condition.fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003  pyarrow's own signature
-        return passing
+    def _ranked(self, queries: Vectors, depth: int, selection: Selection, *, exact: bool) -> list[_Ranking]:
+        """Rank the `depth` nearest of a selection for each query, or all of it."""
+        parts = [
+            self._of_segment(number, queries, min(depth, count), selection, exact=exact)
+            for number, count in enumerate(selection.counts)
+            if count
+        ]
+        return [self._merged([(rows[one], scores[one], sure[one]) for rows, scores, sure in parts], depth) for one in range(len(queries))]
 
-    def vector_of(self, tile_id: str) -> Vectors:
-        """Return the (dim,) embedding of a tile. Raises `UnknownTileError`."""
-        row = self.row_of(tile_id)
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        vector: Vectors = self._segments[number].index.reconstruct(row - int(self._starts[number]))
-        return vector
+    def _merged(self, parts: Sequence[tuple[IntArray, Vectors, bool]], depth: int) -> _Ranking:
+        if not parts:
+            return _Ranking(rows=np.empty(0, np.int64), scores=np.empty(0, np.float32), exact=True)
+        rows, scores = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+        best = np.lexsort((rows if len(self.segments) == 1 else self.ids_of(rows), -scores))[:depth]  # a segment is sorted by id
+        return _Ranking(rows=rows[best], scores=scores[best], exact=all(part[2] for part in parts))
 
-    def row_of(self, tile_id: str) -> int:
-        """Return a tile's row over all segments.
+    def _of_segment(
+        self, number: int, queries: Vectors, count: int, selection: Selection, *, exact: bool
+    ) -> tuple[IntArray, Vectors, BoolArray]:
+        """Return rows over all segments and scores (q, count) of one segment's nearest, and whether they surely are, (q,)."""
+        segment, chosen, candidates = self.segments[number], selection.masks[number], selection.counts[number]
+        if exact or segment.kind == "flat" or not _worth_approximating(segment.rows, candidates, count):
+            scores, rows = segment.exact(queries, count, chosen)
+            return self._numbering.over_all(number, rows), scores, np.ones(len(queries), np.bool_)
+        scores, rows = segment.approximate(queries, count, chosen, widened(self._effort, candidates / segment.rows, count))
+        short = (rows < 0).any(axis=1)
+        if short.any():
+            scores[short], rows[short] = segment.exact(queries[short], count, chosen)
+        return self._numbering.over_all(number, rows), scores, np.asarray(short, np.bool_)
 
-        Raises:
-            UnknownTileError: the index does not hold it.
-        """
-        row = self._row_of.get(tile_id)
-        if row is None or not self._alive[row]:
-            raise UnknownTileError(f"the index holds no tile {tile_id!r}")
-        return row
-
-    def tile_at(self, lon: float, lat: float) -> str:
-        """Return the id of the tile that holds a place; of several, the one whose middle is nearest.
-
-        Raises:
-            UnknownTileError: no tile does; says how far the nearest is.
-            QueryError: no such place.
-        """
-        if not (-180 <= lon <= 180 and -90 <= lat <= 90):  # noqa: PLR2004  degrees
-            raise QueryError(f"there is no place at lon {lon}, lat {lat}; they are degrees from -180 to 180 and from -90 to 90")
-        point = shapely.Point(lon, lat)
-        rows = self._tree.query(point, predicate="intersects")
-        rows = rows[self._alive[rows]]
-        if not len(rows):
-            raise UnknownTileError(f"no tile of the index holds {lon}, {lat}{self._how_far(lon, lat)}")
-        distances = self._distances(rows, lon, lat)
-        return str(self._table["tile_id"][int(rows[int(np.argmin(distances))])].as_py())
-
-    def _how_far(self, lon: float, lat: float) -> str:
-        rows = np.flatnonzero(self._alive & ~shapely.is_missing(self._geometries))
-        if not len(rows):
-            return "; its images have no place on the ground: search by tile_id or image"
-        nearest = self._distances(rows, lon, lat).min()
-        return f"; the middle of the nearest lies {nearest / 1000:,.1f} km away"
-
-    def _distances(self, rows: IntArray, lon: float, lat: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-        west, south, east, north = self._boxes[rows].T
-        found = np.column_stack([geo.wrapped(west + _span(west, east) / 2), (south + north) / 2])
-        return geo.great_circle_m(found, np.broadcast_to([lon, lat], found.shape))
-
-    def describe(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Return what is known of some rows: the metadata table's columns."""
-        described: list[dict[str, Any]] = self._table.take(pa.array(rows, pa.int64())).to_pylist()
-        return described
+    def _spread(self, query: Vectors, asked: _Asked, remaining: Selection, spread_m: float) -> _Ranking:
+        """Rank greedily by score what lies apart, deeper until there is enough or nothing left."""
+        rounds: list[_Ranking] = []
+        depth, wanted = max(_LEAST_ROUND, 4 * asked.depth), asked.depth
+        while wanted > 0 and remaining.total:
+            found = self._ranked(query, depth, remaining, exact=asked.exact)[0]
+            middles = self.middles(found.rows)
+            apart = _apart(middles, spread_m, wanted)
+            rounds.append(_Ranking(rows=found.rows[apart], scores=found.scores[apart], exact=found.exact))
+            wanted, depth = wanted - len(apart), min(2 * depth, _MOST_ROUND)
+            if wanted == 0 or (asked.threshold is not None and found.scores[-1] < asked.threshold):
+                break
+            remaining = remaining.without(self.near(middles[apart], spread_m))
+        return self._merged([(one.rows, one.scores, one.exact) for one in rounds], asked.depth)
 
 
-def _boxes_meet(boxes: np.ndarray[Any, np.dtype[np.float64]], bbox: geo.BBox) -> BoolArray:
-    """Whether each box (west, south, east, north; west > east over the antimeridian; NaN for none) meets another."""
-    west, south, east, north = boxes.T
-    width, other = _span(west, east), _span(np.array(bbox.west), np.array(bbox.east))
-    begins_inside = np.mod(west - bbox.west, 360.0) <= other
-    reaches_in = np.mod(bbox.west - west, 360.0) <= width
-    met: BoolArray = (begins_inside | reaches_in) & (south <= bbox.north) & (north >= bbox.south)
-    return met
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What all queries of a batch ask for."""
+
+    depth: int
+    """Hits, those before the first included."""
+    threshold: float | None
+    exact: bool
 
 
-def _span(west: Degrees, east: Degrees) -> Degrees:
-    """Return how far boxes reach eastward; west > east over the antimeridian, all the way round for a box about a pole."""
-    return np.where(east - west >= _ROUND, _ROUND, np.mod(east - west, _ROUND))
+def _hits(ranking: _Ranking, asked: _Asked, offset: int, candidates: int) -> Hits:
+    good = slice(offset, asked.depth)
+    rows, scores = ranking.rows[good], ranking.scores[good]
+    if asked.threshold is not None:
+        kept = scores >= asked.threshold
+        rows, scores = rows[kept], scores[kept]
+    return Hits(rows=rows, scores=scores, exact=ranking.exact, candidates=candidates)
 
 
-def parse_interval(text: str) -> tuple[datetime.datetime | None, datetime.datetime | None]:
-    """Read an instant or an interval in the words of STAC: `T`, `FROM/TO`, `../TO`, `FROM/..`; a date alone is the whole day.
+def _worth_approximating(rows: int, candidates: int, count: int) -> bool:
+    return candidates > max(FEW_ROWS, FEW_SHARE * rows) and count <= DEEP_SHARE * candidates
 
-    Raises:
-        QueryError: it is none of these, or ends before it begins.
+
+def widened(effort: Effort, share: float, count: int) -> Effort:
+    """Return how hard to try where a filter lets a share of the rows pass, and `count` hits are wanted.
+
+    The nearest `count` of a share lie as far away as the nearest count / share of all. Recall falls more slowly than that grows: the
+    square root keeps it, measured by `benchmarks/filtered_search.py`.
     """
-    first, slash, last = text.partition("/")
-    begin, end = _instant(first, text, end=False), _instant(last if slash else first, text, end=True)
-    if begin and end and end < begin:
-        raise QueryError(f"the interval {text!r} ends before it begins")
-    return begin, end
+    return effort.widened(max(1.0, count / _TUNED_AT / share) ** 0.5)
 
 
-def _instant(part: str, text: str, *, end: bool) -> datetime.datetime | None:
-    if part in {"", ".."}:
-        return None
-    try:
-        if _DAY.fullmatch(part):
-            day = datetime.date.fromisoformat(part)
-            return datetime.datetime.combine(day, datetime.time.max if end else datetime.time.min, datetime.UTC)
-        found = datetime.datetime.fromisoformat(part)
-        return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
-    except (ValueError, OverflowError):
-        raise QueryError(f"datetime {text!r} is not FROM/TO of RFC 3339 dates, such as 2020-01-01/2020-12-31") from None
+def _apart(middles: FloatArray, distance_m: float, most: int) -> IntArray:
+    """Return which of some places, best first, are no nearer than a distance to a better one that is returned: at most `most`."""
+    kept: list[int] = []
+    free = np.ones(len(middles), bool)
+    while len(kept) < most and free.any():
+        kept.append(int(np.argmax(free)))
+        free &= ~(geo.great_circle_m(middles, middles[kept[-1]]) < distance_m)
+        free[: kept[-1] + 1] = False
+    return np.array(kept, np.int64)

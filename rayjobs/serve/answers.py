@@ -12,8 +12,9 @@ import shapely
 from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
 from rayjobs.geo import parse_bbox
 from rayjobs.models.checkpoint import from_files
+from rayjobs.retrieval.filters import SearchFilter, parse_interval
 from rayjobs.retrieval.manifest import read_index_manifest, read_tombstones
-from rayjobs.retrieval.search import Searcher, SearchFilter, parse_interval
+from rayjobs.retrieval.search import Searcher
 from rayjobs.retrieval.segments import load_segment
 from rayjobs.serve.schema import Example, Feature, Filters, Info, Properties, SearchAnswer, Window
 from rayjobs.storage import Artefact, Store, Version
