@@ -37,6 +37,8 @@ WEB_MERCATOR = "EPSG:3857"
 MERCATOR_LATITUDE = 85.0
 """Degrees; web Mercator ends soon after."""
 
+_HALF = 127
+"""Of 255: pixels that are less opaque are left out."""
 _SIDE = 1024
 """Pixels along a picture's longer side."""
 _MOST_PICTURES = 32
@@ -80,7 +82,7 @@ class Overviews:
         names, mean, std = (self._source.manifest[key] for key in ("bands", "band_mean", "band_std"))
         for chip in self._chips(own, windows.keys()):
             mosaic.lay(picture(chip, names, mean, std), chip.valid, windows[chip.tile_id])
-        pixels, opacity = _warped(mosaic, grid, outline)
+        pixels, opacity = _warped(mosaic, grid)
         return png(pixels, opacity=opacity)
 
     def _chips(self, tiles: pa.Table, wanted: Any) -> Iterator[Chip]:
@@ -155,18 +157,26 @@ class _Mosaic:
             return
         size = (right - left, bottom - top)
         small = np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BOX))
-        cover = np.asarray(PIL.Image.fromarray(valid.astype(np.uint8) * 255).resize(size, PIL.Image.Resampling.BOX)) > 127  # noqa: PLR2004  half
+        cover = np.asarray(PIL.Image.fromarray(valid.astype(np.uint8) * 255).resize(size, PIL.Image.Resampling.BOX)) > _HALF
         self.pixels[top:bottom, left:right][cover] = small[cover]
         self.opacity[top:bottom, left:right][cover] = 255
 
 
-def _warped(mosaic: _Mosaic, grid: geo.Grid, outline: Outline) -> tuple[Image, np.ndarray[Any, np.dtype[np.bool_]]]:
+def _warped(mosaic: _Mosaic, grid: geo.Grid) -> tuple[Image, np.ndarray[Any, np.dtype[np.bool_]]]:
     """Return a mosaic in web Mercator: (height, width, 3) and where it is opaque."""
     transform, width, height = _target(grid)
     source = rasterio.Affine(*grid.transform) * rasterio.Affine.scale(1 / mosaic.scale[1], 1 / mosaic.scale[0])
     layers = np.concatenate([mosaic.pixels.transpose(2, 0, 1), mosaic.opacity[None]])
     warped = np.zeros((len(layers), height, width), np.uint8)
     reproject(
-        layers, warped, src_transform=source, src_crs=grid.crs, dst_transform=transform, dst_crs=WEB_MERCATOR, resampling=Resampling.nearest
+        layers,
+        warped,
+        src_transform=source,
+        src_crs=grid.crs,
+        src_alpha=len(layers),
+        dst_transform=transform,
+        dst_crs=WEB_MERCATOR,
+        dst_alpha=len(layers),
+        resampling=Resampling.bilinear,
     )
-    return warped[:3].transpose(1, 2, 0), warped[3] > 0
+    return warped[:3].transpose(1, 2, 0), warped[3] > _HALF

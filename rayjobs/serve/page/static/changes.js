@@ -1,6 +1,6 @@
 /** Places whose looks changed most between two dates. */
 
-import { make, the } from "./dom.js";
+import { make, similarity, the } from "./dom.js";
 import { thumbnail } from "./pictures.js";
 import { post } from "./service.js";
 
@@ -61,7 +61,7 @@ async function find(map) {
     const { features } = await (await post("v1/changes", body)).json();
     said.textContent = features.length ? `${features.length} places, most changed first` : "No place was seen on both days.";
     list.replaceChildren(...features.map((/** @type {any} */ feature, /** @type {number} */ index) => pair(map, feature, index + 1)));
-    const shown = features.map((/** @type {any} */ feature) => ({ feature, look: "hit", label: `change ${feature.properties.change.toFixed(2)}` }));
+    const shown = features.map((/** @type {any} */ feature) => ({ feature, look: "hit", label: `change ${similarity(feature.properties.change)}` }));
     map.showOutlines(shown.reverse());
   } catch (fault) {
     said.textContent = fault.message;
@@ -81,11 +81,11 @@ function pair(map, feature, rank) {
     {},
     make(
       "button",
-      { type: "button", class: "pair", "aria-label": `Change ${rank}, ${change.toFixed(2)}: show it on the map`, onclick: show, onfocus: show },
+      { type: "button", class: "pair", "aria-label": `Change ${rank}, ${similarity(change)}: show it on the map`, onclick: show, onfocus: show },
       thumbnail(before, "before"),
       make("span", { "aria-hidden": "true" }, "→"),
       thumbnail(after, "after"),
-      make("b", {}, change.toFixed(2)),
+      make("b", {}, similarity(change)),
     ),
   );
 }

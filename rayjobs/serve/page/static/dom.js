@@ -28,6 +28,9 @@ export function the(id) {
   return found;
 }
 
+/** A similarity or a change as it is shown. @param {number} value */
+export const similarity = (value) => value.toFixed(3);
+
 let fading = 0;
 
 /**

@@ -1,7 +1,7 @@
 /** How alike the ground in view is to what is searched for, as colours over the map. */
 
 import * as L from "./leaflet.js";
-import { notice, the } from "./dom.js";
+import { notice, similarity, the } from "./dom.js";
 import { toBounds } from "./map.js";
 import { examplesOf } from "./search.js";
 import { post } from "./service.js";
@@ -93,7 +93,7 @@ function legend({ least, greatest }) {
     context.fillStyle = `rgb(${red}, ${green}, ${blue})`;
     context.fillRect(x, 0, 1, canvas.height);
   }
-  the("legend-least").textContent = least.toFixed(2);
-  the("legend-greatest").textContent = greatest.toFixed(2);
+  the("legend-least").textContent = similarity(least);
+  the("legend-greatest").textContent = similarity(greatest);
   the("legend").hidden = false;
 }

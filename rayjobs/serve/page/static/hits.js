@@ -1,6 +1,6 @@
 /** The hits: thumbnails with scores, marks on them, and what stands there while there are none. */
 
-import { make, the } from "./dom.js";
+import { make, similarity, the } from "./dom.js";
 import { thumbnail } from "./pictures.js";
 import { mark, searchAgain, searchFor } from "./search.js";
 
@@ -86,7 +86,7 @@ function cards(store, { answer, limit }, given) {
 function card(store, feature, rank, { onHover, onHold }) {
   const { score, datetime, label, scene_id: scene } = feature.properties;
   const day = datetime?.slice(0, 10) ?? "";
-  const about = [`similarity ${score.toFixed(2)}`, label, day, `scene ${scene}`].filter(Boolean).join(", ");
+  const about = [`similarity ${similarity(score)}`, label, day, `scene ${scene}`].filter(Boolean).join(", ");
   const sign = (/** @type {1 | -1} */ value, /** @type {string} */ text, /** @type {string} */ name) =>
     make("button", { type: "button", class: `mark ${name}`, "data-sign": value, "aria-pressed": "false", "aria-label": `Hit ${rank} is ${name}`, title: `This hit is ${name}`, onclick: () => mark(store, feature.id, value) }, text);
   return make(
@@ -98,13 +98,13 @@ function card(store, feature, rank, { onHover, onHold }) {
       thumbnail(feature.id),
       make("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
     ),
-    make("p", { class: "caption" }, make("b", {}, score.toFixed(2)), make("span", {}, label ?? day)),
+    make("p", { class: "caption" }, make("b", {}, similarity(score)), make("span", {}, label ?? day)),
     make(
       "div",
       { class: "signs" },
       sign(1, "+", "right"),
       sign(-1, "−", "wrong"),
-      make("button", { type: "button", class: "mark like", "aria-label": `Search for look-alikes of hit ${rank}`, title: "Search for look-alikes of this", onclick: () => searchFor(store, { kind: "tile", id: feature.id }) }, "↗"),
+      make("button", { type: "button", class: "mark like", "aria-label": `Search for look-alikes of hit ${rank}`, title: "Search for look-alikes of this", onclick: () => searchFor(store, { kind: "tile", id: feature.id }) }, "≈"),
     ),
   );
 }

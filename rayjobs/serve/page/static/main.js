@@ -14,7 +14,8 @@ import { images } from "./images.js";
 import { imagery } from "./imagery.js";
 import { keys } from "./keys.js";
 import { GroundMap } from "./map.js";
-import { outlines } from "./outlines.js";
+import { outlined } from "./outlined.js";
+import { tiles } from "./tiles.js";
 import { searchFor, searching } from "./search.js";
 import { get } from "./service.js";
 import { EMPTY, SEARCH_KEYS, Store } from "./store.js";
@@ -65,11 +66,10 @@ async function onGround(info) {
     onChoose: (id) => the("hits").querySelector(`[data-id="${id}"] .face`)?.focus(),
   });
   the("tools").hidden = false;
-  store.watch(["answer", "marks"], () => map.showOutlines(outlined()));
-  store.watch(["current"], ({ current }) => map.highlight(current));
+  outlined(store, map);
   drawing(store, map);
   heat(store, map);
-  outlines(map);
+  tiles(map);
   const { pictures } = await get("page/overview");
   dated = imagery(map, pictures);
   changes(map, { dates: [...new Set(pictures.map((/** @type {any} */ picture) => picture.datetime?.slice(0, 10)).filter(Boolean))] });
@@ -78,16 +78,6 @@ async function onGround(info) {
 
 /** The day of the imagery that the map shows; empty for any. */
 let dated = () => "";
-
-/** Hits and examples as the map outlines them. */
-function outlined() {
-  const { answer, marks } = store.state;
-  const look = (/** @type {string} */ id) => (marks.get(id) === 1 ? "good" : marks.get(id) === -1 ? "bad" : "hit");
-  const found = answer.features.map((feature, index) => ({
-    feature, look: look(feature.id), label: `hit ${index + 1}, similarity ${feature.properties.score.toFixed(2)}`,
-  }));
-  return /** @type {any[]} */ (found.reverse()); // the best on top
-}
 
 /**
  * Search for the tile that holds a place.

@@ -11,7 +11,6 @@ const LOOKS = {
   example: { color: "#ffffff", weight: 3 },
   good: { color: "#5fe0b0", weight: 3 },
   bad: { color: "#ff8a5c", weight: 3, dashArray: "4 4" },
-  before: { color: "#ffd75e", weight: 2 },
 };
 const CASING = { color: "#0b1015", opacity: 0.75, fill: false, interactive: false };
 

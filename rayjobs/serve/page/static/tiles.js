@@ -8,8 +8,8 @@ import { get } from "./service.js";
 const MOST = 500;
 
 /** @param {GroundMap} map */
-export function outlines(map) {
-  const button = the("outlines");
+export function tiles(map) {
+  const button = the("tiles");
   let under = new AbortController();
   const isOn = () => button.getAttribute("aria-pressed") === "true";
 
