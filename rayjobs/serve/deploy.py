@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import ray
 import ray.serve
-from ray.serve.context import _get_global_client  # status() tells no HTTP options, and no public function does
 from ray.serve.exceptions import RayServeException
 
 from rayjobs.errors import ServiceError
+from rayjobs.serve.declared import Application, declare, running_http_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from ray.serve.schema import ApplicationStatusOverview
 
 _APPLICATION = "rayjobs"
 """What the names of our applications begin with. Each has an end of its own, so that Ray Serve itself refuses two of them at one address
 instead of putting one in the other's place, and no process can take away another's."""
 
+_BUILDER = "rayjobs.serve.app:build_app"
+_STARTING = {"NOT_STARTED", "DEPLOYING"}
+_POLL_S = 0.2
+
 _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def deployed(app: ray.serve.Application, http_options: Mapping[str, object]) -> Iterator[None]:
-    """Run the application at `/` for the length of the block.
+def deployed(args: Mapping[str, Any], http_options: Mapping[str, object]) -> Iterator[str]:
+    """Run the application at `/` for the length of the block, under the name that is yielded.
 
     At the end the application goes, and Ray Serve too where this process started it and nothing else runs there.
 
     Args:
-        app: what `build_app` returns.
+        args: `AppSettings` as JSON.
         http_options: `host`, `port` and `request_timeout_s` of Ray Serve, which cannot be changed while it runs.
 
     Raises:
@@ -39,8 +47,8 @@ def deployed(app: ray.serve.Application, http_options: Mapping[str, object]) -> 
     ours_to_end = not _runs_for_others(http_options)
     name = f"{_APPLICATION}-{secrets.token_hex(4)}"
     try:
-        _start(app, name, http_options)
-        yield
+        _start(name, args, http_options)
+        yield name
     finally:
         if ours_to_end and not set(ray.serve.status().applications) - {name}:
             ray.serve.shutdown()
@@ -54,7 +62,7 @@ def _runs_for_others(wanted: Mapping[str, object]) -> bool:
     Raises:
         ServiceError: it runs, and we cannot join it.
     """
-    running = _running_http_options(tuple(wanted))
+    running = running_http_options(tuple(wanted))
     if running is None:
         return False
     for name, application in ray.serve.status().applications.items():
@@ -72,24 +80,36 @@ def _runs_for_others(wanted: Mapping[str, object]) -> bool:
     return True
 
 
-def _running_http_options(names: tuple[str, ...]) -> dict[str, object] | None:
-    """Return options of the Ray Serve that runs on the cluster, or None where none runs."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else {name: getattr(client.http_config, name) for name in names}
-
-
-def _start(app: ray.serve.Application, name: str, http_options: Mapping[str, object]) -> None:
+def _start(name: str, args: Mapping[str, Any], http_options: Mapping[str, object]) -> None:
     try:
         ray.serve.start(http_options=dict(http_options))
-        ray.serve.run(app, name=name, route_prefix="/")
+        declare(_application(name, args))
+        _wait(name)
     except (RayServeException, RuntimeError, TimeoutError) as error:  # the port or the path is taken; a replica or a proxy does not start
         said = [str(error) or repr(error), *_complaints(name)]
         _LOG.exception("application %s does not start: %s", name, "\n".join(said))
         raise ServiceError(f"the service does not start: {said[-1].strip().splitlines()[-1]}") from error
 
 
+def _application(name: str, args: Mapping[str, Any]) -> Application:
+    environment = {key: value for key, value in ray.get_runtime_context().runtime_env.items() if key in {"working_dir", "env_vars"}}
+    return {"name": name, "route_prefix": "/", "import_path": _BUILDER, "args": dict(args), "runtime_env": environment}
+
+
+def _wait(name: str) -> None:
+    """Wait until the application answers. Raises `RuntimeError` where it will not."""
+    while (application := _status(name)) is None or application.status.value in _STARTING:
+        time.sleep(_POLL_S)
+    if application.status.value != "RUNNING":
+        raise RuntimeError(application.message)
+
+
+def _status(name: str) -> ApplicationStatusOverview | None:
+    return ray.serve.status().applications.get(name)
+
+
 def _complaints(name: str) -> list[str]:
     """Return what an application's deployments say of their failure, which Ray Serve leaves out of its own error."""
-    application = ray.serve.status().applications.get(name)
+    application = _status(name)
     deployments = application.deployments.values() if application else ()
     return [deployment.message for deployment in deployments if deployment.status.value == "DEPLOY_FAILED" and deployment.message.strip()]

@@ -81,11 +81,19 @@ class Encoder:
 
     @ray.serve.batch(max_batch_size=16, batch_wait_timeout_s=0.002)
     async def _embed(self, asked: list[tuple[LoadedEncoder, Image]]) -> list[Array]:
-        """Embed images together that the same encoder embeds; during a swap there may be two."""
-        embedded: list[Array] = [np.empty(0)] * len(asked)
-        for encoder in {id(encoder): encoder for encoder, _ in asked}.values():
-            places = [place for place, (wanted, _) in enumerate(asked) if wanted is encoder]
-            vectors = await asyncio.to_thread(encoder.embed, [asked[place][1] for place in places])
-            for place, vector in zip(places, vectors, strict=True):
-                embedded[place] = vector
-        return embedded
+        return await embed_together(asked)
+
+
+async def embed_together(asked: Sequence[tuple[LoadedEncoder, Image]]) -> list[Array]:
+    """Embed images, those of one encoder in one go; while another version is taken up there are two encoders.
+
+    Returns:
+        (dim,) float32 for each image, in their order.
+    """
+    embedded: list[Array] = [np.empty(0)] * len(asked)
+    for encoder in {id(encoder): encoder for encoder, _ in asked}.values():
+        places = [place for place, (wanted, _) in enumerate(asked) if wanted is encoder]
+        vectors = await asyncio.to_thread(encoder.embed, [asked[place][1] for place in places])
+        for place, vector in zip(places, vectors, strict=True):
+            embedded[place] = vector
+    return embedded

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from rayjobs.cluster.session import joined
 from rayjobs.errors import FingerprintError
 from rayjobs.retrieval.manifest import read_index_manifest
-from rayjobs.serve.app import AppSettings, build_app
 from rayjobs.serve.deploy import deployed
 from rayjobs.serve.limits import token_of
+from rayjobs.serve.settings import AppSettings
 
 if TYPE_CHECKING:
     from rayjobs.console import Console
@@ -46,12 +46,12 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace = experiment.open_workspace()
     workspace.store.check()
     version = _checked_index(experiment)
-    app = build_app(_settings(experiment, version))
+    settings = _settings(experiment, version)
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which takes SIGTERM for itself
             signal.signal(number, _interrupt)
         console.say(f"serve            starting index {workspace.index.name} {version.version}")
-        with deployed(app, _http_options(experiment)):
+        with deployed(settings.model_dump(mode="json"), _http_options(experiment)):
             _tell(console, experiment, version)
             _stay(console)
     return Result(url=_url(experiment), index_version=version.version)

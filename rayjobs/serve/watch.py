@@ -10,6 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import pydantic
 import ray.serve
 
 from rayjobs.serve.declared import set_user_config
@@ -42,8 +43,11 @@ class Watcher:
         self._watching: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Take note of what is served."""
-        self._target = Target.model_validate(user_config)
+        """Take note of what is served; never raises, since Ray Serve would end the process."""
+        try:
+            self._target = Target.model_validate(user_config)
+        except pydantic.ValidationError:
+            _LOG.exception("user_config %s is none of ours", user_config)
 
     async def check_health(self) -> None:
         """Begin to watch, and begin again where watching has ended; Ray Serve asks at the start and from time to time."""

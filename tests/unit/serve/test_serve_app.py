@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 
 import httpx
 import pydantic
@@ -13,9 +14,9 @@ from rayjobs.config import build
 from rayjobs.errors import ConfigError, NotFoundError
 from rayjobs.experiment import Experiment
 from rayjobs.models import encoder
-from rayjobs.models.checkpoint import fingerprint, to_files
+from rayjobs.models.checkpoint import to_files
 from rayjobs.models.spec import ModelSpec
-from rayjobs.serve import app, job
+from rayjobs.serve import app, job, watch
 from rayjobs.serve.section import ServeSection, ServiceSection
 from rayjobs.storage import Artefact, open_store
 
@@ -41,40 +42,61 @@ def settings_of(store, **more):
     return app.AppSettings(workspace=store.uri, index="places", **more)
 
 
-def replicas(application):
-    """The ingress and the encoder of a bound application, each with the settings that its replicas get."""
+def bound(application):
+    """The bound deployments by name."""
     ingress = application._bound_deployment
-    settings, below = ingress.init_args
-    return ingress, settings, below._bound_deployment, below._bound_deployment.init_args[0]
+    _, encoder, watcher = ingress.init_args
+    return {part.name: part for part in (ingress, encoder._bound_deployment, watcher._bound_deployment)}
 
 
-def test_ingress_and_encoder_get_one_index_version_however_late_they_start(store):
+def test_all_processes_get_one_index_version_however_late_they_start(store):
     publish(store, "v1", seed=1)
-    _, of_ingress, _, of_encoder = replicas(app.build_app(settings_of(store)))
+    parts = bound(app.build_app(settings_of(store)))
     publish(store, "v2", seed=2)
-    assert of_ingress.version().version == of_encoder.version().version == "v1"
+    assert parts.keys() == {"Ingress", "Encoder", "Watcher"}
+    assert all(part.user_config == {"index_version": "v1", "last_error": None} for part in parts.values())
+    assert parts["Ingress"].init_args[0] == parts["Encoder"].init_args[0] == parts["Watcher"].init_args[0]
 
 
-def test_a_late_encoder_is_the_one_of_the_index_version(store):
-    publish(store, "v1", seed=1)
-    publish(store, "v2", seed=2)
-    late = app.Encoder(settings_of(store, index_version="v1"))
-    assert late._encoder.fingerprint == fingerprint(SPEC, encoder.build(SPEC, seed=1).state_dict())
+def test_the_names_that_the_watcher_tells_are_those_of_the_deployments(store):
+    publish(store, "v1")
+    assert set(watch.FOLLOWERS) == bound(app.build_app(settings_of(store))).keys() - {"Watcher"}
 
 
-def test_a_late_ingress_has_the_index_version(store, tmp_path, monkeypatch):
-    publish(store, "v1", seed=1)
-    publish(store, "v2", seed=2)
+class Loaded:
+    def __init__(self, _, version, *, cache, max_limit):
+        self.version, self.cache, self.max_limit, self.spec = version.version, cache, max_limit, SPEC
 
-    class Answers:
-        def __init__(self, _, version, *, cache, max_limit):
-            self.version, self.cache, self.max_limit, self.spec = version.version, cache, max_limit, SPEC
 
-    monkeypatch.setattr(app, "Answers", Answers)
+@pytest.fixture
+def ingress(store, monkeypatch):
+    monkeypatch.setattr(app, "Answers", Loaded)
     service = ServiceSection(max_limit=7, max_upload_megapixels=0.5, max_decoded_mb=2)
-    ingress = app.Ingress(settings_of(store, index_version="v1", service=service), None)
-    assert (ingress.answers.version, ingress.answers.max_limit) == ("v1", 7)
-    assert (ingress.uploads.bands, ingress.uploads.max_pixels, ingress.uploads.max_bytes) == (SPEC.bands, 500_000, 2 * 2**20)
+    return app.Ingress(settings_of(store, index_version="v1", service=service), None, None)
+
+
+def test_an_ingress_takes_up_what_it_is_told(store, ingress):
+    publish(store, "v1", seed=1)
+    publish(store, "v2", seed=2)
+    asyncio.run(ingress.reconfigure({"index_version": "v1"}))
+    assert (ingress.answers.version, ingress.answers.max_limit, ingress.versions) == ("v1", 7, ["v1"])
+    limits = ingress.uploads_for(ingress.answers)
+    assert (limits.bands, limits.max_pixels, limits.max_bytes) == (SPEC.bands, 500_000, 2 * 2**20)
+    asyncio.run(ingress.reconfigure({"index_version": "v2"}))
+    assert ingress.versions == ["v2", "v1"]
+
+
+def test_an_ingress_keeps_what_it_has_where_the_next_is_not_there(store, ingress):
+    publish(store, "v1")
+    asyncio.run(ingress.reconfigure({"index_version": "v1"}))
+    asyncio.run(ingress.reconfigure({"index_version": "v9"}))
+    assert ingress.answers.version == "v1"
+    assert ingress.last_error.startswith("refused v9: ")
+
+
+def test_an_ingress_without_any_index_does_not_start(store, ingress):
+    with pytest.raises(NotFoundError):
+        asyncio.run(ingress.reconfigure({"index_version": "v1"}))
 
 
 def test_an_index_version_that_is_gone_is_said_when_the_application_is_built(store):
@@ -87,14 +109,32 @@ def test_an_index_version_that_is_gone_is_said_when_the_application_is_built(sto
 
 def test_the_section_reaches_the_deployments(store):
     publish(store, "v1")
-    ingress, settings, encoders, _ = replicas(app.build_app(settings_of(store, service=ServeSection(replicas=3, encoders=2, port=9000))))
-    assert (ingress.num_replicas, encoders.num_replicas) == (3, 2)
-    assert settings.service.replicas == 3
+    service = ServeSection(replicas=3, encoders=2, max_ongoing_requests=9, max_queued_requests=5, retry_after_s=2, port=9000)
+    parts = bound(app.build_app(settings_of(store, service=service)))
+    for name, count in (("Ingress", 3), ("Encoder", 2)):
+        config = parts[name]._deployment_config
+        assert (config.num_replicas, config.max_ongoing_requests, config.max_queued_requests) == (count, 9, 5)
+        assert (config.backpressure_config.status_code, config.backpressure_config.retry_after_s) == (503, 2)
+
+
+def test_numbers_of_processes_may_follow_the_load(store):
+    publish(store, "v1")
+    parts = bound(app.build_app(settings_of(store, service=ServiceSection(replicas=2, max_replicas=5, target_ongoing_requests=3))))
+    scaling = parts["Ingress"]._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3)
+    assert parts["Encoder"]._deployment_config.autoscaling_config is None
 
 
 def test_settings_have_no_key_or_default_of_the_section_for_themselves():
     assert not app.AppSettings.model_fields.keys() & ServeSection.__dataclass_fields__.keys()
     assert app.AppSettings(workspace="w", index="i").service == ServiceSection()
+
+
+def test_settings_survive_the_way_through_a_serve_yaml():
+    settings = app.AppSettings(workspace="w", index="i", service=ServeSection(replicas=3, cors_origins=("https://a.example",), port=9000))
+    again = app.AppSettings.model_validate(json.loads(json.dumps(settings.model_dump(mode="json"))))
+    assert (again.workspace, again.service.replicas, again.service.cors_origins) == ("w", 3, ("https://a.example",))
+    assert not hasattr(again.service, "port")
 
 
 def test_a_misspelt_key_of_a_serve_yaml_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import ray
 import ray.serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview, ServeStatus
@@ -13,7 +14,7 @@ from rayjobs.errors import ServiceError
 from rayjobs.serve import deploy
 
 HTTP = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 30.0}
-APP = object()
+ARGS = {"workspace": "file:/w", "index": "places"}
 
 
 def application(status="RUNNING", **messages):
@@ -32,19 +33,15 @@ class Cluster:
     def __init__(self):
         self.http, self.applications, self.failure = None, {}, None
 
-    def client(self, *, raise_if_no_controller_running):
-        assert raise_if_no_controller_running is False
-        return None if self.http is None else SimpleNamespace(http_config=SimpleNamespace(**self.http))
+    def running_http_options(self, names):
+        return None if self.http is None else {name: self.http[name] for name in names}
 
     def start(self, *, http_options):
         self.http = self.http or dict(http_options)
 
-    def run(self, app, *, name, route_prefix):
-        assert (app, route_prefix) == (APP, "/")
-        if self.failure:
-            error, self.applications[name] = self.failure
-            raise error
-        self.applications[name] = application()
+    def declare(self, wanted):
+        assert (wanted["args"], wanted["route_prefix"], wanted["import_path"]) == (ARGS, "/", "rayjobs.serve.app:build_app")
+        self.applications[wanted["name"]] = self.failure or application()
 
     def delete(self, name):
         self.applications.pop(name, None)
@@ -56,15 +53,18 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch):
     made = Cluster()
-    monkeypatch.setattr(deploy, "_get_global_client", made.client)
+    monkeypatch.setattr(deploy, "running_http_options", made.running_http_options)
+    monkeypatch.setattr(deploy, "declare", made.declare)
     monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications=dict(made.applications)))
-    for name in ("start", "run", "delete", "shutdown"):
+    environment = {"working_dir": "gcs://x.zip", "env_vars": {"A": "b"}, "config": {}}
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=environment))
+    for name in ("start", "delete", "shutdown"):
         monkeypatch.setattr(ray.serve, name, getattr(made, name))
     return made
 
 
 def test_on_a_fresh_cluster_nothing_is_left_behind(cluster):
-    with deploy.deployed(APP, HTTP):
+    with deploy.deployed(ARGS, HTTP):
         [name] = cluster.applications
         assert name.startswith("rayjobs-")
         assert cluster.http == HTTP
@@ -72,9 +72,9 @@ def test_on_a_fresh_cluster_nothing_is_left_behind(cluster):
 
 
 def test_another_port_may_follow_on_the_same_cluster(cluster):
-    with deploy.deployed(APP, HTTP):
+    with deploy.deployed(ARGS, HTTP):
         pass
-    with deploy.deployed(APP, HTTP | {"port": 9000}):
+    with deploy.deployed(ARGS, HTTP | {"port": 9000}):
         assert cluster.http["port"] == 9000
 
 
@@ -82,7 +82,7 @@ def test_another_port_may_follow_on_the_same_cluster(cluster):
 def test_a_service_of_ours_is_neither_replaced_nor_ended(cluster, name):
     cluster.http, cluster.applications = dict(HTTP), {name: application()}
     before = dict(cluster.applications)
-    with pytest.raises(ServiceError, match=f"application {name} is RUNNING; end the `rayjobs serve`"), deploy.deployed(APP, HTTP):
+    with pytest.raises(ServiceError, match=f"application {name} is RUNNING; end the `rayjobs serve`"), deploy.deployed(ARGS, HTTP):
         pytest.fail("a second service came up")
     assert (cluster.http, cluster.applications) == (HTTP, before)
 
@@ -91,21 +91,21 @@ def test_a_service_of_ours_is_neither_replaced_nor_ended(cluster, name):
 def test_other_http_options_are_refused_and_left_as_they_are(cluster, other):
     cluster.http = HTTP | other
     [(option, value)] = other.items()
-    with pytest.raises(ServiceError, match=f"{option} {value} \\(wanted: {HTTP[option]}\\)"), deploy.deployed(APP, HTTP):
+    with pytest.raises(ServiceError, match=f"{option} {value} \\(wanted: {HTTP[option]}\\)"), deploy.deployed(ARGS, HTTP):
         pytest.fail("the address was ignored")
     assert cluster.http == HTTP | other
 
 
 def test_beside_others_only_ours_goes(cluster):
     cluster.http, cluster.applications = dict(HTTP), {"rayjobsish": application(), "default": application()}
-    with deploy.deployed(APP, HTTP):
+    with deploy.deployed(ARGS, HTTP):
         assert len(cluster.applications) == 3
     assert cluster.http == HTTP
     assert cluster.applications.keys() == {"rayjobsish", "default"}
 
 
 def test_what_others_put_up_meanwhile_stays(cluster):
-    with deploy.deployed(APP, HTTP):
+    with deploy.deployed(ARGS, HTTP):
         cluster.applications["default"] = application()
     assert cluster.http == HTTP
     assert cluster.applications.keys() == {"default"}
@@ -114,27 +114,47 @@ def test_what_others_put_up_meanwhile_stays(cluster):
 def test_what_somebody_put_up_at_the_same_moment_stays(cluster, monkeypatch):
     taken = 'Prefix / is being used by application "rayjobs-00000000".'
 
-    def too_late(*_, **__):
+    def too_late(_):
         cluster.applications["rayjobs-00000000"] = application()
         raise RayServeException(taken)
 
-    monkeypatch.setattr(ray.serve, "run", too_late)
-    with pytest.raises(ServiceError, match="Prefix / is being used"), deploy.deployed(APP, HTTP):
+    monkeypatch.setattr(deploy, "declare", too_late)
+    with pytest.raises(ServiceError, match="Prefix / is being used"), deploy.deployed(ARGS, HTTP):
         pytest.fail("two services at one address")
     assert cluster.applications.keys() == {"rayjobs-00000000"}
 
 
 def test_a_failure_of_the_block_passes_and_the_application_goes(cluster):
-    with pytest.raises(ZeroDivisionError), deploy.deployed(APP, HTTP):
+    with pytest.raises(ZeroDivisionError), deploy.deployed(ARGS, HTTP):
         raise ZeroDivisionError
     assert cluster.applications == {}
 
 
 def test_why_a_replica_does_not_start_is_said_in_one_line(cluster, caplog):
     trace = "The deployment failed to start 3 times in a row. Error:\n  File app.py\nrayjobs.errors.ConfigError: RAYJOBS_TOKEN was set\n"
-    cluster.failure = RuntimeError("Failed to update the deployments ['Ingress']."), application("DEPLOY_FAILED", Encoder="", Ingress=trace)
-    with pytest.raises(ServiceError) as caught, deploy.deployed(APP, HTTP):
+    cluster.failure = application("DEPLOY_FAILED", Encoder="", Ingress=trace)
+    with pytest.raises(ServiceError) as caught, deploy.deployed(ARGS, HTTP):
         pytest.fail("it came up")
     assert str(caught.value) == "the service does not start: rayjobs.errors.ConfigError: RAYJOBS_TOKEN was set"
     assert "File app.py" in caplog.text
     assert cluster.applications == {}
+
+
+def test_why_the_application_cannot_be_built_is_said_in_one_line(cluster):
+    message = "Deploying app 'rayjobs' failed with exception:\nTraceback\nrayjobs.errors.NotFoundError: there is no index\n"
+    cluster.failure = ApplicationStatusOverview(
+        status=ApplicationStatus("DEPLOY_FAILED"), message=message, last_deployed_time_s=0.0, deployments={}
+    )
+    with (
+        pytest.raises(ServiceError, match=r"the service does not start: rayjobs\.errors\.NotFoundError: there is no index$"),
+        deploy.deployed(ARGS, HTTP),
+    ):
+        pytest.fail("it came up")
+
+
+def test_what_the_driver_ships_goes_to_the_processes_too(cluster, monkeypatch):
+    told = []
+    monkeypatch.setattr(deploy, "declare", lambda wanted: (told.append(wanted), cluster.declare(wanted)))
+    with deploy.deployed(ARGS, HTTP) as name:
+        assert told[0]["name"] == name
+    assert told[0]["runtime_env"] == {"working_dir": "gcs://x.zip", "env_vars": {"A": "b"}}
