@@ -183,11 +183,19 @@ class Gallery:
         vector: Vectors = self.vectors_of(np.array([self.row_of(tile_id)]))[0]
         return vector
 
-    def take(self, rows: IntArray) -> pa.Table:
-        """Return what is known of some rows, (n,) in their order: the metadata's columns."""
+    def moments(self, rows: IntArray) -> IntArray:
+        """Return the datetimes of some rows, (n,) microseconds since 1970; see `Metadata.moments`."""
+        found = np.empty(len(rows), np.int64)
+        for part in self._numbering.parts(rows):
+            found[part.positions] = self.tables[part.number].moments[part.rows]
+        return found
+
+    def take(self, rows: IntArray, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what is known of some rows, (n,) in their order: columns of the metadata, default all."""
         rows = np.asarray(rows, np.int64)
         parts = list(self._numbering.parts(rows)) or [Part(0, rows, rows)]
-        joined = pa.concat_tables([_spelled_out(self.tables[part.number].take(part.rows)) for part in parts], promote_options="permissive")
+        tables = [_spelled_out(self.tables[part.number].take(part.rows, columns=columns)) for part in parts]
+        joined = pa.concat_tables(tables, promote_options="permissive")
         return joined.take(pa.array(np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")))
 
     def describe(self, rows: Sequence[int] | IntArray) -> list[dict[str, Any]]:

@@ -119,9 +119,9 @@ class Metadata:
         found: GeometryArray = shapely.from_wkb(self.column("geometry").take(pa.array(rows)).to_numpy(zero_copy_only=False))
         return found
 
-    def take(self, rows: IntArray) -> pa.Table:
-        """Return what is known of some rows, (n,) in their order: the columns of `columns`."""
-        return self._table.select(self.columns.names).take(pa.array(rows))
+    def take(self, rows: IntArray, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what is known of some rows, (n,) in their order: some of `columns`, default all."""
+        return self._table.select(list(columns or self.columns.names)).take(pa.array(rows))
 
 
 def prepared(table: pa.Table) -> pa.Table:
