@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from rayjobs import geo
 from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
-from rayjobs.geo import parse_bbox
 from rayjobs.models.checkpoint import from_files
 from rayjobs.retrieval.filters import SearchFilter, parse_interval
 from rayjobs.retrieval.manifest import read_index_manifest, read_tombstones
@@ -132,6 +132,23 @@ class Answers:
             candidates=hits.candidates,
         )
 
+    def similarity(self, vector: Vector, filters: Filters, *, most: int) -> tuple[geo.FloatArray, Vector]:
+        """Return how alike tiles that pass the filters are to a vector: the tiles' boxes (n, 4) in degrees, and (n,) scores.
+
+        Args:
+            vector: (dim,) of length 1.
+            filters: which tiles; their `limit` is not asked.
+            most: where more tiles pass, every n-th of them is taken.
+        """
+        rows = self._searcher.select(_filter_of(filters)).rows
+        rows = rows[:: max(1, -(-len(rows) // most))]
+        wkb = self._searcher.take(rows, columns=["geometry"])["geometry"].to_numpy(zero_copy_only=False)
+        return geo.bboxes(shapely.from_wkb(wkb)), self._searcher.vectors_of(rows) @ vector
+
+    def tile_at(self, lon: float, lat: float, *, datetime: str | None = None) -> Feature:
+        """Describe the tile that holds a place, on a date if one is given. Raises `UnknownTileError`, `QueryError`."""
+        return self.tile(self._searcher.tile_at(lon, lat, only=_filter_of(Filters(datetime=datetime))))
+
     def tile(self, tile_id: str) -> Feature:
         """Describe one tile. Raises `UnknownTileError`."""
         return _feature(self._searcher.describe([self._searcher.row_of(tile_id)])[0], None)
@@ -159,7 +176,7 @@ class Answers:
 
 def _filter_of(filters: Filters) -> SearchFilter:
     try:
-        bbox = None if filters.bbox is None else parse_bbox(filters.bbox)
+        bbox = None if filters.bbox is None else geo.parse_bbox(filters.bbox)
     except ValueError as error:
         raise QueryError(str(error)) from None
     return SearchFilter(bbox=bbox, interval=None if filters.datetime is None else parse_interval(filters.datetime))

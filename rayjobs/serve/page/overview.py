@@ -81,7 +81,8 @@ class Overviews:
         windows = {row["tile_id"]: row for row in own.select(["tile_id", "row", "col", "height", "width"]).to_pylist()}
         names, mean, std = (self._source.manifest[key] for key in ("bands", "band_mean", "band_std"))
         for chip in self._chips(own, windows.keys()):
-            mosaic.lay(picture(chip, names, mean, std), chip.valid, windows[chip.tile_id])
+            if not mosaic.is_full(windows[chip.tile_id]):  # tiles may overlap
+                mosaic.lay(picture(chip, names, mean, std), chip.valid, windows[chip.tile_id])
         pixels, opacity = _warped(mosaic, grid)
         return png(pixels, opacity=opacity)
 
@@ -149,17 +150,24 @@ class _Mosaic:
         self.pixels: Image = np.zeros((*shape, 3), np.uint8)
         self.opacity: Image = np.zeros(shape, np.uint8)
 
-    def lay(self, pixels: Image, valid: np.ndarray[Any, np.dtype[np.bool_]], window: dict[str, Any]) -> None:
-        """Lay a chip's picture where its window is."""
+    def _place(self, window: dict[str, Any]) -> tuple[slice, slice]:
+        """Return rows and columns of the mosaic that a window covers."""
         top, bottom = (round((window["row"] + extent) * self.scale[0]) for extent in (0, window["height"]))
         left, right = (round((window["col"] + extent) * self.scale[1]) for extent in (0, window["width"]))
-        if bottom == top or right == left:
-            return
-        size = (right - left, bottom - top)
-        small = np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BOX))
-        cover = np.asarray(PIL.Image.fromarray(valid.astype(np.uint8) * 255).resize(size, PIL.Image.Resampling.BOX)) > _HALF
-        self.pixels[top:bottom, left:right][cover] = small[cover]
-        self.opacity[top:bottom, left:right][cover] = 255
+        return slice(top, bottom), slice(left, right)
+
+    def is_full(self, window: dict[str, Any]) -> bool:
+        """Whether every pixel of a window is laid already; so it is of a window smaller than a pixel."""
+        return bool(self.opacity[self._place(window)].all())
+
+    def lay(self, pixels: Image, valid: np.ndarray[Any, np.dtype[np.bool_]], window: dict[str, Any]) -> None:
+        """Lay a chip's picture where its window is."""
+        place = self._place(window)
+        height, width = self.opacity[place].shape
+        small = np.asarray(PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BOX))
+        cover = np.asarray(PIL.Image.fromarray(valid.astype(np.uint8) * 255).resize((width, height), PIL.Image.Resampling.BOX)) > _HALF
+        self.pixels[place][cover] = small[cover]
+        self.opacity[place][cover] = 255
 
 
 def _warped(mosaic: _Mosaic, grid: geo.Grid) -> tuple[Image, np.ndarray[Any, np.dtype[np.bool_]]]:

@@ -4,13 +4,16 @@ import weakref
 from typing import Annotated
 
 import fastapi
+import numpy as np
 import pydantic
 from fastapi.responses import Response
 
+from rayjobs import geo
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.page.files import FILES, INDEX
+from rayjobs.serve.page.heat import Heat, heat
 from rayjobs.serve.page.overview import Overviews
-from rayjobs.serve.schema import Example, Feature, Point
+from rayjobs.serve.schema import Feature, Finite, SearchRequest
 from rayjobs.serve.service import Here
 
 _POLICY = (
@@ -24,6 +27,9 @@ _HEADERS = {
     "cache-control": "no-cache",
 }
 """Of every file of the page: scripts come from here alone, and a newer service's files are taken up at once."""
+
+_MOST_TILES = 20_000
+"""Whose similarity one picture of it shows."""
 
 router = fastapi.APIRouter(tags=["page"], include_in_schema=False)
 
@@ -84,11 +90,25 @@ def place(
     service: Here,
     lon: Annotated[float, fastapi.Query(ge=-180, le=180, allow_inf_nan=False)],
     lat: Annotated[float, fastapi.Query(ge=-90, le=90, allow_inf_nan=False)],
+    datetime: Annotated[str | None, fastapi.Query(max_length=100)] = None,
 ) -> Feature:
-    """Return the tile that holds a place."""
+    """Return the tile that holds a place, on a date if one is given."""
+    return service.answers.tile_at(lon, lat, datetime=datetime)
+
+
+class HeatRequest(SearchRequest):
+    """What to compare the ground with, and which ground: `bbox`; `limit` says nothing here."""
+
+    bbox: Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4)]
+
+
+@router.post("/page/heat")
+def similarity(service: Here, request: HeatRequest) -> Heat:
+    """Tell how alike the tiles in view are to the examples; of very many tiles, a sample."""
     answers = service.answers
-    _, tiles = answers.query_vector([Example(point=Point(lon=lon, lat=lat))])
-    return answers.tile(tiles[0])
+    vector, _ = answers.query_vector(request.positives)
+    boxes, scores = answers.similarity(vector, request, most=_MOST_TILES)
+    return heat(boxes, scores.astype(np.float64), geo.parse_bbox(request.bbox))
 
 
 @router.get("/page/{name}")

@@ -47,7 +47,12 @@ export class GroundMap {
       onPlace(lng, lat, add);
     };
     this.leaflet.on("click", (/** @type {any} */ event) => place(event.latlng, event.originalEvent.shiftKey));
+    let pressed = false;
+    element.addEventListener("focus", () => element.classList.toggle("by-keyboard", !pressed)); // then its middle is shown
+    element.addEventListener("pointerdown", () => (pressed = true), { capture: true });
+    addEventListener("keydown", () => (pressed = false), { capture: true });
     element.addEventListener("keydown", (event) => {
+      element.classList.add("by-keyboard");
       if (event.key === "Enter" && event.target === element) place(this.leaflet.getCenter(), event.shiftKey);
     });
     new ResizeObserver(() => this.leaflet.invalidateSize({ pan: false })).observe(element);
