@@ -188,22 +188,8 @@ def _check_rows(name: str, vectors: Vectors, table: pa.Table) -> None:
 
 
 def _compressed(vectors: Vectors, kind: Kind, quantiser: bytes | None) -> bytes:
-    empty = kind.trained(vectors[:1]) if quantiser is None else read_quantiser(quantiser, kind, vectors.shape[1])
+    empty = kind.trained(vectors[:1]) if quantiser is None else kind.read_quantiser(quantiser, vectors.shape[1])
     return kind.dumped(kind.filled(empty, vectors))
-
-
-def read_quantiser(data: bytes, kind: Kind, dimension: int) -> Any:
-    """Return the trained, empty index of a file `quantiser.faiss`, whose digest was checked.
-
-    Raises:
-        IndexCorruptError: it is not one of that kind and dimension.
-    """
-    try:
-        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    except RuntimeError as error:
-        raise IndexCorruptError(f"the quantiser cannot be read ({_first_line(error)}); publish the index again") from error
-    kind.check(index, dimension, 0)
-    return index
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -271,17 +257,10 @@ def _endings(kind: str) -> tuple[str, ...]:
 def _opened(entry: SegmentEntry, path: Path, kind: Kind, dimension: int) -> Any:
     try:
         index = kind.read(path)
-    except (RuntimeError, MemoryError) as error:
-        raise IndexCorruptError(f"{entry.name} cannot be opened ({_first_line(error)}); publish the index again") from error
-    try:
         kind.check(index, dimension, entry.rows)
     except IndexCorruptError as error:
-        raise IndexCorruptError(f"{entry.name}: {error}") from None
+        raise IndexCorruptError(f"{entry.name}: {error}") from error
     return index
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _verified_path(version: Version, name: str, cache: Path) -> Path:

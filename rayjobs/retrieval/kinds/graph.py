@@ -39,14 +39,13 @@ class Hnsw(Kind):
         index.add(np.ascontiguousarray(vectors))
         return index
 
-    def dumped(self, index: Any) -> bytes:
+    def _serialised(self, index: Any) -> bytes:
         """Return the links without the vectors."""
         writer = faiss.VectorIOWriter()
         faiss.write_index(index, writer, faiss.IO_FLAG_SKIP_STORAGE)
         return bytes(faiss.vector_to_array(writer.data))
 
-    def read(self, path: Path) -> Any:
-        """Map the links into memory."""
+    def _mapped(self, path: Path) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_STORAGE)
 
     def check(self, index: Any, dimension: int, rows: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 """(n, dim) float32 of length 1."""
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+END = b"rayjobs\n"
+"""What the file of every index ends with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,8 @@ class Kind(abc.ABC):
 
     name: ClassVar[str]
     """Its key in `KINDS`."""
+    exact: ClassVar[bool] = False
+    """Whether it finds the nearest for sure."""
     trains: ClassVar[bool] = False
     """Whether it is trained on a sample first; the trained, empty index is the version's shared quantiser."""
 
@@ -71,11 +77,42 @@ class Kind(abc.ABC):
         return index
 
     def dumped(self, index: Any) -> bytes:
-        """Return an index as bytes of a file."""
-        return bytes(faiss.serialize_index(index))
+        """Return an index as bytes of a file: FAISS's own, and a mark of the end, which FAISS does not read."""
+        return self._serialised(index) + END
 
     def read(self, path: Path) -> Any:
-        """Map the file of an index into memory. Raises `RuntimeError` where FAISS cannot; `check` what it returns."""
+        """Map the file of an index into memory; `check` what it returns.
+
+        Raises:
+            IndexCorruptError: FAISS cannot read it, or it does not end as our files do: of one that is cut short FAISS would read up to 7
+                bytes beyond the end.
+        """
+        with path.open("rb") as file:
+            file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
+            refuse_unless(file.read() == END, "it is cut short")
+        try:
+            return self._mapped(path)
+        except (RuntimeError, MemoryError) as error:
+            raise _unreadable(error) from error
+
+    def read_quantiser(self, data: bytes, dimension: int) -> Any:
+        """Return the trained, empty index of a file's bytes.
+
+        Raises:
+            IndexCorruptError: it is not one of this kind and dimension.
+        """
+        refuse_unless(data.endswith(END), "it is cut short")
+        try:
+            index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        except (RuntimeError, MemoryError) as error:
+            raise _unreadable(error) from error
+        self.check(index, dimension, 0)
+        return index
+
+    def _serialised(self, index: Any) -> bytes:
+        return bytes(faiss.serialize_index(index))
+
+    def _mapped(self, path: Path) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
     @abc.abstractmethod
@@ -122,6 +159,11 @@ def refuse_unless(true: bool, what: str) -> None:  # noqa: FBT001  reads as a se
     """Raise `IndexCorruptError` that says what is wrong with an index file, unless a condition holds."""
     if not true:
         raise IndexCorruptError(f"the index file is not as we write it: {what}; publish the index again")
+
+
+def _unreadable(error: Exception) -> IndexCorruptError:
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return IndexCorruptError(f"the index file cannot be read ({said[:200]}); publish the index again")
 
 
 def check_shape(index: Any, made: type, dimension: int, rows: int) -> None:

@@ -25,6 +25,7 @@ class Flat(Kind):
     """The vectors as they are: exact. Every segment has this, and the kind `flat` nothing else."""
 
     name: ClassVar[str] = "flat"
+    exact: ClassVar[bool] = True
 
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
         """Return an empty index."""
@@ -118,12 +119,10 @@ class Binary(Kind):
         index.add(_signs(vectors))
         return index
 
-    def dumped(self, index: Any) -> bytes:
-        """Return an index as bytes of a file."""
+    def _serialised(self, index: Any) -> bytes:
         return bytes(faiss.serialize_index_binary(index))
 
-    def read(self, path: Path) -> Any:
-        """Map the bits into memory."""
+    def _mapped(self, path: Path) -> Any:
         return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC)
 
     def check(self, index: Any, dimension: int, rows: int) -> None:

@@ -117,7 +117,7 @@ def another_metric(name, data):
         return data
     index = faiss.IndexFlatL2(DIM)
     index.add(unit(np.random.default_rng(0), 5))
-    return faiss.serialize_index(index).tobytes()
+    return KINDS["flat"].dumped(index)
 
 
 def fewer_rows(name, data):
@@ -125,7 +125,7 @@ def fewer_rows(name, data):
         return data
     index = faiss.IndexFlatIP(DIM)
     index.add(unit(np.random.default_rng(0), 4))
-    return faiss.serialize_index(index).tobytes()
+    return KINDS["flat"].dumped(index)
 
 
 @pytest.mark.parametrize("change", [garbage, cut_off, no_table, without_a_column, another_metric, fewer_rows])
