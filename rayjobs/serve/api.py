@@ -13,10 +13,12 @@ from starlette.exceptions import HTTPException
 from rayjobs.errors import QueryError, RayjobsError
 from rayjobs.rasters.uploads import read_upload
 from rayjobs.serve.errors import problem, status_of
-from rayjobs.serve.limits import Gate
+from rayjobs.serve.front import put_in_front
 from rayjobs.serve.page.router import router as page
 from rayjobs.serve.schema import Feature, Filters, Health, Info, SearchAnswer, SearchRequest, TileId
+from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.service import Here, current_service
+from rayjobs.serve.tokens import Tokens
 
 __all__ = ["build_api", "current_service"]
 
@@ -89,7 +91,8 @@ _PROBLEM = "application/problem+json"
 
 def _our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
     status = status_of(type(error))
-    return JSONResponse(problem(status, str(error)), int(status), media_type=_PROBLEM)
+    headers = {"retry-after": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return JSONResponse(problem(status, str(error)), int(status), headers, media_type=_PROBLEM)
 
 
 def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
@@ -112,12 +115,12 @@ def _our_fault(_: fastapi.Request, __: Exception) -> JSONResponse:
     return JSONResponse(problem(status, "a fault of the service; its log says more"), status, media_type=_PROBLEM)
 
 
-def build_api(*, max_body_bytes: int, token: str | None) -> fastapi.FastAPI:
+def build_api(service: ServiceSection | None = None, tokens: Tokens | None = None) -> fastapi.FastAPI:
     """Return the ASGI application.
 
     Args:
-        max_body_bytes: larger bodies are refused before they are taken into memory.
-        token: that every request but `/healthz` must bear; None lets everybody in.
+        service: limits of requests, and what is logged; default the section's own.
+        tokens: of which every request but `/healthz` and the page's files must bear one; None lets everybody in.
     """
     api = fastapi.FastAPI(title="rayjobs", version="1", description="Find every place that looks like the one you point at.")
     api.include_router(router)
@@ -126,5 +129,5 @@ def build_api(*, max_body_bytes: int, token: str | None) -> fastapi.FastAPI:
     api.add_exception_handler(RequestValidationError, _wrong_request)
     api.add_exception_handler(HTTPException, _no_such_thing)
     api.add_exception_handler(Exception, _our_fault)
-    api.add_middleware(Gate, max_body_bytes=max_body_bytes, token=token)
+    put_in_front(api, service or ServiceSection(), tokens)
     return api

@@ -11,17 +11,22 @@ from typing import Any
 import fastapi
 import numpy as np
 import ray.serve
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
+from rayjobs.errors import ServiceError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api
 from rayjobs.serve.encoder import Encoder
 from rayjobs.serve.held import Held, Target
-from rayjobs.serve.limits import token_of
+from rayjobs.serve.observe import SERVED, stage
 from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.settings import AppSettings
+from rayjobs.serve.tokens import tokens_of
 from rayjobs.serve.watch import Watcher
 
 __all__ = ["AppSettings", "Ingress", "build_app"]
@@ -29,6 +34,8 @@ __all__ = ["AppSettings", "Ingress", "build_app"]
 Array = np.ndarray[Any, Any]
 
 _MEBIBYTE = 2**20
+
+_LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)  # ours is the line of each request
 
 
 class Ingress:
@@ -42,6 +49,8 @@ class Ingress:
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take up an index version beside the running requests; see `Held.follow`."""
         await self._held.follow(user_config)
+        for place, version in enumerate(self._held.versions):
+            SERVED.set(float(place == 0), tags={"index_version": version})
 
     def _load(self, version: str) -> Answers:
         """Open an index version; segments are checked against their digests before anything else reads them."""
@@ -76,21 +85,30 @@ class Ingress:
         )
 
     async def embed(self, pixels: Array, valid: Array, answers: Answers) -> Array:
-        """Have an encoder embed an image as the vectors of an index version were made."""
-        vector: Array = await self._encoder.embed.remote(pixels, valid, answers.version)
+        """Have an encoder embed an image as the vectors of an index version were made.
+
+        Raises:
+            ServiceError: no encoder is free, or the one that was asked has ended.
+        """
+        try:
+            with stage("embed"):
+                vector: Array = await self._encoder.embed.remote(pixels, valid, answers.version)
+        except RayTaskError as error:
+            raise error.cause from error
+        except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+            raise ServiceError("no encoder is free to embed the image; ask again") from error
         return vector
 
 
 def api_of(settings: AppSettings) -> fastapi.FastAPI:
     """Return the HTTP interface of one replica of the ingress.
 
-    The token that requests must bear is RAYJOBS_TOKEN, read here, where the ingress runs, so that it is kept nowhere else.
+    The tokens that requests must bear are read here, where the ingress runs, so that they are kept nowhere else.
 
     Raises:
         ConfigError: the settings require a token, and the replica's environment has none.
     """
-    token = token_of(os.environ, required=settings.token_required)
-    return build_api(max_body_bytes=int(settings.service.max_upload_mb * _MEBIBYTE), token=token)
+    return build_api(settings.service, tokens_of(os.environ, required=settings.token_required))
 
 
 def build_app(settings: AppSettings) -> ray.serve.Application:
@@ -103,9 +121,9 @@ def build_app(settings: AppSettings) -> ray.serve.Application:
 
     watching = ray.serve.deployment(user_config=target, ray_actor_options={"num_cpus": 0})(Watcher)
     encoding = ray.serve.deployment(user_config=target, **_load_of(service, service.encoders, service.max_encoders))(Encoder)
-    answering = ray.serve.deployment(user_config=target, **_load_of(service, service.replicas, service.max_replicas))(
-        ray.serve.ingress(api)(Ingress)
-    )
+    answering = ray.serve.deployment(
+        user_config=target, logging_config=_LOGGING, **_load_of(service, service.replicas, service.max_replicas)
+    )(ray.serve.ingress(api)(Ingress))
     encoder = encoding.bind(settings)
     bound: ray.serve.Application = answering.bind(settings, encoder, watching.bind(settings, encoder))
     return bound

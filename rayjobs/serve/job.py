@@ -15,8 +15,8 @@ from rayjobs.cluster.session import joined
 from rayjobs.errors import FingerprintError
 from rayjobs.retrieval.manifest import read_index_manifest
 from rayjobs.serve.deploy import deployed
-from rayjobs.serve.limits import token_of
 from rayjobs.serve.settings import AppSettings
+from rayjobs.serve.tokens import tokens_of
 
 if TYPE_CHECKING:
     from rayjobs.console import Console
@@ -58,16 +58,16 @@ def run(experiment: Experiment, console: Console) -> Result:
 
 
 def _settings(experiment: Experiment, version: Version) -> AppSettings:
-    """Return what the replicas are built from; the token itself is not in it.
+    """Return what the replicas are built from; no token is in it.
 
     Raises:
-        ConfigError: RAYJOBS_TOKEN is empty.
+        ConfigError: a token is empty.
     """
     return AppSettings(
         workspace=version.store.uri,
         index=version.manifest["name"],
         index_version=version.version,
-        token_required=token_of(os.environ, required=False) is not None,
+        token_required=tokens_of(os.environ, required=False) is not None,
         service=experiment.serve,
     )
 

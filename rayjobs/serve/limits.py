@@ -1,129 +1,98 @@
-"""What is asked of a request before the application sees it: the token, and a body within the limit.
+"""What is asked of a request before the application sees it: a token and its scope, not too often, and a body within its limits.
 
 An ASGI middleware, since a dependency of the application would run only after the body was taken into memory.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rayjobs.errors import ConfigError
+from rayjobs.serve.bodies import BodyLimits, Measured, Refusal
 from rayjobs.serve.errors import problem
 from rayjobs.serve.page.files import PUBLIC_PATHS
+from rayjobs.serve.tokens import ADMIN, READ, WRITE, Holder, Tokens
+from rayjobs.serve.tokens import Scope as Granted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from rayjobs.serve.rates import Rate
 
 _OPEN = frozenset({"/healthz"}) | PUBLIC_PATHS
 """Paths that need no token: load balancers ask them, and the page's files hold no data."""
 
-_LONGEST_LENGTH = 18
-"""Digits of a content-length; Python refuses to read numbers of thousands of them."""
+ADMIN_PATHS = frozenset({"/v1/refresh"})
+"""Paths that steer the service."""
 
-TOKEN = "RAYJOBS_TOKEN"  # noqa: S105  the variable's name
-"""Variable that holds the token."""
+_CHANGES = frozenset({"PUT", "PATCH", "DELETE"})
+"""Methods that change what the service holds; POST asks, since a search is too long for a path."""
 
-
-def token_of(environment: Mapping[str, str], *, required: bool) -> str | None:
-    """Return the token that requests must bear; None lets everybody in.
-
-    Args:
-        environment: of the process that answers.
-        required: whether to refuse to go on without one.
-
-    Raises:
-        ConfigError: the token is empty, or is required and absent.
-    """
-    token = environment.get(TOKEN)
-    if token == "":
-        raise ConfigError(f"{TOKEN} is empty; give it a value, or unset it to let everybody in")
-    if required and token is None:
-        raise ConfigError(
-            f"{TOKEN} was set where the service was started from, but is not set where it runs, so that everybody could enter; "
-            "put it into the environment of the cluster's nodes or of the submitted job, or unset it at the start"
-        )
-    return token
-
-
-class _BodyTooLargeError(Exception):
-    """The body went over the limit while it was read."""
-
-
-class _Measured:
-    """A request whose body is counted as the application reads it; no answer to a body that is too large leaves here."""
-
-    def __init__(self, receive: Receive, send: Send, most: int) -> None:
-        self._receive, self._send, self._most, self._taken = receive, send, most, 0
-        self.answered = False
-
-    @property
-    def too_large(self) -> bool:
-        return self._taken > self._most
-
-    async def receive(self) -> Message:
-        message: Message = await self._receive()
-        self._taken += len(message.get("body", b""))
-        if self.too_large:
-            raise _BodyTooLargeError
-        return message
-
-    async def send(self, message: Message) -> None:
-        if self.answered or not self.too_large:
-            self.answered = True
-            await self._send(message)
+_ANYBODY = Holder(name="anybody", scopes=frozenset({READ, WRITE, ADMIN}))
 
 
 class Gate:
-    """Refuses requests without the token (401) and bodies over the limit (413)."""
+    """Refuses who has no token (401) or not the scope (403), who asks too often (429), and bodies too large (413) or too slow (408)."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, token: str | None) -> None:
-        """Take the application behind; no token lets everybody in."""
-        self._app, self._max, self._token = app, max_body_bytes, token
+    def __init__(self, app: ASGIApp, *, body: BodyLimits, tokens: Tokens | None = None, rate: Rate | None = None) -> None:
+        """Take the application behind; without tokens everybody may do everything, without a rate as often as they like."""
+        self._app, self._body, self._tokens, self._rate = app, body, tokens, rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], {name.lower(): value for name, value in scope["headers"]})
-        if refusal:
-            await _answer(send, *refusal)
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refused = self._refusal(scope, headers)
+        if refused:
+            await answer(send, *refused)
             return
-        measured = _Measured(receive, send, self._max)
+        measured = Measured(receive, send, self._body)
         try:
             await self._app(scope, measured.receive, measured.send)
         except Exception:  # frameworks put an error of their own in place of the one that ended the reading
-            if measured.answered or not measured.too_large:
+            if measured.answered or not measured.refusal:
                 raise
-        if measured.too_large and not measured.answered:
-            await _answer(send, *self._too_large())
+        if measured.refusal and not measured.answered:
+            await answer(send, *measured.refusal)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[HTTPStatus, str] | None:
-        if not self._may_enter(path, headers):
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Refusal | tuple[HTTPStatus, str, int] | None:
+        holder = self._holder(scope["path"], headers)
+        if holder is None:
             return HTTPStatus.UNAUTHORIZED, "this service asks for a token: Authorization: Bearer TOKEN"
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit():
-            return HTTPStatus.BAD_REQUEST, "content-length is no number"
-        if len(declared) > _LONGEST_LENGTH or int(declared) > self._max:
-            return self._too_large()
-        return None
+        needed = _needed(scope["method"], scope["path"])
+        if needed not in holder.scopes:
+            return HTTPStatus.FORBIDDEN, f"this asks for a token with the scope {needed!r}; yours has {', '.join(sorted(holder.scopes))}"
+        scope.setdefault("state", {})["holder"] = holder.name
+        return self._too_often(scope, holder) or self._body.refusal(headers)
 
-    def _too_large(self) -> tuple[HTTPStatus, str]:
-        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self._max:,} bytes"
+    def _holder(self, path: str, headers: dict[bytes, bytes]) -> Holder | None:
+        if self._tokens is None or path in _OPEN:
+            return _ANYBODY
+        return self._tokens.holder(headers.get(b"authorization", b""))
 
-    def _may_enter(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        if self._token is None or path in _OPEN:
-            return True
-        return hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {self._token}".encode())
+    def _too_often(self, scope: Scope, holder: Holder) -> tuple[HTTPStatus, str, int] | None:
+        if self._rate is None or scope["path"] in _OPEN:
+            return None
+        wait = self._rate.wait_s(holder.name)
+        return None if wait is None else (HTTPStatus.TOO_MANY_REQUESTS, f"more than {self._rate}; ask again in {wait} s", wait)
 
 
-async def _answer(send: Send, status: HTTPStatus, detail: str) -> None:
-    body: Any = json.dumps(problem(status, detail)).encode()
+def _needed(method: str, path: str) -> Granted:
+    if path in ADMIN_PATHS:
+        return ADMIN
+    return WRITE if method in _CHANGES else READ
+
+
+async def answer(send: Send, status: HTTPStatus, detail: str, retry_after_s: int | None = None) -> None:
+    """Answer a request as problem JSON, and close the connection, on which a body may lie unread."""
+    body = json.dumps(problem(status, detail)).encode()
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": body})

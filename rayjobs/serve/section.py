@@ -51,12 +51,14 @@ class ServiceSection:
     slowest_body_s: Positive = 60.0
     """A body that is not whole after so long is answered 408."""
     rate_limit: Annotated[str, pydantic.Field(pattern=r"^\d+ ?/ ?(second|minute|hour|day)$")] | None = None
-    """Requests that each token (each address, where none is asked for) may make of one process, such as `600/minute`; further ones
-    are answered 429. Default: no limit."""
+    """Requests that the bearer of each token (all together, where none is asked for) may make of one process, such as `600/minute`;
+    further ones are answered 429. Default: no limit."""
     cors_origins: tuple[str, ...] = ()
     """Origins, such as `https://maps.example.org`, whose pages may ask the service from a browser; `*` for all."""
     access_log: bool = True
     """Whether each request is one line of JSON in Ray Serve's log of the process."""
+    trace: bool = False
+    """Whether stages of requests are spans of OpenTelemetry; Ray Serve's `tracing_config` says where they go."""
 
 
 @section

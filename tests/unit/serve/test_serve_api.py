@@ -15,6 +15,7 @@ from rayjobs.errors import UnknownTileError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve import api as interface
 from rayjobs.serve.schema import SearchAnswer
+from rayjobs.serve.section import ServiceSection
 
 LIMIT = 20_000
 TILE = "0" * 20
@@ -65,7 +66,7 @@ def service():
 
 @pytest.fixture
 def application(service):
-    made = interface.build_api(max_body_bytes=LIMIT, token=None)
+    made = interface.build_api(ServiceSection(max_upload_mb=LIMIT / 2**20))
     made.dependency_overrides[interface.current_service] = lambda: service
     return made
 

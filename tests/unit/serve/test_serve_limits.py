@@ -5,11 +5,18 @@ import json
 
 import pytest
 
-from rayjobs.errors import ConfigError
-from rayjobs.serve.limits import Gate, _BodyTooLargeError, token_of
+from rayjobs.serve.bodies import BodyLimits, BodyRefusedError
+from rayjobs.serve.limits import Gate
+from rayjobs.serve.rates import Rate
+from rayjobs.serve.tokens import tokens_of
+
+BODY = BodyLimits(max_bytes=10, pause_s=5.0, whole_s=60.0)
+TOKENS = tokens_of({"RAYJOBS_TOKEN": "s3cret", "RAYJOBS_READ_TOKENS": "reader, other", "RAYJOBS_WRITE_TOKENS": "writer"}, required=True)
 
 
-def ask(path="/v1/search", *, token=None, headers=(), parts=(b"",), limit=10, kind="http", behind=None):
+def ask(
+    path="/v1/search", *, method="POST", tokens=None, rate=None, headers=(), parts=(b"",), body=BODY, kind="http", behind=None, ends=True
+):
     """Send one request through the gate; return its status, its body, and the bytes that the application took (None: never asked)."""
     sent, taken = [], []
 
@@ -25,18 +32,23 @@ def ask(path="/v1/search", *, token=None, headers=(), parts=(b"",), limit=10, ki
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    queue = [{"type": "http.request", "body": part, "more_body": number < len(parts) - 1} for number, part in enumerate(parts)]
+    last = len(parts) - 1
+    queue = [{"type": "http.request", "body": part, "more_body": number < last or not ends} for number, part in enumerate(parts)]
 
     async def receive():
-        return queue.pop(0)
+        return queue.pop(0) if queue else await asyncio.Event().wait()
 
     async def send(message):
         sent.append(message)
 
-    gate = Gate(behind or reading, max_body_bytes=limit, token=token)
-    asyncio.run(gate({"type": kind, "path": path, "headers": list(headers)}, receive, send))
-    status = sent[0]["status"] if sent else None
-    return status, sent[-1]["body"] if sent else b"", taken[0] if taken else None
+    gate = Gate(behind or reading, body=body, tokens=tokens, rate=rate)
+    asyncio.run(gate({"type": kind, "method": method, "path": path, "headers": list(headers)}, receive, send))
+    start = sent[0] if sent else {"status": None}
+    return start["status"], sent[-1]["body"] if sent else b"", taken[0] if taken else None
+
+
+def bearing(token, **more):
+    return ask(tokens=TOKENS, headers=[(b"Authorization", b"Bearer " + token)], **more)
 
 
 def test_a_small_body_passes():
@@ -66,24 +78,24 @@ def test_a_length_that_is_no_number_is_refused(length):
 @pytest.mark.parametrize("shown", [None, b"Bearer", b"Bearer wrong", b"Basic s3cret", b"s3cret", b"\xff"])
 def test_without_the_token_nobody_enters(shown):
     headers = [] if shown is None else [(b"authorization", shown)]
-    status, body, taken = ask(token="s3cret", headers=headers)
+    status, body, taken = ask(tokens=TOKENS, headers=headers)
     assert (status, taken) == (401, None)
     assert json.loads(body)["status"] == 401
     assert b"s3cret" not in body
 
 
 def test_with_the_token_one_enters():
-    assert ask(token="s3cret", headers=[(b"Authorization", b"Bearer s3cret")])[0] == 200
+    assert bearing(b"s3cret")[0] == 200
 
 
 def test_health_needs_no_token_but_its_neighbours_do():
-    assert ask("/healthz", token="s3cret")[0] == 200
-    assert ask("/healthz/../v1/search", token="s3cret")[0] == 401
-    assert ask("/healthz/", token="s3cret")[0] == 401
+    assert ask("/healthz", tokens=TOKENS)[0] == 200
+    assert ask("/healthz/../v1/search", tokens=TOKENS)[0] == 401
+    assert ask("/healthz/", tokens=TOKENS)[0] == 401
 
 
 def test_start_and_end_of_the_server_pass():
-    assert ask(kind="lifespan", token="s3cret") == (None, b"", b"")
+    assert ask(kind="lifespan", tokens=TOKENS) == (None, b"", b"")
 
 
 async def receive_all(receive):
@@ -95,7 +107,7 @@ async def answers_itself(scope, receive, send):
     """As FastAPI does: an error of its own in place of the one that ended the reading."""
     try:
         await receive_all(receive)
-    except _BodyTooLargeError:
+    except BodyRefusedError:
         await send({"type": "http.response.start", "status": 400, "headers": []})
         await send({"type": "http.response.body", "body": b"no body"})
 
@@ -103,7 +115,7 @@ async def answers_itself(scope, receive, send):
 async def fails_itself(scope, receive, send):
     try:
         await receive_all(receive)
-    except _BodyTooLargeError:
+    except BodyRefusedError:
         raise ZeroDivisionError from None
 
 
@@ -126,18 +138,60 @@ def test_an_answer_that_has_begun_is_not_begun_again():
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await receive_all(receive)
 
-    with pytest.raises(_BodyTooLargeError):
+    with pytest.raises(BodyRefusedError):
         ask(parts=[b"12345"] * 3, behind=hasty)
 
 
-def test_a_required_token_must_be_there():
-    assert token_of({"RAYJOBS_TOKEN": "s3cret"}, required=True) == "s3cret"
-    assert token_of({}, required=False) is None
-    with pytest.raises(ConfigError, match="not set where it runs"):
-        token_of({}, required=True)
+@pytest.mark.parametrize(
+    ("token", "method", "path", "status"),
+    [
+        (b"reader", "POST", "/v1/search", 200),
+        (b"other", "GET", "/v1/info", 200),
+        (b"reader", "DELETE", "/v1/search", 403),
+        (b"writer", "DELETE", "/v1/search", 200),
+        (b"writer", "GET", "/v1/search", 200),
+        (b"writer", "POST", "/v1/refresh", 403),
+        (b"s3cret", "POST", "/v1/refresh", 200),
+    ],
+)
+def test_a_token_opens_what_its_scope_says(token, method, path, status):
+    found, body, _ = bearing(token, method=method, path=path)
+    assert found == status
+    if status == 403:
+        assert "asks for a token with the scope" in json.loads(body)["detail"]
 
 
-@pytest.mark.parametrize("required", [True, False])
-def test_an_empty_token_lets_nobody_in_by_accident(required):
-    with pytest.raises(ConfigError, match="RAYJOBS_TOKEN is empty"):
-        token_of({"RAYJOBS_TOKEN": ""}, required=required)
+def test_who_asks_too_often_waits(monkeypatch):
+    rate = Rate("2/minute")
+    assert [bearing(b"reader", rate=rate)[0] for _ in range(3)] == [200, 200, 429]
+    assert bearing(b"other", rate=rate)[0] == 200, "each for itself"
+    assert bearing(b"reader", rate=rate, path="/healthz")[0] == 200, "load balancers ask as often as they like"
+    detail = json.loads(bearing(b"reader", rate=rate)[1])["detail"]
+    assert detail.startswith("more than 2 per 1 minute; ask again in ")
+
+
+def test_nobody_without_a_token_uses_up_the_rate_of_others():
+    rate = Rate("1/minute")
+    assert [ask(tokens=TOKENS, rate=rate)[0] for _ in range(3)] == [401] * 3
+    assert bearing(b"reader", rate=rate)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body", [BodyLimits(max_bytes=10, pause_s=0.01, whole_s=60), BodyLimits(max_bytes=10, pause_s=60, whole_s=0.01)], ids=["pause", "whole"]
+)
+@pytest.mark.parametrize("parts", [(), (b"123", b"45")])
+def test_a_body_that_does_not_come_is_408(parts, body):
+    status, answer, taken = ask(parts=parts, body=body, ends=False)
+    assert (status, taken) == (408, b"".join(parts))
+    assert "of the body" in json.loads(answer)["detail"]
+
+
+def test_once_the_body_is_whole_waiting_for_the_client_to_leave_has_no_limit():
+    async def waits(scope, receive, send):
+        assert not (await receive())["more_body"]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(receive(), 0.05)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    assert ask(behind=waits, body=BodyLimits(max_bytes=10, pause_s=0.01, whole_s=0.01))[0] == 200
