@@ -124,9 +124,15 @@ def _one_of(metadata: Metadata, name: str, values: Sequence[Scalar]) -> BoolArra
     return np.asarray(mask, np.bool_)
 
 
+def columns_to_filter(segments: Sequence[Metadata]) -> list[str]:
+    """Return the names of the columns that `SearchFilter.where` takes."""
+    fields = [field for field in segments[0].columns if not pa.types.is_nested(field.type) and field.name != "geometry"]
+    return [field.name for field in fields]
+
+
 def _known(metadata: Metadata, name: str) -> str:
     """Return the name of a column that can be filtered by, or raise `QueryError` that names the nearest."""
-    names = [column.name for column in metadata.columns if not pa.types.is_nested(column.type) and column.name != "geometry"]
+    names = columns_to_filter([metadata])
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=1)

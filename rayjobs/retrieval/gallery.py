@@ -171,6 +171,13 @@ class Gallery:
             found[part.positions] = self.tables[part.number].places.middles(part.rows)
         return found
 
+    def boxes_of(self, rows: IntArray) -> FloatArray:
+        """Return the boxes of some tiles, (n, 4) degrees, west > east over the antimeridian; NaN without a place."""
+        found = np.empty((len(rows), 4))
+        for part in self._numbering.parts(rows):
+            found[part.positions] = self.tables[part.number].places.boxes_of(part.rows)
+        return found
+
     def vectors_of(self, rows: IntArray) -> Vectors:
         """Return the embeddings of some rows, (n, dim) float32."""
         found = np.empty((len(rows), self.dimension), np.float32)

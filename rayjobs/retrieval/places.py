@@ -209,9 +209,15 @@ class Places:
     def _rows_below(self, nodes: IntArray, depth: int) -> IntArray:
         return self._order[_members(nodes, FANOUT ** (len(self._levels) - depth), self.count)].astype(np.int64)
 
+    def boxes_of(self, rows: IntArray) -> FloatArray:
+        """Return tiles' boxes, (n, 4) degrees, west > east over the antimeridian; NaN for tiles without a place."""
+        boxes = self._boxes_of(rows)
+        boxes[:, 2] = np.where(boxes[:, 2] > 180, boxes[:, 2] - 360, boxes[:, 2])
+        return boxes
+
     def middles(self, rows: IntArray) -> FloatArray:
         """Return longitude and latitude of the middles of tiles' boxes, (n, 2) degrees; NaN for tiles without a place."""
-        return _middles(self._boxes_of(rows))
+        return middles_of(self._boxes_of(rows))
 
     def within(self, place: FloatArray, distance_m: float) -> IntArray:
         """Return the rows whose middles lie nearer than `distance_m` to a place, (2,) longitude and latitude, in no order."""
@@ -232,7 +238,7 @@ class Places:
         """Return some rows near a place, mostly the nearest among them: those in the boxes whose middles are nearest, level by level."""
         nodes = np.arange(len(self._levels[0]))
         for depth, boxes in enumerate(self._levels):
-            away = geo.great_circle_m(_middles(boxes[nodes]), np.array([lon, lat]))
+            away = geo.great_circle_m(middles_of(boxes[nodes]), np.array([lon, lat]))
             nodes = self._children(nodes[np.argsort(away, kind="stable")[:_NEAREST]], depth)
         return self._order[nodes].astype(np.int64)
 
@@ -253,7 +259,8 @@ def _levels(sides: Sequence[FloatArray]) -> list[FloatArray]:
     return [*above, np.stack(rounds, axis=1)]
 
 
-def _middles(boxes: FloatArray) -> FloatArray:
+def middles_of(boxes: FloatArray) -> FloatArray:
+    """Return longitude and latitude of the middles of unrolled boxes, (n, 2) degrees; NaN stays."""
     west, south, east, north = boxes.T
     return np.column_stack([geo.wrapped((west + east) / 2), (south + north) / 2])
 
@@ -272,7 +279,7 @@ def packed_order(boxes: FloatArray) -> Rows:
     Args:
         boxes: (rows, 4) unrolled; NaN for tiles without a place.
     """
-    middles = _middles(boxes)
+    middles = middles_of(boxes)
     by_lon = np.argsort(middles[:, 0], kind="stable")
     count = int(np.isfinite(middles[:, 0]).sum())
     strip = FANOUT**2 * max(1, math.isqrt(-(-count // FANOUT**2)))

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import shapely
 
 from rayjobs import geo
-from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
+from rayjobs.errors import FingerprintError, QueryError, RayjobsError, UnknownTileError
 from rayjobs.models.checkpoint import from_files
-from rayjobs.retrieval.filters import SearchFilter, parse_interval
+from rayjobs.retrieval.changes import changes, same_place
+from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
+from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, parse_interval
 from rayjobs.retrieval.manifest import read_index_manifest, read_tombstones
+from rayjobs.retrieval.places import area_of
 from rayjobs.retrieval.search import Searcher
 from rayjobs.retrieval.segments import load_segment
-from rayjobs.serve.schema import Example, Feature, Filters, Info, Properties, SearchAnswer, Window
+from rayjobs.serve.features import SHOWN, changes_of, features_of
+from rayjobs.serve.schema import (
+    ChangesAnswer,
+    ChangesRequest,
+    Example,
+    Feature,
+    Filters,
+    Ground,
+    Info,
+    Page,
+    Recall,
+    SearchAnswer,
+    SearchRequest,
+)
 from rayjobs.storage import Artefact, Store, Version
 from rayjobs.tiles.chips import Chip, read_chips, shard_name
 from rayjobs.tiles.render import picture, png
@@ -25,9 +41,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
+    import pyarrow as pa
+
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 _THUMBNAIL_SIDE = 192
+_BATCH_LIMITS = 10
+"""Times the most hits of one search that the searches of a batch may ask for together."""
+_EXAMPLES = {"positives", "negatives", "method", "index_version"}
+"""Fields of a search in which searches that are made together may differ."""
 
 
 class Answers:
@@ -54,7 +77,8 @@ class Answers:
                 "publish it again with `rayjobs index`"
             )
         segments = [load_segment(version, entry, manifest, cache) for entry in manifest.segments]
-        self._searcher = Searcher(segments, tombstones=read_tombstones(version, manifest))
+        self.searcher = Searcher(segments, effort=manifest.effort, tombstones=read_tombstones(version, manifest))
+        """Its tiles."""
         self._manifest, self._version, self._store, self._max_limit = manifest, version, store, max_limit
         self.spec = encoder.spec
 
@@ -71,126 +95,219 @@ class Answers:
 
     def info(self) -> Info:
         """Describe the index."""
-        bounds, dates = self._manifest.bounds, self._manifest.dates
+        manifest = self._manifest
         return Info(
             name=self._version.manifest["name"],
             index_version=self.version,
-            encoder_fingerprint=self._manifest.encoder_fingerprint,
-            rows=self._searcher.rows,
-            dimension=self._manifest.dimension,
-            distance=self._manifest.distance,
+            encoder_fingerprint=manifest.encoder_fingerprint,
+            rows=self.searcher.rows,
+            dimension=manifest.dimension,
+            distance=manifest.distance,
             bands=list(self.spec.bands),
             tile_size=self.spec.tile_size,
-            bounds=list(bounds) if bounds else None,
-            dates=list(dates) if dates else None,
+            kind=manifest.kind,
+            why=manifest.why,
+            recall=None if manifest.recall is None else Recall(**dataclasses.asdict(manifest.recall)),
+            segments=len(manifest.segments),
+            deleted=manifest.deleted,
+            mapped_bytes=sum(entry.size for entry in self._version.files if entry.name.endswith((".vectors", ".faiss"))),
+            columns=columns_to_filter(self.searcher.tables),
+            bounds=None if manifest.bounds is None else list(manifest.bounds),
+            dates=None if manifest.dates is None else list(manifest.dates),
         )
 
-    def query_vector(self, examples: Sequence[Example]) -> tuple[Vector, tuple[str, ...]]:
-        """Return the mean of the examples' embeddings, and the ids of those that are tiles.
+    def query_vector(
+        self, positives: Sequence[Example], negatives: Sequence[Example] = (), *, method: Method | None = None
+    ) -> tuple[Vector, tuple[str, ...]]:
+        """Return one query out of examples, (dim,) float32 of length 1, and the ids of the examples that are tiles.
 
         Raises:
             UnknownTileError: a tile or place that the index does not hold.
-            QueryError: an embedding of another dimension, or examples that cancel out.
+            QueryError: an embedding of another dimension, an example that is wanted and not wanted, or examples that cancel out.
         """
-        tiles = tuple(self._tile_id(example) for example in examples)
-        vectors = [
-            self._given(example) if tile is None else self._searcher.vector_of(tile) for example, tile in zip(examples, tiles, strict=True)
-        ]
-        mean = np.mean(vectors, axis=0)
-        return self._unit(mean), tuple(tile for tile in tiles if tile is not None)
+        liked, disliked = ([self._tile_id(example) for example in examples] for examples in (positives, negatives))
+        both = set(filter(None, liked)) & set(filter(None, disliked))
+        if both:
+            raise QueryError(f"tile {min(both)} is a positive and a negative example; leave one of them out")
+        vectors = self._vectors(positives, liked), self._vectors(negatives, disliked)
+        query = query_vector(*vectors, self._background, method=method)
+        return query, tuple(tile for tile in (*liked, *disliked) if tile is not None)
 
     def _tile_id(self, example: Example) -> str | None:
-        if example.point is not None:
-            return self._searcher.tile_at(example.point.lon, example.point.lat)
-        return example.tile_id
+        point = example.point
+        if point is None:
+            return example.tile_id
+        interval = None if point.datetime is None else parse_interval(point.datetime)
+        return self.searcher.tile_at(point.lon, point.lat, only=SearchFilter(interval=interval))
+
+    def _vectors(self, examples: Sequence[Example], tiles: Sequence[str | None]) -> Vector:
+        found = [
+            self._given(example) if tile is None else self.searcher.vector_of(tile) for example, tile in zip(examples, tiles, strict=True)
+        ]
+        return np.array(found, np.float32).reshape(-1, self._manifest.dimension)
 
     def _given(self, example: Example) -> Vector:
-        vector = np.array(example.embedding, np.float32)
+        vector = np.array(example.embedding, np.float64)
         if len(vector) != self._manifest.dimension:
             raise QueryError(f"the embedding has {len(vector)} numbers, the index {self._manifest.dimension}")
-        return self._unit(vector)
+        return unit(vector / max(np.abs(vector).max(), np.finfo(np.float64).tiny))
 
-    @staticmethod
-    def _unit(vector: Vector) -> Vector:
-        length = float(np.linalg.norm(vector.astype(np.float64)))
-        if not 0 < length < np.inf:
-            raise QueryError("the query has no direction: its length is zero or not finite; give other examples")
-        unit: Vector = (vector / length).astype(np.float32)
-        return unit
+    def _background(self) -> Vector:
+        return self._drawn
+
+    @functools.cached_property
+    def _drawn(self) -> Vector:
+        return self.searcher.vectors_of(self.searcher.sample(BACKGROUND))
 
     def search(self, vector: Vector, filters: Filters, *, without: Collection[str]) -> SearchAnswer:
-        """Return the tiles most like a vector."""
-        if filters.limit > self._max_limit:
-            raise QueryError(f"limit {filters.limit} is above the {self._max_limit} that this service gives")
-        hits = self._searcher.search(vector, filters.limit, only=_filter_of(filters), without=without)
-        rows = self._searcher.describe(hits.rows.tolist())
-        return SearchAnswer(
-            features=[_feature(row, float(score)) for row, score in zip(rows, hits.scores, strict=True)],
+        """Return the tiles most like a vector of length 1."""
+        return self._searched(vector[None], filters, [without])[0]
+
+    def search_batch(self, requests: Sequence[SearchRequest]) -> list[SearchAnswer]:
+        """Answer several searches; those with equal filters are searched together.
+
+        Raises:
+            RayjobsError: one cannot be answered; says which.
+        """
+        if (wanted := sum(request.limit for request in requests)) > _BATCH_LIMITS * self._max_limit:
+            raise QueryError(f"the searches ask for {wanted:,} hits together, above the {_BATCH_LIMITS * self._max_limit:,} of a batch")
+        queries = [self._numbered_query(number, request) for number, request in enumerate(requests)]
+        answers: dict[int, SearchAnswer] = {}
+        for numbers in _alike(requests):
+            vectors, without = np.stack([queries[number][0] for number in numbers]), [queries[number][1] for number in numbers]
+            answers |= zip(numbers, self._searched(vectors, requests[numbers[0]], without), strict=True)
+        return [answers[number] for number in range(len(requests))]
+
+    def _numbered_query(self, number: int, request: SearchRequest) -> tuple[Vector, tuple[str, ...]]:
+        try:
+            return self.query_vector(request.positives, request.negatives, method=request.method)
+        except RayjobsError as error:
+            raise type(error)(f"searches[{number}]: {error}") from None
+
+    def _searched(self, vectors: Vector, filters: Filters, without: Sequence[Collection[str]]) -> list[SearchAnswer]:
+        self._check_limit(filters.limit)
+        found = self.searcher.search_batch(
+            vectors,
+            filters.limit,
+            offset=filters.offset,
+            only=filter_of(filters),
+            without=without,
+            threshold=filters.threshold,
+            spread_m=filters.spread_m,
+            exact=filters.exact,
+        )
+        rows = self._taken(np.concatenate([hits.rows for hits in found]))
+        ends = np.cumsum([len(hits.rows) for hits in found])
+        parts = [rows.slice(end - len(hits.rows), len(hits.rows)) for hits, end in zip(found, ends, strict=True)]
+        return [
+            self._answer(features_of(part, hits.scores.tolist()), exact=hits.exact, candidates=hits.candidates)
+            for part, hits in zip(parts, found, strict=True)
+        ]
+
+    def _check_limit(self, limit: int) -> None:
+        if limit > self._max_limit:
+            raise QueryError(f"limit {limit} is above the {self._max_limit} that this service gives")
+
+    def _taken(self, rows: Rows) -> pa.Table:
+        known = self.searcher.tables[0].columns.names
+        return self.searcher.take(rows, columns=[name for name in SHOWN if name in known])
+
+    def _answer(self, features: list[Feature], *, exact: bool, candidates: int) -> SearchAnswer:
+        return SearchAnswer.model_construct(
+            features=features,
             index_version=self.version,
             encoder_fingerprint=self._manifest.encoder_fingerprint,
-            exact=hits.exact,
-            candidates=hits.candidates,
+            exact=exact,
+            candidates=candidates,
         )
 
-    def similarity(self, vector: Vector, filters: Filters, *, most: int) -> tuple[geo.FloatArray, Vector]:
-        """Return how alike tiles that pass the filters are to a vector: the tiles' boxes (n, 4) in degrees, and (n,) scores.
+    def tiles(self, ground: Ground, page: Page) -> SearchAnswer:
+        """Return tiles on some ground, in order of their ids within each segment."""
+        self._check_limit(page.limit)
+        rows = self.searcher.select(filter_of(ground)).rows
+        features = features_of(self._taken(rows[page.offset : page.offset + page.limit]))
+        return self._answer(features, exact=True, candidates=len(rows))
+
+    def same_place(self, tile_id: str) -> SearchAnswer:
+        """Return the other tiles that show a tile's place, earliest first, each with its similarity to it. Raises `UnknownTileError`."""
+        rows = same_place(self.searcher, tile_id)[: self._max_limit]
+        scores = self.searcher.vectors_of(rows) @ self.searcher.vector_of(tile_id)
+        return self._answer(features_of(self._taken(rows), scores.tolist()), exact=True, candidates=len(rows))
+
+    def changes(self, request: ChangesRequest) -> ChangesAnswer:
+        """Return the places whose embedding moved most between two times."""
+        self._check_limit(request.limit)
+        ground = Ground(bbox=request.bbox, intersects=request.intersects)
+        before, after = (filter_of(ground.model_copy(update={"datetime": when})) for when in (request.before, request.after))
+        found = changes(self.searcher, before, after, request.limit, offset=request.offset)
+        return ChangesAnswer(
+            features=changes_of(self._taken(found.earlier), self._taken(found.later), found.change.tolist()),
+            index_version=self.version,
+            encoder_fingerprint=self._manifest.encoder_fingerprint,
+            exact=True,
+            candidates=found.places,
+        )
+
+    def similarity(self, vector: Vector, ground: Ground, *, most: int) -> tuple[geo.FloatArray, Vector]:
+        """Return how alike the tiles on some ground are to a vector: their boxes (n, 4) in degrees, and (n,) scores.
 
         Args:
             vector: (dim,) of length 1.
-            filters: which tiles; their `limit` is not asked.
-            most: where more tiles pass, every n-th of them is taken.
+            ground: which tiles; those without a place are left out.
+            most: where more tiles pass, every n-th of them is taken, the same at each call.
         """
-        rows = self._searcher.select(_filter_of(filters)).rows
+        rows = self.searcher.select(filter_of(ground), placed=True).rows
         rows = rows[:: max(1, -(-len(rows) // most))]
-        wkb = self._searcher.take(rows, columns=["geometry"])["geometry"].to_numpy(zero_copy_only=False)
-        return geo.bboxes(shapely.from_wkb(wkb)), self._searcher.vectors_of(rows) @ vector
+        return self.searcher.boxes_of(rows), self.searcher.vectors_of(rows) @ vector
 
     def tile_at(self, lon: float, lat: float, *, datetime: str | None = None) -> Feature:
         """Describe the tile that holds a place, on a date if one is given. Raises `UnknownTileError`, `QueryError`."""
-        return self.tile(self._searcher.tile_at(lon, lat, only=_filter_of(Filters(datetime=datetime))))
+        return self.tile(self.searcher.tile_at(lon, lat, only=filter_of(Ground(datetime=datetime))))
 
     def tile(self, tile_id: str) -> Feature:
         """Describe one tile. Raises `UnknownTileError`."""
-        return _feature(self._searcher.describe([self._searcher.row_of(tile_id)])[0], None)
+        return features_of(self._taken(np.array([self.searcher.row_of(tile_id)])))[0]
 
     def thumbnail(self, tile_id: str) -> bytes:
         """Return one tile's pixels as PNG. Raises `UnknownTileError`."""
-        row = self._searcher.describe([self._searcher.row_of(tile_id)])[0]
+        row = self.searcher.describe([self.searcher.row_of(tile_id)])[0]
         manifest = self.source.manifest
         chip = read_chips(self.source.read(shard_name(row["shard"])), {tile_id})[0]
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
 
     def stored(self, most: int) -> tuple[list[Chip], Vector]:
         """Return the pixels of some tiles, all of one shard, and their (tiles, dim) vectors in the index."""
-        shard = self._searcher.describe([0])[0]["shard"]
+        shard = self.searcher.describe([0])[0]["shard"]
         known: list[Chip] = []
         vectors: list[Vector] = []
         for chip in read_chips(self.source.read(shard_name(shard))):
             with contextlib.suppress(UnknownTileError):  # of another split, or deleted
-                vectors.append(self._searcher.vector_of(chip.tile_id))
+                vectors.append(self.searcher.vector_of(chip.tile_id))
                 known.append(chip)
             if len(known) == most:
                 break
         return known, np.stack(vectors)
 
 
-def _filter_of(filters: Filters) -> SearchFilter:
+def filter_of(filters: Ground) -> SearchFilter:
+    """Return what a request says of the tiles that may be answered. Raises `QueryError` where it is no box, no interval or no polygon."""
     try:
         bbox = None if filters.bbox is None else geo.parse_bbox(filters.bbox)
     except ValueError as error:
         raise QueryError(str(error)) from None
-    return SearchFilter(bbox=bbox, interval=None if filters.datetime is None else parse_interval(filters.datetime))
-
-
-def _feature(row: dict[str, Any], score: float | None) -> Feature:
-    geometry = None if row["geometry"] is None else shapely.geometry.mapping(shapely.from_wkb(row["geometry"]))
-    when = row["datetime"]
-    properties = Properties(
-        tile_id=row["tile_id"],
-        scene_id=row["scene_id"],
-        datetime=None if when is None else when.isoformat(),
-        label=row["label"],
-        window=Window(row=row["row"], col=row["col"], height=row["height"], width=row["width"]),
-        score=score,
+    ground = SearchFilter(
+        bbox=bbox,
+        intersects=None if filters.intersects is None else area_of(filters.intersects.model_dump()),
+        interval=None if filters.datetime is None else parse_interval(filters.datetime),
     )
-    return Feature(id=row["tile_id"], geometry=geometry, properties=properties)
+    if not isinstance(filters, Filters):
+        return ground
+    return dataclasses.replace(ground, labels=tuple(filters.labels), scenes=tuple(filters.scenes), where=filters.where)
+
+
+def _alike(requests: Sequence[SearchRequest]) -> list[list[int]]:
+    """Return the numbers of requests that ask alike but for their examples, together."""
+    groups: dict[str, list[int]] = {}
+    for number, request in enumerate(requests):
+        groups.setdefault(request.model_dump_json(exclude=_EXAMPLES), []).append(number)
+    return list(groups.values())

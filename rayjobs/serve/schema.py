@@ -20,8 +20,16 @@ def _checked_tile_id(text: str) -> str:
 
 TileId = Annotated[str, pydantic.AfterValidator(_checked_tile_id), pydantic.Field(json_schema_extra={"pattern": "^[0-9a-f]{20}$"})]
 
-_MOST_EXAMPLES = 16
+Interval = Annotated[str, pydantic.Field(max_length=100)]
+Word = Annotated[str, pydantic.Field(max_length=500)]
+Value = bool | int | Finite | Word | None
+
+_MOST_EXAMPLES = 64
 _LARGEST_DIMENSION = 8192
+_MOST_WORDS = 100
+_FURTHEST = 10_000
+_HALF_ROUND_M = 20_100_000.0
+"""No two places of the Earth lie further apart."""
 
 
 class _Strict(pydantic.BaseModel):
@@ -33,6 +41,8 @@ class Point(_Strict):
 
     lon: Longitude
     lat: Latitude
+    datetime: Interval | None = None
+    """Only tiles of this instant or interval are taken to show the place."""
 
 
 class Example(_Strict):
@@ -41,6 +51,7 @@ class Example(_Strict):
     tile_id: TileId | None = None
     point: Point | None = None
     embedding: Annotated[list[Finite], pydantic.Field(min_length=1, max_length=_LARGEST_DIMENSION)] | None = None
+    """As `/v1/embed` returns it, or another of the index's dimension; any length but zero."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_three(self) -> Example:
@@ -49,22 +60,91 @@ class Example(_Strict):
         return self
 
 
-class Filters(_Strict):
-    """Which tiles may be answered, in the words of STAC."""
+Position = Annotated[list[Finite], pydantic.Field(min_length=2, max_length=4)]
+Ring = Annotated[list[Position], pydantic.Field(min_length=4)]
 
-    limit: Annotated[int, pydantic.Field(ge=1)] = 10
-    """Most hits."""
+
+class Polygon(pydantic.BaseModel):
+    """A GeoJSON Polygon; longitudes past 180 degrees, and edges longer than half a turn, cross the antimeridian."""
+
+    type: Literal["Polygon"]
+    coordinates: Annotated[list[Ring], pydantic.Field(min_length=1)]
+
+
+class MultiPolygon(pydantic.BaseModel):
+    """A GeoJSON MultiPolygon."""
+
+    type: Literal["MultiPolygon"]
+    coordinates: Annotated[list[Annotated[list[Ring], pydantic.Field(min_length=1)]], pydantic.Field(min_length=1)]
+
+
+class Ground(_Strict):
+    """Which tiles may be answered by where and when they are, in the words of STAC."""
+
     bbox: Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4)] | None = None
     """west, south, east, north in degrees; west greater than east crosses the antimeridian."""
-    datetime: Annotated[str, pydantic.Field(max_length=100)] | None = None
+    intersects: Annotated[Polygon | MultiPolygon, pydantic.Field(discriminator="type")] | None = None
+    """Tiles whose footprint meets this ground pass."""
+    datetime: Interval | None = None
     """An instant or an interval `FROM/TO` of RFC 3339; `..` leaves an end open."""
 
 
+class Page(_Strict):
+    """Which part of an answer is wanted."""
+
+    limit: Annotated[int, pydantic.Field(ge=1)] = 10
+    """Most features."""
+    offset: Annotated[int, pydantic.Field(ge=0, le=_FURTHEST)] = 0
+    """Features that are left out before the first."""
+    index_version: Annotated[str, pydantic.Field(max_length=100)] | None = None
+    """Answer from this index version or not at all."""
+
+
+class Filters(Ground, Page):
+    """Which tiles may be answered, and how they are searched."""
+
+    labels: Annotated[list[Word], pydantic.Field(max_length=_MOST_WORDS)] = []
+    """Tiles that have one of these labels pass; empty lets all pass."""
+    scenes: Annotated[list[Word], pydantic.Field(max_length=_MOST_WORDS)] = []
+    """Tiles of one of these scenes pass; empty lets all pass."""
+    where: Annotated[dict[Word, Value | Annotated[list[Value], pydantic.Field(max_length=_MOST_WORDS)]], pydantic.Field(max_length=20)] = {}
+    """Columns of the metadata, each with the value or the values that tiles may have there; null stands for none."""
+    threshold: Annotated[float, pydantic.Field(ge=-1, le=1)] | None = None
+    """Least score of a hit."""
+    spread_m: Annotated[float, pydantic.Field(gt=0, le=_HALF_ROUND_M)] | None = None
+    """No two hits have their middles nearer than this, metres; of those that have, the better one stays."""
+    exact: bool | None = None
+    """True compares the query with every tile that passes; default: as the planner sees fit."""
+
+
 class SearchRequest(Filters):
-    """A search by examples; several are averaged."""
+    """A search by examples."""
 
     positives: Annotated[list[Example], pydantic.Field(min_length=1, max_length=_MOST_EXAMPLES)]
-    """What the hits should look like."""
+    """What the hits should look like; the first is the query that the others refine."""
+    negatives: Annotated[list[Example], pydantic.Field(max_length=_MOST_EXAMPLES)] = []
+    """What they should not look like."""
+    method: Literal["mean", "rocchio", "linear"] | None = None
+    """How examples become one query; default `rocchio` where there are negatives, else `mean`."""
+
+
+class BatchRequest(_Strict):
+    """Several searches, answered from one index version."""
+
+    searches: Annotated[list[SearchRequest], pydantic.Field(min_length=1, max_length=256)]
+
+
+class ChangesRequest(Page):
+    """Two times to compare."""
+
+    before: Annotated[Interval, pydantic.Field(alias="from")]
+    """When places were seen first, as `datetime` of a search."""
+    after: Annotated[Interval, pydantic.Field(alias="to")]
+    """When they were seen again."""
+    bbox: Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4)] | None = None
+    """As in a search."""
+    intersects: Annotated[Polygon | MultiPolygon, pydantic.Field(discriminator="type")] | None = None
+    """As in a search."""
 
 
 class Window(_Strict):
@@ -84,6 +164,8 @@ class Properties(_Strict):
     datetime: str | None
     label: str | None
     window: Window
+    place_id: str | None = None
+    """Equal for tiles that look at the same ground."""
     score: float | None = None
     """Cosine similarity to the query; higher is better. Absent where there was no query."""
 
@@ -97,17 +179,75 @@ class Feature(_Strict):
     properties: Properties
 
 
-class SearchAnswer(_Strict):
-    """Hits as a GeoJSON FeatureCollection in WGS 84, best first, and how they were found."""
+class _Answer(_Strict):
+    """A GeoJSON FeatureCollection in WGS 84, and where it comes from."""
 
     type: Literal["FeatureCollection"] = "FeatureCollection"
-    features: list[Feature]
     index_version: str
     encoder_fingerprint: str
     exact: bool
-    """Whether these are provably the nearest of all candidates."""
+    """Whether these are provably the first of all candidates."""
     candidates: int
-    """Tiles that the filters left."""
+    """Features that the filters left, of which these are a part."""
+
+
+class SearchAnswer(_Answer):
+    """Tiles: hits best first, or without a query in order of their ids."""
+
+    features: list[Feature]
+
+
+class BatchAnswer(_Strict):
+    """An answer for each search, in their order."""
+
+    answers: list[SearchAnswer]
+
+
+class ChangeProperties(_Strict):
+    """How a place looked twice."""
+
+    change: float
+    """Cosine distance of the two embeddings: 0 where they are equal, 2 at most."""
+    place_id: str
+    from_tile_id: str
+    to_tile_id: str
+    from_datetime: str | None
+    to_datetime: str | None
+    from_scene_id: str
+    to_scene_id: str
+
+
+class Change(_Strict):
+    """A place as GeoJSON; id and geometry are the later tile's."""
+
+    type: Literal["Feature"] = "Feature"
+    id: str
+    geometry: dict[str, Any] | None
+    properties: ChangeProperties
+
+
+class ChangesAnswer(_Answer):
+    """Places that were seen twice, the one that changed most first."""
+
+    features: list[Change]
+
+
+class Embedding(_Strict):
+    """What the encoder makes of an image."""
+
+    embedding: list[float]
+    encoder_fingerprint: str
+    index_version: str
+
+
+class Problem(pydantic.BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    """What was wrong, with which item, and what to do about it."""
 
 
 class Health(_Strict):
@@ -117,6 +257,15 @@ class Health(_Strict):
     index_version: str
     last_error: str | None = None
     """Why a later version was not taken up."""
+
+
+class Recall(_Strict):
+    """A share of the true nearest tiles."""
+
+    at: int
+    """Hits per query."""
+    value: float
+    queries: int
 
 
 class Info(_Strict):
@@ -130,6 +279,18 @@ class Info(_Strict):
     distance: str
     bands: list[str]
     tile_size: int
+    kind: str
+    """How vectors are compressed for approximate searches."""
+    why: str
+    """Why that kind was chosen."""
+    recall: Recall | None
+    """What approximate searches without a filter find, estimated when the index was built."""
+    segments: int
+    deleted: int
+    mapped_bytes: int
+    """Size of the files that searches map into memory, shared by the processes of a machine."""
+    columns: list[str]
+    """Of the metadata, that `where` takes."""
     bounds: list[float] | None
     """west, south, east, north of all tiles."""
     dates: list[str] | None

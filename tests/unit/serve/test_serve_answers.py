@@ -179,7 +179,7 @@ def test_an_index_that_carries_another_encoder_is_refused(tmp_path):
         {"positives": [{"tile_id": "../secret"}]},
         {"positives": [{"point": {"lon": 181, "lat": 0}}]},
         {"positives": [{"embedding": [float("nan")]}]},
-        {"positives": [{"tile_id": IDS[0]}] * 17},
+        {"positives": [{"tile_id": IDS[0]}] * 65},
         {"positives": [{"tile_id": IDS[0]}], "limit": 0},
         {"positives": [{"tile_id": IDS[0]}], "bbox": [0, 0, 1]},
         {"positives": [{"tile_id": IDS[0]}], "surprise": 1},
