@@ -106,7 +106,7 @@ class HeatRequest(SearchRequest):
 def similarity(service: Here, request: HeatRequest) -> Heat:
     """Tell how alike the tiles in view are to the examples; of very many tiles, a sample."""
     answers = service.answers
-    vector, _ = answers.query_vector(request.positives)
+    vector, _ = answers.query_vector(request.positives, request.negatives, method=request.method)
     boxes, scores = answers.similarity(vector, request, most=_MOST_TILES)
     return heat(boxes, scores.astype(np.float64), geo.parse_bbox(request.bbox))
 

@@ -56,7 +56,8 @@ function placesWithin(store, view) {
   the("area-view").addEventListener("click", () => store.update({ bbox: view() }));
   the("area-clear").addEventListener("click", () => store.update({ bbox: null }));
   store.watch(["bbox"], ({ bbox }) => {
-    the("area-said").textContent = bbox ? `Within ${bbox.map((degrees) => degrees.toFixed(2)).join(", ")}` : "Anywhere";
+    the("area-said").textContent = bbox ? "inside the box" : "everywhere";
+    the("area-said").title = bbox ? bbox.map((degrees) => degrees.toFixed(4)).join(", ") : "";
     the("area-clear").hidden = !bbox;
   });
   const slider = the("spread");

@@ -25,7 +25,8 @@ export class GroundMap {
       attributionControl: false, zoomSnap: 0.25, maxZoom: 19, zoomAnimation: !calm, fadeAnimation: !calm, boxZoom: false, doubleClickZoom: false,
     });
     L.control.scale({ imperial: false }).addTo(this.leaflet);
-    this.leaflet.createPane("heat").style.zIndex = "350";
+    this.leaflet.createPane("scenes").style.zIndex = "200";
+    this.leaflet.createPane("heat").style.zIndex = "300"; // outlines lie above, at 400
     this.extent = toBounds(bounds);
     this.leaflet.fitBounds(this.extent, { padding: [12, 12] });
     this.onChoose = onChoose;
@@ -73,7 +74,7 @@ export class GroundMap {
     const addresses = await Promise.all(overviews.map(({ url }) => pictureAt(url)));
     this.pictures.clearLayers();
     overviews.forEach(({ bounds }, index) => {
-      L.imageOverlay(addresses[index], toBounds(bounds), { className: "scene" }).addTo(this.pictures);
+      L.imageOverlay(addresses[index], toBounds(bounds), { className: "scene", pane: "scenes" }).addTo(this.pictures);
     });
   }
 
