@@ -36,7 +36,7 @@ def part_name(shard: int) -> str:
 class Encode:
     """An actor that holds the encoder and the tile table."""
 
-    def __init__(self, *, files: Any, source: Version, store: Store, prefix: str, splits: Sequence[str] | None) -> None:
+    def __init__(self, *, files: Any, source: Version, store: Store, prefix: str, splits: Sequence[str] | None, only: Any = None) -> None:
         """Load the encoder once.
 
         Args:
@@ -45,12 +45,14 @@ class Encode:
             store: the workspace.
             prefix: folder of the embedding table's version, ending in `/`.
             splits: parts of the set to embed; None for all tiles.
+            only: reference to the ids of the tiles to embed; None for all.
         """
         self._encoder = from_files(**ray.get(files))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder.module.eval().to(self._device)
         tiles = read_geoparquet(source.read("tiles.parquet"))
         self._tiles = tiles if splits is None else tiles.filter(pc.is_in(tiles["split"], pa.array(list(splits))))
+        self._tiles = self._tiles if only is None else self._tiles.filter(pc.is_in(self._tiles["tile_id"], ray.get(only)))
         self._source, self._store, self._prefix = source, store, prefix
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:

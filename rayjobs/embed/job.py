@@ -137,6 +137,7 @@ def embed(
     *,
     gpu: bool,
     splits: Sequence[str] | None = None,
+    only: pa.Table | None = None,
     stage: str = "embed",
 ) -> Version:
     """Embed a set and publish the table; one that was published already is returned as it is.
@@ -148,16 +149,17 @@ def embed(
         console: shows progress.
         gpu: whether each worker asks for a GPU.
         splits: parts of the set to embed; None for all tiles.
+        only: rows of the set's tile table, sorted by `tile_id`, to embed in place of all tiles of `splits`; at least one.
         stage: what the progress is called.
     """
     loaded = from_files(**encoder)
-    digest = table_version(source, loaded.fingerprint, splits)
+    digest = table_version(source, loaded.fingerprint, splits, only)
     current = target.current()
     if current and current.version == digest:
         return current
     draft = target.draft(digest)
-    with console.stage(stage, tiles_of(source, splits), "tiles") as shown:
-        reports = _encode(source, encoder, draft, shown, gpu=gpu, splits=splits)
+    with console.stage(stage, tiles_of(source, splits) if only is None else only.num_rows, "tiles") as shown:
+        reports = _encode(source, encoder, draft, shown, gpu=gpu, splits=splits, only=only)
     draft.add(FileDigest(**report["digest"]) for report in reports)
     return draft.publish(
         {
@@ -171,9 +173,17 @@ def embed(
 
 
 def _encode(
-    source: Version, encoder: Mapping[str, bytes], draft: Draft, shown: Stage, *, gpu: bool, splits: Sequence[str] | None
+    source: Version,
+    encoder: Mapping[str, bytes],
+    draft: Draft,
+    shown: Stage,
+    *,
+    gpu: bool,
+    splits: Sequence[str] | None,
+    only: pa.Table | None,
 ) -> list[dict[str, Any]]:
-    shards = [{"shard": number} for number in range(source.manifest["shards"])]
+    numbers = range(source.manifest["shards"]) if only is None else sorted(only["shard"].unique().to_pylist())
+    shards = [{"shard": number} for number in numbers]
     actors = max(1, int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1)))
     parts = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Encode,  # type: ignore[arg-type]  # Ray takes a class whose instances are called, too
@@ -183,6 +193,7 @@ def _encode(
             "store": draft.artefact.store,
             "prefix": draft.prefix,
             "splits": splits,
+            "only": None if only is None else ray.put(only["tile_id"].combine_chunks()),
         },
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, len(shards))),
         num_cpus=1,
@@ -197,9 +208,12 @@ def _encode(
     return reports
 
 
-def table_version(source: Version, fingerprint: str, splits: Sequence[str] | None) -> str:
-    """Return the name of the version that an encoder's table of a set has."""
-    return hashlib.sha256(f"{_FORMAT} {source.version} {fingerprint} {sorted(splits or ())}".encode()).hexdigest()[:16]
+def table_version(source: Version, fingerprint: str, splits: Sequence[str] | None, only: pa.Table | None = None) -> str:
+    """Return the name of the version that an encoder's table of a set, or of `only` some of its tiles, has."""
+    digest = hashlib.sha256(f"{_FORMAT} {source.version} {fingerprint} {sorted(splits or ())}".encode())
+    if only is not None:
+        digest.update("\n".join(["", *only["tile_id"].to_pylist()]).encode())
+    return digest.hexdigest()[:16]
 
 
 def tiles_of(source: Version, splits: Sequence[str] | None) -> int:

@@ -2,7 +2,6 @@
 
 import sys
 
-from rayjobs import command
-from rayjobs.index import job
+from rayjobs.index import actions
 
-sys.exit(command.main("index", "Embed a set and publish a searchable index of it.", job))
+sys.exit(actions.main())

@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import ray.data
 
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed import job as embed_job
 from rayjobs.embed.job import embed, encoder_files, newest_checkpoint, tell_encoder
-from rayjobs.errors import NoTilesError
-from rayjobs.index.build import BuildPlan, write_segment
+from rayjobs.errors import DamagedError, NotFoundError, NoTilesError
+from rayjobs.index.build import BuiltSegment, SegmentPlan, built, measure, segment_of_parts, train_quantiser
+from rayjobs.index.versions import ENCODER, Contents, Published, Result, as_drafted, name_of, publish, segment_name, writing
+from rayjobs.index.workers import OnRay, Workers
 from rayjobs.models.checkpoint import from_files
-from rayjobs.retrieval.manifest import IndexManifest, SegmentEntry
-from rayjobs.storage import FileDigest, Version
+from rayjobs.models.spec import ModelSpec
+from rayjobs.retrieval.choice import choose
+from rayjobs.retrieval.kinds import KINDS, Effort, sample_size
+from rayjobs.retrieval.manifest import IndexManifest
+from rayjobs.storage import Artefact, Draft, Lease, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
+    from rayjobs.index.section import IndexSection
+    from rayjobs.retrieval.choice import Choice
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the same embeddings would give another index."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What `rayjobs index` tells at its end."""
-
-    index: str
-    version: str
-    encoder_fingerprint: str
-    rows: int
-    segments: int
-    fresh: bool
-    """False where the version was published already."""
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what indexing will take."""
     cost = embed_job.preview(experiment)
-    workspace = experiment.open_workspace()
-    segments = -(-cost["tiles"] // experiment.index.rows_per_segment)
+    workspace, settings = experiment.open_workspace(), experiment.index
+    segments = -(-cost["tiles"] // settings.rows_per_segment)
     table, current = workspace.embeddings().current(), workspace.index.current()
-    done = cost["published_already"] and table and current and current.version == _version_name(experiment, table)
+    done = cost["published_already"] and table and current and current.manifest.get("build") == _version_name(settings, table)
+    choice = _choice(settings, cost["tiles"], cost["table_bytes"] // (4 * max(1, cost["tiles"])))
     return {
         **cost,
         "published_already": bool(done),
+        "kind": choice.kind,
+        "why": choice.why,
         "segments": segments,
-        "memory_per_segment_bytes": 2 * cost["table_bytes"] // max(1, segments),
+        "memory_per_segment_bytes": 3 * cost["table_bytes"] // max(1, segments),
     }
 
 
 def run(experiment: Experiment, console: Console) -> Result:
     """Embed the set with the newest checkpoint and publish an index of it."""
-    workspace = experiment.open_workspace()
+    workspace, settings = experiment.open_workspace(), experiment.index
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     checkpoint = newest_checkpoint(experiment)
@@ -66,77 +60,141 @@ def run(experiment: Experiment, console: Console) -> Result:
     tell_encoder(experiment, checkpoint, console, "index")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         gpu = wants_gpu(experiment.ray)
-        embeddings = embed(source, encoder, workspace.embeddings(), console, gpu=gpu, splits=experiment.index.splits, stage="index/embed")
-        digest = _version_name(experiment, embeddings)
-        current = workspace.index.current()
-        if current and current.version == digest:
-            console.say(f"index            {workspace.index.name} {digest} of this set and this checkpoint is published already")
-            return _result(current, fresh=False)
-        version = _build(experiment, embeddings, encoder, digest, console)
-    return _result(version, fresh=True)
+        table = embed(source, encoder, workspace.embeddings(), console, gpu=gpu, splits=settings.splits, stage="index/embed")
+        with writing(workspace.index) as lease:
+            done = standing(workspace.index, _version_name(settings, table), console)
+            if done is not None:
+                return done.result("build", fresh=False)
+            building = Building(workspace.index, settings, OnRay(gpu=gpu), console)
+            return building.publish(table, encoder, experiment, lease).result("build", fresh=True)
 
 
-def _version_name(experiment: Experiment, embeddings: Version) -> str:
-    return hashlib.sha256(f"{_FORMAT} {embeddings.version} {experiment.index.rows_per_segment}".encode()).hexdigest()[:16]
+def _version_name(settings: IndexSection, embeddings: Version) -> str:
+    kind = (settings.kind, settings.recall, settings.bytes_per_vector, settings.training_rows)
+    return name_of(_FORMAT, embeddings.version, settings.rows_per_segment, *kind)
 
 
-def _build(experiment: Experiment, embeddings: Version, encoder: Mapping[str, bytes], digest: str, console: Console) -> Version:
-    workspace = experiment.open_workspace()
-    draft = workspace.index.draft(digest)
-    plan = BuildPlan(store=workspace.store, prefix=draft.prefix, embeddings=embeddings)
-    groups = list(_groups(embeddings, experiment.index.rows_per_segment))
-    segments: list[SegmentEntry] = []
-    with console.stage("index/build", len(groups), "segments") as stage:
-        building = ray.data.from_items(groups, override_num_blocks=len(groups)).map(functools.partial(write_segment, plan=plan), num_cpus=1)
-        for report in building.iter_rows():
-            segments.append(SegmentEntry(**report["entry"]))
-            draft.add(FileDigest(**entry) for entry in report["digests"])
-            stage.advance(1, rows=sum(segment.rows for segment in segments))
-    loaded = from_files(**encoder)
-    draft.write("encoder/model.json", encoder["model_json"])
-    draft.write("encoder/model.safetensors", encoder["tensors"])
-    draft.write("experiment.yaml", experiment.to_yaml().encode())
-    manifest = IndexManifest(
-        encoder_uri="encoder",
-        encoder_fingerprint=loaded.fingerprint,
-        distance="cosine",
-        dimension=loaded.spec.dim,
-        quantiser=None,
-        segments=tuple(sorted(segments, key=lambda segment: segment.name)),
-        tombstones=(),
-    )
-    parents = {"set": embeddings.manifest["parents"]["set"], "embeddings": embeddings.version, "index": _parent(workspace.index.current())}
-    return draft.publish({"parents": parents, "counts": {"rows": sum(segment.rows for segment in segments)}, **manifest.fields()})
+def _choice(settings: IndexSection, rows: int, dimension: int) -> Choice:
+    return choose(rows, dimension, kind=settings.kind, recall=settings.recall, bytes_per_vector=settings.bytes_per_vector)
 
 
-def _parent(current: Version | None) -> str | None:
-    return current.version if current else None
+def standing(index: Artefact, build: str, console: Console) -> Published | None:
+    """Return the version that a finished build, of the name `build`, has become; make it current if another build is.
+
+    None where there is no such build, or it is damaged.
+    """
+    current = index.current()
+    if current is not None and current.manifest.get("build") == build:
+        console.say(f"index            {index.name} {build} of this set and this checkpoint is published already")
+        if current.version != build:
+            console.say(
+                f"index            current is {current.version}, which goes on from it; `rayjobs index rollback --to {build}` goes back"
+            )
+        return Published.of(current)
+    try:
+        found = Published.of(index.go_back(build))
+    except (NotFoundError, DamagedError):
+        return None
+    console.say(f"index            {index.name} {build} of this set and this checkpoint was published before, and is current again")
+    return found
 
 
-def _groups(embeddings: Version, rows_per_segment: int) -> Iterator[dict[str, Any]]:
-    """Put consecutive parts together until a segment is full."""
-    parts: list[str] = []
-    rows = number = 0
-    for entry in embeddings.files:
-        count = embeddings.manifest["rows_by_part"][entry.name]
-        if count == 0:
-            continue
-        if parts and rows + count > rows_per_segment:
-            yield {"name": f"segment-{number:05d}", "parts": parts}
-            parts, rows, number = [], 0, number + 1
-        parts, rows = [*parts, entry.name], rows + count
-    if not parts:
+class Building:
+    """Segments of an embedding table, built wherever there are workers, and the version that they make."""
+
+    def __init__(self, index: Artefact, settings: IndexSection, workers: Workers, console: Console) -> None:
+        """Name the index, how it is laid out, and who does the work."""
+        self._index, self._settings, self._workers, self._console = index, settings, workers, console
+
+    def publish(self, table: Version, encoder: Mapping[str, bytes], experiment: Experiment, lease: Lease) -> Published:
+        """Build and publish an index anew.
+
+        Args:
+            table: the embeddings.
+            encoder: `model_json` and `tensors` of what made them.
+            experiment: kept beside it.
+            lease: on writing the index.
+        """
+        draft = self._index.draft(_version_name(self._settings, table))
+        groups = list(grouped(table, self._settings.rows_per_segment))
+        spec = ModelSpec.from_json(encoder["model_json"])
+        choice = _choice(self._settings, sum(group["rows"] for group in groups), spec.dim)
+        self._console.say(f"index            kind {choice.kind}: {choice.why}")
+        for name, data in zip(ENCODER, (encoder["model_json"], encoder["tensors"]), strict=True):
+            draft.share(name, data)
+        plan = self._trained(draft, choice.kind, table, max(group["rows"] for group in groups))
+        segments = self.segments(draft, functools.partial(segment_of_parts, plan=plan, embeddings=table), groups)
+        drawn = IndexManifest(
+            encoder_uri="encoder",
+            encoder_fingerprint=from_files(**encoder).fingerprint,
+            distance="cosine",
+            dimension=spec.dim,
+            kind=choice.kind,
+            why=choice.why,
+            effort=Effort(),
+            recall=None,
+            quantiser=plan.quantiser.sha256 if plan.quantiser else None,
+            segments=tuple(segment.entry for segment in segments),
+            deleted=0,
+        )
+        manifest = self.measured(draft, drawn)
+        parent = self._index.leads_to()
+        parents = {"set": table.manifest["parents"]["set"], "embeddings": table.version, "index": parent}
+        contents = Contents(action="build", manifest=manifest, spec=spec, parents=parents, build=draft.version)
+        return publish(draft, contents, experiment, lease, self._console)
+
+    def _trained(self, draft: Draft, kind: str, table: Version, rows: int) -> SegmentPlan:
+        """Return what the segments have in common, with the quantiser trained where the kind has one."""
+        plan = SegmentPlan(store=draft.artefact.store, prefix=draft.prefix, kind=kind, quantiser=None)
+        if not KINDS[kind].trains:
+            return plan
+        count = self._settings.training_rows or sample_size(rows)
+        self._console.say(f"index/train      on a sample of {min(count, table.manifest['counts']['rows']):,} vectors")
+        quantiser = self._workers.call(train_quantiser, plan, table, count, rows)
+        draft.add([quantiser])
+        return dataclasses.replace(plan, quantiser=quantiser)
+
+    def segments(
+        self, draft: Draft, make: Callable[[Mapping[str, Any]], dict[str, Any]], rows: Sequence[dict[str, Any]]
+    ) -> list[BuiltSegment]:
+        """Have one segment made of each row, count its files in, and return them sorted by name."""
+        found: list[BuiltSegment] = []
+        if not rows:
+            return found
+        with self._console.stage("index/build", len(rows), "segments") as stage:
+            for row in self._workers.map(make, rows):
+                segment = built(row)
+                found.append(segment)
+                draft.add(segment.files)
+                stage.advance(1, rows=sum(segment.entry.rows for segment in found))
+        return sorted(found, key=lambda segment: segment.entry.name)
+
+    def measured(self, draft: Draft, manifest: IndexManifest) -> IndexManifest:
+        """Return a manifest with the effort that reaches the wanted recall, and the estimate of what it reaches."""
+        if manifest.kind == "flat":
+            return manifest
+        self._console.say(f"index/measure    how hard a search has to try for a recall of {self._settings.recall:g}")
+        effort, recall = self._workers.call(measure, as_drafted(draft), manifest, self._settings.recall)
+        if recall is not None:
+            self._console.say(f"index/measure    recall@{recall.at} {recall.value:.3f} on {recall.queries:,} sample queries")
+        return dataclasses.replace(manifest, effort=effort, recall=recall)
+
+
+def grouped(embeddings: Version, rows_per_segment: int, *, first: int = 0) -> Iterator[dict[str, Any]]:
+    """Put consecutive parts of a table together until a segment is full.
+
+    Yields the `name` of each segment, the `parts` that it is made of and its `rows`; names count from `first`.
+
+    Raises:
+        NoTilesError: the table is empty.
+    """
+    counts = [(entry.name, int(embeddings.manifest["rows_by_part"][entry.name])) for entry in embeddings.files]
+    groups: list[list[tuple[str, int]]] = []
+    for part, rows in ((part, rows) for part, rows in counts if rows):
+        if not groups or sum(count for _, count in groups[-1]) + rows > rows_per_segment:
+            groups.append([])
+        groups[-1].append((part, rows))
+    if not groups:
         raise NoTilesError("there is nothing to index: no tile of the set is in index.splits")
-    yield {"name": f"segment-{number:05d}", "parts": parts}
-
-
-def _result(version: Version, *, fresh: bool) -> Result:
-    index = version.manifest["index"]
-    return Result(
-        index=version.manifest["name"],
-        version=version.version,
-        encoder_fingerprint=index["encoder_fingerprint"],
-        rows=version.manifest["counts"]["rows"],
-        segments=len(index["segments"]),
-        fresh=fresh,
-    )
+    for number, group in enumerate(groups, start=first):
+        yield {"name": segment_name(number), "parts": [part for part, _ in group], "rows": sum(rows for _, rows in group)}

@@ -256,6 +256,11 @@ class Draft:
         """The version's folder in the workspace, ending in `/`."""
         return f"{self.artefact.prefix}{self.version}/"
 
+    @property
+    def files(self) -> tuple[FileDigest, ...]:
+        """The files counted in so far, by name."""
+        return tuple(self._files[name] for name in sorted(self._files))
+
     def write(self, name: str, data: bytes) -> FileDigest:
         """Write one file of the version; `deposit` says where."""
         entry = deposit(self.artefact.store, self.prefix, name, data)
@@ -312,7 +317,7 @@ class Draft:
             "version": self.version,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **fields,
-            "files": [dataclasses.asdict(self._files[name]) for name in sorted(self._files)],
+            "files": [dataclasses.asdict(entry) for entry in self.files],
         }
         version = self._settle(json.dumps(manifest, indent=1).encode())
         self._make_current()

@@ -72,7 +72,9 @@ def test_a_plan_says_whether_it_was_done_already(trained, experiment):
     table = workspace.embeddings().draft(job.table_version(workspace.set.current(), trained, ("test",))).publish({"parents": {}})
     assert job.preview(made)["published_already"]
     assert not index_job.preview(made)["published_already"]
-    workspace.index.draft(index_job._version_name(made, table)).publish({"parents": {}})
+    workspace.index.draft(index_job._version_name(made.index, table)).publish(
+        {"parents": {}, "build": index_job._version_name(made.index, table)}
+    )
     assert index_job.preview(made)["published_already"]
     assert not index_job.preview(experiment())["published_already"], "all splits are another table"
 

@@ -1,0 +1,192 @@
+"""The life of an index: what is appended, deleted, merged and taken back answers as an index built anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rayjobs.errors import NoTilesError, PublishConflictError
+from rayjobs.index.compact import plan
+from rayjobs.retrieval.kinds import KINDS
+from tests.unit.index.index_made import Made, answers, searcher, tile_id, tile_table, vector_of, write_embeddings
+
+QUERIES = range(0, 200, 17)
+
+
+@pytest.fixture
+def made(tmp_path):
+    def open_one(name="one", **settings):
+        return Made(f"file:{tmp_path}/{name}", **settings)
+
+    return open_one
+
+
+def shared(made):
+    return [key for key in made.store.list(made.index.prefix) if "/shared/" in key]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_append_delete_and_compact_answer_as_an_index_built_anew(made, kind, tmp_path):
+    lived, anew = made("lived", kind=kind), made("anew", kind=kind)
+    lived.build(range(150))
+    lived.append(range(240))
+    gone = [number for number in range(240) if number % 4 == 1]
+    lived.delete(gone)
+    left = [number for number in range(240) if number % 4 != 1]
+    expected = answers(anew.build(left), QUERIES, tmp_path, exact=True)
+    before = lived.current()
+    assert answers(before, QUERIES, tmp_path, exact=True) == expected
+    compacted = lived.compact()
+    assert (compacted.manifest.stored, compacted.manifest.deleted, compacted.tombstones) == (len(left), 0, ())
+    assert answers(compacted, QUERIES, tmp_path, exact=True) == expected
+    # and as the kind searches by itself: whatever is answered is not deleted, and as many as asked for
+    for published in (before, compacted):
+        for ids, scores in answers(published, QUERIES, tmp_path):
+            assert not {tile_id(number) for number in gone} & set(ids)
+            assert len(ids) == len(scores) == 7
+
+
+def test_appending_writes_no_segment_twice_and_embeds_only_what_is_new(made):
+    index = made()
+    first = index.build(range(100))
+    before = set(shared(index))
+    second = index.append(range(150))
+    assert before < set(shared(index))
+    assert [segment.name for segment in second.manifest.segments] == ["segment-00000", "segment-00001", "segment-00002"]
+    assert [first.version.key(f"segment-00000.{ending}") for ending in ("vectors", "parquet")] == [
+        second.version.key(f"segment-00000.{ending}") for ending in ("vectors", "parquet")
+    ]
+    assert second.manifest.segments[-1].rows == 50
+    assert searcher(second).rows == 150
+    assert second.version.manifest["parents"]["index"] == first.version.version
+    assert second.version.manifest["build"] == first.version.manifest["build"] == first.version.version
+
+
+def test_deleting_writes_no_segment(made, tmp_path):
+    index = made(kind="ivf_flat")
+    index.build(range(100))
+    before = shared(index)
+    published = index.delete([3, 5])
+    assert shared(index) == before
+    assert published.tombstones == tuple(sorted(map(tile_id, (3, 5))))
+    assert searcher(published, tmp_path).rows == 98
+    again = index.delete([5, 7])
+    assert again.manifest.deleted == 3
+
+
+def test_deleted_tiles_stay_out_before_and_after_compaction(made):
+    index = made()
+    index.build(range(100))
+    index.delete(range(10))
+    index.append(range(120))
+    assert searcher(index.current()).rows == 110
+    index.compact()
+    assert index.current().removed == tuple(sorted(map(tile_id, range(10))))
+    index.append(range(130))
+    assert searcher(index.current()).rows == 120
+    index.delete(range(50, 60))
+    index.compact()
+    assert len(index.current().removed) == 20
+
+
+def test_compaction_takes_over_what_is_compact(made):
+    index = made(rows_per_segment=80)
+    index.build(range(160))
+    index.append(range(180))
+    index.append(range(200))
+    index.delete([next(number for number in range(80, 160))])
+    names = [segment.name for segment in index.current().manifest.segments]
+    assert names == [f"segment-{number:05d}" for number in range(4)]
+    planned = plan(index.current(), 80)
+    assert [segment.name for segment in planned.kept] == ["segment-00000"]
+    assert planned.merged == (("segment-00001",), ("segment-00002", "segment-00003"))
+    compacted = index.compact()
+    assert [segment.name for segment in compacted.manifest.segments] == ["segment-00000", "segment-00004", "segment-00005"]
+    assert [segment.rows for segment in compacted.manifest.segments] == [80, 79, 40]
+    assert plan(compacted, 80).is_empty
+
+
+def test_a_segment_of_which_all_is_deleted_goes(made):
+    index = made(rows_per_segment=40)
+    index.build(range(80))
+    index.delete(range(40))
+    assert plan(index.current(), 40).merged == ()
+    assert not plan(index.current(), 40).is_empty
+    compacted = index.compact()
+    assert [segment.name for segment in compacted.manifest.segments] == ["segment-00001"]
+    assert compacted.manifest.deleted == 0
+
+
+def test_of_an_index_of_which_all_is_deleted_nothing_can_be_left(made):
+    index = made()
+    index.build(range(40))
+    index.delete(range(40))
+    assert searcher(index.current()).rows == 0
+    with pytest.raises(NoTilesError, match="every tile of the index is deleted; `rayjobs index rollback`"):
+        index.compact()
+
+
+def test_who_goes_on_from_an_old_version_does_not_win(made):
+    index = made()
+    old = index.build(range(100))
+    new = index.delete([1])
+    for late in (lambda: index.append(range(120), old), lambda: index.delete([2], old), lambda: index.compact(old)):
+        with pytest.raises(PublishConflictError, match=f"was changed to {new.version.version}; run the command again"):
+            late()
+    assert index.current().version.version == new.version.version
+
+
+def test_the_same_action_again_is_the_same_version(made):
+    first, second = made("a"), made("b")
+    versions = []
+    for index in (first, second):
+        index.build(range(100))
+        index.append(range(120))
+        index.delete([7])
+        versions.append(index.compact().version.version)
+    assert versions[0] == versions[1]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf_pq", "ivf_rabitq"])
+def test_effort_and_recall_are_measured_on_what_is_there(made, kind):
+    published = made(kind=kind, recall=0.9, rows_per_segment=300).build(range(300))
+    estimate = published.manifest.recall
+    assert estimate.at == 10
+    assert estimate.value >= 0.9
+    assert published.manifest.why == f"{kind} was asked for"
+    assert (published.manifest.quantiser is None) == (not KINDS[kind].trains)
+
+
+def test_of_few_tiles_the_choice_is_exact_and_says_why(made):
+    published = made(kind="auto").build(range(50))
+    assert published.manifest.kind == "flat"
+    assert "50 vectors" in published.manifest.why
+    assert published.manifest.recall is None
+
+
+def test_a_sample_is_drawn_from_all_over_the_table(made):
+    from rayjobs.index.build import sample
+
+    index = made()
+    table = write_embeddings(index.store, "made", range(400))
+    drawn = sample(table, 100)
+    assert drawn.shape == (100, 16)
+    known = {vector_of(number).tobytes(): number for number in range(400)}
+    numbers = [known[vector.tobytes()] for vector in drawn]
+    assert len(set(numbers)) == 100
+    assert np.histogram(numbers, bins=4, range=(0, 400))[0].min() > 10
+    assert np.array_equal(drawn, sample(table, 100))
+    assert len(sample(table, 1000)) == 400
+
+
+def test_only_what_is_new_is_wanted(made):
+    from rayjobs.index.append import compare
+
+    index = made()
+    index.build(range(60))
+    index.delete([1, 2])
+    wanted = compare(tile_table(range(50, 70)), index.current())
+    assert sorted(wanted.new["tile_id"].to_pylist()) == sorted(map(tile_id, range(60, 70)))
+    assert (wanted.held, wanted.kept_out) == (10, 0)
+    wanted = compare(tile_table(range(10)), index.current())
+    assert (wanted.new.num_rows, wanted.held, wanted.kept_out) == (0, 8, 2)
