@@ -216,6 +216,16 @@ def ground_size_m(grid: Grid) -> float | None:
     Returns:
         None for plain images and where the centre lies off the ground.
     """
+    sides = pixel_sides_m(grid)
+    return None if sides is None else (sides[0] + sides[1]) / 2
+
+
+def pixel_sides_m(grid: Grid) -> tuple[float, float] | None:
+    """Return width and height of the pixel at the grid's centre, metres along the geodesic.
+
+    Returns:
+        None for plain images and where the centre lies off the ground.
+    """
     if grid.crs is None:
         return None
     col, row = grid.width / 2, grid.height / 2
@@ -224,7 +234,7 @@ def ground_size_m(grid: Grid) -> float | None:
     if not np.isfinite(ends).all():
         return None
     _, _, sides = geodesic.inv(ends[::2, 0], ends[::2, 1], ends[1::2, 0], ends[1::2, 1])
-    return float(np.mean(sides))
+    return float(sides[0]), float(sides[1])
 
 
 def footprint(grid: Grid, window: Window | None = None) -> Any:

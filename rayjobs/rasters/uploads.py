@@ -15,8 +15,11 @@ import PIL.Image
 import rasterio
 import rasterio.errors
 import rasterio.io
+import rasterio.windows
+from rasterio.enums import Resampling
 
 from rayjobs.errors import QueryError, UploadError, UploadTooLargeError
+from rayjobs.geo import Grid, locatable, pixel_sides_m
 from rayjobs.rasters.reader import Pixels
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -61,12 +64,24 @@ class UploadLimits:
             )
 
 
-def read_upload(data: bytes, limits: UploadLimits) -> Pixels:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileGround:
+    """The ground that a tile shows."""
+
+    resolution_m: float
+    """Side of a pixel, metres."""
+    side: int
+    """Pixels on either side."""
+
+
+def read_upload(data: bytes, limits: UploadLimits, *, like: TileGround | None = None) -> Pixels:
     """Decode a PNG, a JPEG or a GeoTIFF, once its header keeps to the limits.
 
     Args:
         data: the file's bytes.
         limits: checked before any pixel is decoded.
+        like: of a GeoTIFF that lies on the ground, as much as this in its middle is read, at this resolution; what the image does not reach
+            is not valid. Other images, and all where it is None, are read whole, pixel by pixel.
 
     Returns:
         values (bands, height, width) in the image's dtype, valid (height, width); alpha and nodata become `valid`.
@@ -77,11 +92,11 @@ def read_upload(data: bytes, limits: UploadLimits) -> Pixels:
         QueryError: other bands than the encoder's.
     """
     if data[:4] in _TIFF:
-        return _read_tiff(data, limits)
+        return _read_tiff(data, limits, like)
     return _read_picture(data, limits)
 
 
-def _read_tiff(data: bytes, limits: UploadLimits) -> Pixels:
+def _read_tiff(data: bytes, limits: UploadLimits, like: TileGround | None) -> Pixels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # pixels are all that is asked for
         try:
@@ -90,9 +105,49 @@ def _read_tiff(data: bytes, limits: UploadLimits) -> Pixels:
                 bands = [band for band in source.indexes if source.colorinterp[band - 1] != rasterio.enums.ColorInterp.alpha]
                 limits.check_bands(len(bands))
                 limits.check_bytes(_decoded_bytes(source))
-                return Pixels(source.read(bands), source.dataset_mask() > 0)
+                sides_m = None if like is None else _pixel_sides_m(source)
+                if like is None or sides_m is None:
+                    return Pixels(source.read(bands), source.dataset_mask() > 0)
+                return _read_middle(source, bands, like, sides_m)
         except rasterio.errors.RasterioError as error:
             raise UploadError(f"the TIFF cannot be read: {error}") from error
+
+
+def _pixel_sides_m(source: Any) -> tuple[float, float] | None:
+    """Return width and height of the middle pixel on the ground, metres; None where the image lies nowhere."""
+    if source.crs is None or not locatable(source.crs.to_wkt()):
+        return None
+    try:
+        grid = Grid(crs=source.crs.to_wkt(), transform=tuple(source.transform)[:6], height=source.height, width=source.width)
+    except ValueError:
+        return None
+    return pixel_sides_m(grid)
+
+
+def _read_middle(source: Any, bands: list[int], like: TileGround, sides_m: tuple[float, float]) -> Pixels:
+    """Read the ground of one tile in the middle of an image, resampled, with what it lacks filled up as not valid."""
+    (left, width, wide), (top, height, high) = (
+        _span(length, like.side, side_m / like.resolution_m) for length, side_m in zip((source.width, source.height), sides_m, strict=True)
+    )
+    window = rasterio.windows.Window(left, top, width, height)
+    how = Resampling.average if wide < width or high < height else Resampling.bilinear
+    values = source.read(bands, window=window, out_shape=(len(bands), high, wide), resampling=how)
+    valid = source.dataset_mask(window=window, out_shape=(high, wide)) > 0
+    above, before = (like.side - high) // 2, (like.side - wide) // 2
+    edges = ((above, like.side - high - above), (before, like.side - wide - before))
+    return Pixels(np.pad(values, ((0, 0), *edges)), np.pad(valid, edges))
+
+
+def _span(length: int, side: int, scale: float) -> tuple[float, float, int]:
+    """Return where to begin along one side of an image, how many of its pixels to read, and into how many of the tile's.
+
+    Args:
+        length: pixels of the image.
+        side: pixels of the tile.
+        scale: pixels of the tile per pixel of the image.
+    """
+    read = min(float(length), side / scale)
+    return (length - read) / 2, read, min(side, max(1, round(read * scale)))
 
 
 def _decoded_bytes(source: Any) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from rayjobs import geo
 from rayjobs.errors import FingerprintError, QueryError, RayjobsError, UnknownTileError
 from rayjobs.models.checkpoint import from_files
+from rayjobs.rasters.uploads import TileGround
 from rayjobs.retrieval.changes import changes, same_place
 from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, parse_interval
@@ -49,6 +50,8 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 _THUMBNAIL_SIDE = 192
 _BATCH_LIMITS = 10
 """Times the most hits of one search that the searches of a batch may ask for together."""
+_QUICK = {"positives", "limit", "index_version"}
+_FEW_HITS, _FEW_ROWS = 100, 20_000
 _EXAMPLES = {"positives", "negatives", "method", "index_version"}
 """Fields of a search in which searches that are made together may differ."""
 
@@ -86,6 +89,22 @@ class Answers:
     def version(self) -> str:
         """Name of the index version."""
         return self._version.version
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Of the encoder that made the vectors."""
+        return self._manifest.encoder_fingerprint
+
+    @property
+    def window(self) -> TileGround | None:
+        """The ground that the encoder's tiles show; None where they have no place."""
+        resolution_m = self.spec.resolution_m
+        return None if resolution_m is None else TileGround(resolution_m=resolution_m, side=self.spec.tile_size)
+
+    def is_quick(self, request: SearchRequest) -> bool:
+        """Whether a search takes about a millisecond: no filter, and few vectors or a compressed index."""
+        plain = request.model_fields_set <= _QUICK and request.limit <= _FEW_HITS
+        return plain and (self._manifest.kind != "flat" or self.searcher.rows <= _FEW_ROWS)
 
     @functools.cached_property
     def source(self) -> Version:
@@ -216,7 +235,7 @@ class Answers:
         return SearchAnswer.model_construct(
             features=features,
             index_version=self.version,
-            encoder_fingerprint=self._manifest.encoder_fingerprint,
+            encoder_fingerprint=self.encoder_fingerprint,
             exact=exact,
             candidates=candidates,
         )
@@ -243,7 +262,7 @@ class Answers:
         return ChangesAnswer(
             features=changes_of(self._taken(found.earlier), self._taken(found.later), found.change.tolist()),
             index_version=self.version,
-            encoder_fingerprint=self._manifest.encoder_fingerprint,
+            encoder_fingerprint=self.encoder_fingerprint,
             exact=True,
             candidates=found.places,
         )

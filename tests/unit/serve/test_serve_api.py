@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from rayjobs.errors import UnknownTileError
+from rayjobs.errors import PinnedVersionError, UnknownTileError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve import api as interface
+from rayjobs.serve import routes
 from rayjobs.serve.schema import SearchAnswer
 from rayjobs.serve.section import ServiceSection
 
@@ -23,13 +24,16 @@ ANSWER = SearchAnswer(features=[], index_version="v1", encoder_fingerprint="f", 
 
 
 class Answers:
-    version = "v1"
+    version, encoder_fingerprint, window = "v1", "f", None
 
     def __init__(self):
         self.searched = []
 
-    def query_vector(self, examples):
-        return np.zeros(4, np.float32), tuple(example.tile_id for example in examples)
+    def is_quick(self, _):
+        return True
+
+    def query_vector(self, positives, negatives, **_):
+        return np.zeros(4, np.float32), tuple(example.tile_id for example in (*positives, *negatives))
 
     def search(self, vector, filters, *, without):
         self.searched.append((vector.shape, filters.limit, without))
@@ -47,6 +51,11 @@ class Service:
 
     def __init__(self):
         self.answers, self.embedded = Answers(), []
+
+    def pinned(self, version):
+        if version in {None, "v1"}:
+            return self.answers
+        raise PinnedVersionError(f"{version} is not served")
 
     def uploads_for(self, answers):
         assert answers is self.answers
@@ -118,6 +127,17 @@ FAULTS = {
     "image too large": ("POST", "/v1/search/image", {"files": picture(101, 100, 3)}, 413, "101"),
     "other bands": ("POST", "/v1/search/image", {"files": picture(8, 8)}, 400, "1 bands, the encoder takes 3 (red, green, blue)"),
     "no image": ("POST", "/v1/search/image", {"files": {"image": ("x", b"hello")}}, 415, "neither"),
+    "another version": (
+        "POST", "/v1/search", {"json": {"positives": [{"tile_id": TILE}], "index_version": "v0"}}, 409, "v0 is not served",
+    ),
+    "an image for another version": ("POST", "/v1/search/image", {"files": picture(8, 8, 3), "data": {"index_version": "v0"}}, 409, "v0"),
+    "a batch of two versions": (
+        "POST", "/v1/search/batch",
+        {"json": {"searches": [{"positives": [{"tile_id": TILE}], "index_version": name} for name in ("v1", "v2")]}}, 400, "several",
+    ),
+    "a box that is none": ("POST", "/v1/search/image", {"files": picture(8, 8, 3), "data": {"bbox": "0,1,x,2"}}, 422, "bbox.2"),
+    "no JSON in a form": ("POST", "/v1/search/image", {"files": picture(8, 8, 3), "data": {"where": "{"}}, 422, "JSON decode"),
+    "a listing of no box": ("GET", "/v1/tiles?bbox=1,2,3", {}, 422, "bbox: List should have at least 4 items"),
     "our own fault": ("GET", "/v1/info", {}, 500, "a fault of the service"),
 }  # fmt: skip
 
@@ -167,14 +187,14 @@ def test_a_small_body_in_chunks_is_taken(application, service):
 
 def test_health_answers_while_an_image_is_decoded(application, monkeypatch):
     decoding, healthy = threading.Event(), threading.Event()
-    read = interface.read_upload
+    read = routes.read_upload
 
-    def slow(data, limits):
+    def slow(data, limits, *, like):
         decoding.set()
         assert healthy.wait(10), "the event loop stood still"
-        return read(data, limits)
+        return read(data, limits, like=like)
 
-    monkeypatch.setattr(interface, "read_upload", slow)
+    monkeypatch.setattr(routes, "read_upload", slow)
 
     async def asked():
         async with client_of(application) as client:
