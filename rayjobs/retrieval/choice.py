@@ -111,7 +111,8 @@ def tuned(
     best: _Tried | None = None
     for ladder in sample.efforts():
         dearest = best.cost_ns if best and best.enough else math.inf
-        found = _lowest([effort for effort in ladder if sample.cost_ns(effort) < dearest], sample.tried)
+        cheaper = [effort for effort in ladder if sample.cost_ns(effort) < dearest]
+        found = _lowest(cheaper, sample.tried, bounded=dearest < math.inf)
         best = found if found and (best is None or _better(found, best)) else best
     if best is None:
         raise ValueError(f"kind {kind} has no efforts to try")
@@ -172,13 +173,14 @@ def _better(one: _Tried, other: _Tried) -> bool:
     return one.enough > other.enough or (one.enough == other.enough and one.estimate.value > other.estimate.value)
 
 
-def _lowest(rungs: Sequence[Effort], tried: Callable[[Effort], _Tried]) -> _Tried | None:
+def _lowest(rungs: Sequence[Effort], tried: Callable[[Effort], _Tried], *, bounded: bool) -> _Tried | None:
     """Return the lowest rung that is enough, or the highest where none is; None where there are none.
 
-    Steps double on the way up, since high rungs cost most, and then halve.
+    Where the rungs are bounded by what was found before, the highest is tried first, since it mostly fails. Otherwise steps double on the
+    way up, since high rungs cost most, and then halve.
     """
     best: _Tried | None = None
-    low, step = -1, 1  # the rung `low` is not enough
+    low, step = -1, len(rungs) if bounded else 1  # the rung `low` is not enough
     high = len(rungs)  # the rung `high` is, or does not exist
     while low + 1 < high:
         rung = min(low + step, high - 1) if best is None or not best.enough else (low + high) // 2
