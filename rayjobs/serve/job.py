@@ -6,21 +6,27 @@ import io
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from rayjobs.cluster.session import joined
-from rayjobs.errors import FingerprintError
+from rayjobs.errors import ConfigError, FingerprintError
 from rayjobs.retrieval.manifest import read_index_manifest
+from rayjobs.serve import haproxy
 from rayjobs.serve.deploy import deployed
 from rayjobs.serve.settings import AppSettings
 from rayjobs.serve.tokens import tokens_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
+    from rayjobs.serve.section import ServeSection
     from rayjobs.storage import Version
 
 
@@ -51,7 +57,7 @@ def run(experiment: Experiment, console: Console) -> Result:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which takes SIGTERM for itself
             signal.signal(number, _interrupt)
         console.say(f"serve            starting index {workspace.index.name} {version.version}")
-        with deployed(settings.model_dump(mode="json"), _http_options(experiment)):
+        with deployed(settings.model_dump(mode="json"), _http_options(experiment), _variables(experiment.serve, os.environ)):
             _tell(console, experiment, version)
             _stay(console)
     return Result(url=_url(experiment), index_version=version.version)
@@ -75,6 +81,21 @@ def _settings(experiment: Experiment, version: Version) -> AppSettings:
 def _http_options(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.serve
     return {"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s}
+
+
+def _variables(settings: ServeSection, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of Ray Serve's processes; what the environment says of Ray Serve goes before what we say.
+
+    Raises:
+        ConfigError: HAProxy is wanted, and is not installed.
+    """
+    ours = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2"}
+    if settings.proxy == "haproxy":
+        binary = Path(sys.executable).with_name(haproxy.COMMAND)
+        if not binary.exists():
+            raise ConfigError(f"serve.proxy haproxy needs {binary}; install rayjobs anew, or use --serve.proxy python")
+        ours |= haproxy.environment(binary=str(binary), max_body_bytes=int(settings.max_upload_mb * 2**20))
+    return ours | {name: value for name, value in environment.items() if name.startswith("RAY_SERVE_")}
 
 
 def _stay(console: Console) -> None:
