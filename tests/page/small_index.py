@@ -27,6 +27,7 @@ from rayjobs.sample.plan import plan_set
 from rayjobs.sample.read import ReadPlan, read_shard
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api, current_service
+from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.tokens import tokens_of
 from rayjobs.storage import Artefact, open_store
 from rayjobs.tiles import chips
@@ -116,7 +117,7 @@ class Here:
 def served(version, *, token=None, port=0):
     """Serve an index version under uvicorn for the length of the block, and yield its address."""
     service = Here(version)
-    api = build_api(tokens=tokens_of({"RAYJOBS_TOKEN": token} if token else {}, required=False))
+    api = build_api(ServiceSection(access_log=False), tokens=tokens_of({"RAYJOBS_TOKEN": token} if token else {}, required=False))
     api.dependency_overrides[current_service] = lambda: service
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

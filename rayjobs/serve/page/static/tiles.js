@@ -19,9 +19,9 @@ export function tiles(map) {
     const { signal } = under;
     if (!isOn()) return map.showTiles([]);
     try {
-      const { features } = await get(`v1/tiles?bbox=${map.view.join(",")}&limit=${MOST}`, signal);
-      map.showTiles(features.length < MOST ? features : []);
-      if (features.length >= MOST) notice("There are too many tiles in view to outline them; zoom in.");
+      const { features, candidates } = await get(`v1/tiles?bbox=${map.view.join(",")}&limit=${MOST}`, signal);
+      map.showTiles(candidates > MOST ? [] : features);
+      if (candidates > MOST) notice(`There are ${candidates.toLocaleString("en")} tiles in view, too many to outline; zoom in.`);
     } catch (fault) {
       if (!signal.aborted) notice(fault.message);
     }
