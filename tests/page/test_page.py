@@ -18,7 +18,7 @@ from rayjobs import geo
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 24
+LIMIT, WAIT_MS = 24, 20_000
 SHOWN = "[...document.querySelectorAll('.hit[data-id]')].map(item => item.dataset.id)"
 
 
@@ -44,8 +44,14 @@ def searched(page, do):
         do()
     answer = waiting.value.json()
     found = [feature["id"] for feature in answer["features"]]
-    page.wait_for_function(f"ids => String({SHOWN}) === String(ids)", arg=found)
+    eventually(page, f"String({SHOWN}) === String({json.dumps(found)})")
     return answer
+
+
+def eventually(page, condition):
+    """Wait until a condition holds. Playwright's own way to wait for one evaluates text in the page, which its policy forbids."""
+    look = f"const look = () => ({condition}) ? done() : requestAnimationFrame(look); look();"
+    page.evaluate(f"new Promise((done, fail) => {{ {look} setTimeout(() => fail(new Error('it never was')), {WAIT_MS}); }})")
 
 
 def footprint(feature):
@@ -73,7 +79,7 @@ def test_a_click_finds_look_alikes(at_middle, service):
     assert page.locator("#map .leaflet-overlay-pane path[stroke='#ffd75e']").count() == LIMIT
     assert page.locator("#map .leaflet-overlay-pane path[stroke='#ffffff']").count() == 1
     assert page.locator("#results-said").inner_text().startswith(f"{LIMIT} hits of {answer['candidates']}")
-    page.wait_for_function("[...document.querySelectorAll('.hit img')].slice(0, 6).every(image => image.naturalWidth > 0)")
+    eventually(page, "[...document.querySelectorAll('.hit img')].slice(0, 6).every(image => image.naturalWidth > 0)")
 
 
 def test_the_address_holds_the_search(at_middle, opened):
@@ -414,7 +420,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab(naip, opened):
             page.get_by_role("button", name="Enter").click()
         page.wait_for_selector("#map .scene")
         searched(page, lambda: click_map(page))
-        page.wait_for_function("document.querySelector('.hit img').src.startsWith('blob:')")
+        page.wait_for_selector(".hit img[src^='blob:']")
         assert page.evaluate("localStorage.length + document.cookie.length") == 0
         assert not any("secret" in url for url in page.asked)
         page.reload()
