@@ -104,6 +104,11 @@ class Workspace:
         """The published index."""
         return Artefact(self.store, "indexes", self._settings.index or self._name)
 
+    @property
+    def index_report(self) -> Artefact:
+        """What each kind of index would cost, measured on the index's vectors."""
+        return Artefact(self.store, "reports", self._settings.index or self._name)
+
     def embeddings(self, suffix: str = "") -> Artefact:
         """The embedding table of the index, or with a suffix another one."""
         name = self._settings.index or self._name

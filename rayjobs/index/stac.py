@@ -34,7 +34,8 @@ EMB = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 
 _JSON, _GEOJSON, _BINARY = "application/json", "application/geo+json", "application/octet-stream"
 _MULTIHASH_SHA256 = "1220"
-_FLOAT_BYTES = 4
+_HEADER_BYTES = 45
+"""Of FAISS's file of an IndexFlatIP: type, dimension, count, what training left, metric, and the number of values."""
 _WORKSPACE = "../../../../"
 """From a version's STAC folder."""
 _WHOLE_GLOBE = (-180.0, -90.0, 180.0, 90.0)
@@ -130,7 +131,7 @@ class _Written:
         item.stac_extensions.append(EMB)
         vectors = self._files[f"{entry.name}.vectors"]
         item.add_asset("embeddings", self._asset(vectors, _BINARY, "data", _OF_VECTORS.format(rows=entry.rows, dim=self._spec.dim)))
-        FileExtension.ext(item.assets["embeddings"]).header_size = vectors.size - entry.rows * self._spec.dim * _FLOAT_BYTES
+        FileExtension.ext(item.assets["embeddings"]).header_size = _HEADER_BYTES
         metadata = self._files[f"{entry.name}.parquet"]
         item.add_asset("tiles", self._asset(metadata, pystac.MediaType.PARQUET, "metadata", "GeoParquet: row i is the tile of vector i"))
         if index := self._files.get(f"{entry.name}.faiss"):
