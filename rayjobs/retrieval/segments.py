@@ -168,12 +168,15 @@ def build_segment(
     _check_rows(name, vectors, table)
     if (quantiser is not None) != KINDS[kind].trains:
         raise ValueError(f"{name}: kind {kind} {'needs its' if KINDS[kind].trains else 'has no'} quantiser")
-    exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(np.ascontiguousarray(vectors))
-    files = {f"{name}.vectors": KINDS["flat"].dumped(exact), f"{name}.parquet": _parquet(table)}
+    geometries: geo.GeometryArray = shapely.from_wkb(table["geometry"].to_numpy())
+    flat = KINDS["flat"]
+    files = {
+        f"{name}.vectors": flat.dumped(flat.filled(flat.trained(vectors), vectors)),
+        f"{name}.parquet": _parquet(table, geometries),
+    }
     if kind != "flat":
         files[f"{name}.faiss"] = _compressed(vectors, KINDS[kind], quantiser)
-    return SegmentEntry(name=name, rows=len(vectors), bounds=_bounds(table), dates=_dates(table)), files
+    return SegmentEntry(name=name, rows=len(vectors), bounds=_bounds(geometries), dates=_dates(table)), files
 
 
 def _check_rows(name: str, vectors: Vectors, table: pa.Table) -> None:
@@ -192,9 +195,8 @@ def _compressed(vectors: Vectors, kind: Kind, quantiser: bytes | None) -> bytes:
     return kind.dumped(kind.filled(empty, vectors))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(table: pa.Table, geometries: geo.GeometryArray) -> bytes:
     """Return GeoParquet 1.1 with a covering: a column `bbox` of boxes, xmin > xmax over the antimeridian, null where there is no place."""
-    geometries = _geometries(table)
     missing = shapely.is_missing(geometries)
     boxes = geo.bboxes(geometries)
     corners = [pa.array(boxes[:, number], pa.float64()) for number in _CORNERS.values()]
@@ -207,13 +209,7 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _geometries(table: pa.Table) -> geo.GeometryArray:
-    found: geo.GeometryArray = shapely.from_wkb(table["geometry"].to_numpy())
-    return found
-
-
-def _bounds(table: pa.Table) -> tuple[float, float, float, float] | None:
-    geometries = _geometries(table)
+def _bounds(geometries: geo.GeometryArray) -> tuple[float, float, float, float] | None:
     known = geometries[~shapely.is_missing(geometries)]
     if not len(known):
         return None

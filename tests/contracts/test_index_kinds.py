@@ -301,3 +301,21 @@ def test_an_effort_that_finds_nothing_is_refused(fields):
 
 def test_a_widened_effort_looks_at_more():
     assert Effort(nprobe=3, k_factor=10).widened(2.5) == Effort(nprobe=8, k_factor=25)
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_pq", "ivf_rabitq"])
+def test_where_gpus_are_they_cluster_and_the_index_does_not_need_them_then(monkeypatch, kind):
+    """The GPU is played by the processor: FAISS asks it for the nearest centroids."""
+    asked = []
+
+    def on_gpus(index):
+        asked.append(index)
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", on_gpus, raising=False)
+    played = KINDS[kind].trained(clustered(SMALL))
+    assert len(asked) == 1
+    assert played.clustering_index is None
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    assert KINDS[kind].dumped(played) == quantiser_of(kind, clustered(SMALL))
