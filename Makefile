@@ -8,13 +8,15 @@ SERVE  ?= 0
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help install demo test test-jobs test-unit test-faults chaos check format wheel clean
+.PHONY: help install demo screenshots test test-jobs test-unit test-page test-faults chaos check format wheel clean
 
 help:
 	@echo "make demo           the whole road on two real Landsat scenes (SERVE=1 keeps the service up)"
+	@echo "make screenshots    pictures of the search page on the demo's index, for docs/images"
 	@echo "make test           lint, types and all tests"
 	@echo "make test-jobs      those tests alone that run the verbs on a Ray cluster of three nodes and a real S3 server"
 	@echo "make test-unit      the tests that need neither Ray nor a server"
+	@echo "make test-page      the search page in Chromium"
 	@echo "make test-faults    a few of each fault: workers, drivers and nodes killed, storage and imagery that fail"
 	@echo "make chaos          the same faults a hundred times, for hours; may be interrupted and goes on"
 	@echo "make check          lint and types"
@@ -35,7 +37,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/rayjobs demo --folder demo $(if $(filter 1,$(SERVE)),--serve)
 
-test: check test-unit test-jobs
+test: check test-unit test-page test-jobs
+
+screenshots: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.page.screenshots
+
+test-page: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/page
 
 test-jobs: install
 	$(BIN)/python -m pytest tests/jobs

@@ -1,0 +1,99 @@
+"""Pictures of the page for `docs/`: `python -m tests.page.screenshots --workspace URI --index NAME`; by default those of the demo.
+
+Serves the index in this process, searches from a place on the map, and marks hits as a person would. The demo's imagery is in the public domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from pathlib import Path
+
+import PIL.Image
+from playwright.sync_api import sync_playwright
+
+from rayjobs.storage import Artefact, open_store
+from tests.page.conftest import CHROMIUM
+from tests.page.small_index import served
+
+FOLDER = Path(__file__).parents[2] / "docs" / "images"
+DESKTOP, PHONE = (1360, 850), (390, 844)
+_COLOURS = 255
+"""A palette keeps each picture below 300 kB."""
+
+
+def main():
+    """Write the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", default="demo/workspace", help="URI of the workspace (demo/workspace)")
+    parser.add_argument("--index", default="landsat-tile2vec", help="name of the index (landsat-tile2vec)")
+    parser.add_argument("--at", type=float, nargs=2, default=(0.42, 0.55), help="where to click, as shares of the map's width and height")
+    options = parser.parse_args()
+    version = Artefact(open_store(options.workspace), "indexes", options.index).require("run `make demo` first")
+    with served(version) as address, sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        _light(browser, address, options.at)
+        _dark(browser, address, options.at)
+        _phone(browser, address, options.at)
+        browser.close()
+
+
+def _light(browser, address, at):
+    """Hits of one place, two of them marked."""
+    page = _opened(browser, address, DESKTOP)
+    _search(page, at)
+    for number, sign in ((0, "right"), (4, "wrong")):
+        page.locator(".hit").nth(number).get_by_role("button", name=sign).click()
+    page.locator(".hit").nth(0).locator(".face").focus()
+    _save(page, "page-light")
+
+
+def _dark(browser, address, at):
+    """How alike the ground is to the place."""
+    page = _opened(browser, address, DESKTOP, dark=True)
+    _search(page, at)
+    with page.expect_response(re.compile("/page/heat$")):
+        page.get_by_role("button", name="Heat").click()
+    page.wait_for_selector("#map img.heat")
+    _save(page, "page-dark")
+
+
+def _phone(browser, address, at):
+    """The same on a phone."""
+    page = _opened(browser, address, PHONE, scale=2)
+    _search(page, at)
+    _save(page, "page-phone")
+
+
+def _opened(browser, address, size, *, dark=False, scale=1):
+    width, height = size
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, device_scale_factor=scale, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+    )  # fmt: skip
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("#map .scene")
+    return page
+
+
+def _search(page, at):
+    box = page.locator("#map").bounding_box()
+    page.mouse.click(box["x"] + at[0] * box["width"], box["y"] + at[1] * box["height"])
+    page.wait_for_selector("#results[aria-busy=false] .hit[data-id]")
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] - 60)
+
+
+def _save(page, name):
+    """Save what is seen, once all pictures in it are there."""
+    page.wait_for_load_state("networkidle")
+    page.evaluate("Promise.all([...document.images].filter(one => one.src && one.loading !== 'lazy').map(one => one.decode()))")
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    image = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(_COLOURS, dither=PIL.Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+    page.context.close()
+
+
+if __name__ == "__main__":
+    main()
