@@ -16,6 +16,7 @@ from pathlib import Path
 COMMAND = "rayjobs-haproxy"
 """The name of this program beside Python."""
 
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _FOLDER = "RAYJOBS_HAPROXY_FOLDER"
 _MAX_BODY = "RAYJOBS_HAPROXY_MAX_BODY"
 
@@ -26,7 +27,7 @@ _BUFFER = 2**18
 _CONNECTIONS = 1024
 _PROBLEM = '{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}'
 _BUSY = _PROBLEM.format(title="Service Unavailable", status=503, detail="no process of the service answers; ask again")
-_LARGE = _PROBLEM.format(title="Request Entity Too Large", status=413, detail="the body is larger than {most} bytes")
+_LARGE = _PROBLEM.format(title="Request Entity Too Large", status=413, detail="the body is larger than %s bytes")
 
 
 def environment(*, binary: str, max_body_bytes: int, stats_port: int = 8404, metrics_port: int = 9101) -> dict[str, str]:
@@ -44,7 +45,7 @@ def environment(*, binary: str, max_body_bytes: int, stats_port: int = 8404, met
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": binary,
+        _BINARY: binary,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -73,7 +74,7 @@ def hardened(configuration: str, *, max_body_bytes: int, busy_file: str) -> str:
         max_body_bytes: requests that declare a longer body are answered 413.
         busy_file: what is answered while no process of the service is up, in place of Ray Serve's 500 without `Retry-After`.
     """
-    large = _LARGE.format(most=f"{max_body_bytes:,}").replace('"', '\\"')
+    large = (_LARGE % f"{max_body_bytes:,}").replace('"', '\\"')
     refused = (
         f'http-request return status 413 content-type application/problem+json string "{large}" if {{ req.body_size gt {max_body_bytes} }}'
     )
@@ -102,5 +103,6 @@ def main() -> None:
         + f"content-length: {len(_BUSY)}\r\n\r\n{_BUSY}".encode()
     )
     file.write_text(hardened(file.read_text(), max_body_bytes=int(os.environ[_MAX_BODY]), busy_file=str(busy)))
+    del os.environ[_BINARY]  # which names us
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606  what Ray Serve asked for
