@@ -155,6 +155,8 @@ def _of_kind(value: Scalar, kind: pa.DataType) -> Any:
         raise ValueError("another kind of value")
     if isinstance(value, bool) != pa.types.is_boolean(kind):
         raise ValueError("another kind of value")
+    if isinstance(value, float) and pa.types.is_integer(kind) and not value.is_integer():
+        raise ValueError("not a whole number")
     return _instant(value, value, end=False) if isinstance(value, str) and pa.types.is_timestamp(kind) else value
 
 

@@ -32,6 +32,8 @@ DEEP_SHARE = 0.05
 """So is one of which more than this share is asked for."""
 _TUNED_AT = 10
 """Hits for which an index version's effort was chosen."""
+_NEIGHBOURS = 100
+"""Nearest tiles without the filter, among which the share that passes is counted."""
 _LEAST_ROUND, _MOST_ROUND = 64, 2**14
 """Hits that are looked through at once for some that lie apart."""
 
@@ -176,11 +178,21 @@ class Searcher(Gallery):
         if exact or segment.kind == "flat" or not _worth_approximating(segment.rows, candidates, count):
             scores, rows = segment.exact(queries, count, chosen)
             return self._numbering.over_all(number, rows), scores, np.ones(len(queries), np.bool_)
-        scores, rows = segment.approximate(queries, count, chosen, widened(self._effort, candidates / segment.rows, count))
+        share = candidates / segment.rows if chosen is None else self._local_share(segment, queries, chosen)
+        scores, rows = segment.approximate(queries, count, chosen, widened(self._effort, share, count))
         short = (rows < 0).any(axis=1)
         if short.any():
             scores[short], rows[short] = segment.exact(queries[short], count, chosen)
         return self._numbering.over_all(number, rows), scores, np.asarray(short, np.bool_)
+
+    def _local_share(self, segment: Segment, queries: Vectors, chosen: BoolArray) -> float:
+        """Return the least share of rows that pass among those near one of the queries, or among all if that is less.
+
+        Where a filter by place leaves ground on which nothing is like the query, what passes lies in lists far from it.
+        """
+        _, near = segment.approximate(queries, _NEIGHBOURS, None, self._effort)
+        passing = (chosen[near] & (near >= 0)).sum(axis=1).min()
+        return min(float(chosen.mean()), float(passing + 1) / (_NEIGHBOURS + 1))
 
     def _spread(self, query: Vectors, asked: _Asked, remaining: Selection, spread_m: float) -> _Ranking:
         """Rank greedily by score what lies apart, deeper until there is enough or nothing left."""
