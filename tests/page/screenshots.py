@@ -1,6 +1,7 @@
 """Pictures of the page for `docs/`: `python -m tests.page.screenshots --workspace URI --index NAME`; by default those of the demo.
 
-Serves the index in this process, searches from a place on the map, and marks hits as a person would. The demo's imagery is in the public domain.
+Serves the index in this process, searches from a place on the map, and marks hits as a person would. The demo's imagery is in the public
+domain.
 """
 
 from __future__ import annotations
@@ -67,10 +68,9 @@ def _phone(browser, address, at):
 
 
 def _opened(browser, address, size, *, dark=False, scale=1):
-    width, height = size
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, device_scale_factor=scale, color_scheme="dark" if dark else "light", reduced_motion="reduce"
-    )  # fmt: skip
+    viewport = {"width": size[0], "height": size[1]}
+    scheme = "dark" if dark else "light"
+    context = browser.new_context(viewport=viewport, device_scale_factor=scale, color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
     page.goto(address)
     page.wait_for_selector("#map .scene")
