@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import httpx
 from rayjobs import command
 from rayjobs.errors import ConfigError, QueryError, ServiceError
 from rayjobs.experiment import load
-from rayjobs.geo import parse_bbox
+from rayjobs.query.request import FORMATS, add_filters, check, form_of, request_of
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
 
 _TIMEOUT_S = 60.0
-_HALF_TURN, _QUARTER_TURN = 180.0, 90.0
-_TILE_ID = re.compile(r"[0-9a-f]{20}")
 _DESCRIPTION = """Ask a running service for the tiles most like a tile, a place or a picture.
 
 The tiles that are asked for, and the tile that holds a place, are left out of the answer. A picture is not: the service does not know
@@ -42,9 +39,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="a PNG, JPEG or GeoTIFF with the encoder's bands; if it is itself in the index, it is its own first hit",
     )
-    made.add_argument("--limit", type=int, default=10, help="most hits (10)")
-    made.add_argument("--bbox", metavar=("W", "S", "E", "N"), nargs=4, type=float, help="only tiles in this box, in degrees")
-    made.add_argument("--datetime", metavar="FROM/TO", help="only tiles of this interval (RFC 3339, `..` for an open end)")
+    made.add_argument("--negative", metavar="ID", action="append", help="a tile that hits should not look like; may be given several times")
+    made.add_argument(
+        "--method", choices=("mean", "rocchio", "linear"), help="how examples become one query (mean; rocchio with negatives)"
+    )
+    add_filters(made)
+    made.add_argument("--index-version", metavar="NAME", help="answer from this index version or not at all")
+    made.add_argument("--output", metavar="FILE", type=Path, help="write the hits there instead: .geojson, .csv or .parquet (GeoParquet)")
     made.add_argument("--url", help="address of the service (default: serve.host and serve.port of the experiment)")
     return made
 
@@ -57,13 +58,28 @@ def run(options: argparse.Namespace, overrides: Sequence[str], console: Console)
     request = request_of(options)
     if options.dry_run:
         return {"url": url, "request": request, **({"image": str(options.image)} if options.image else {})}
-    answer = ask(url, request, options.image, remedy=_ASK_ELSEWHERE if options.url else _START_ONE)
+    remedy = _ASK_ELSEWHERE if options.url else _START_ONE
+    if options.output:
+        return _written(url, request, options, remedy)
+    answer = ask(url, request, options.image, remedy=remedy)
     if options.json:
         return answer
     for rank, feature in enumerate(answer["features"], start=1):
         console.result(hit_line(rank, feature))
     exact = "exact" if answer["exact"] else "approximate"
     return {"answered by": f"index {answer['index_version']}, {exact}, of {answer['candidates']:,} candidates"}
+
+
+def _written(url: str, request: dict[str, Any], options: argparse.Namespace, remedy: str) -> dict[str, Any]:
+    """Write the hits to a file, in the form of its ending."""
+    response = _asked(url, request, options.image, remedy, FORMATS[options.output.suffix])
+    if not response.is_success:
+        _answered(response, url)
+    try:
+        options.output.write_bytes(response.content)
+    except OSError as error:
+        raise ConfigError(f"--output {options.output}: {error.strerror}") from error
+    return {"written": str(options.output), "bytes": len(response.content)}
 
 
 _START_ONE = "start one with `rayjobs serve`, or say where it is: serve.host and serve.port, or --url http://HOST:PORT"
@@ -75,52 +91,6 @@ _WITHOUT_SERVICE = {
     503: "has no replica up: it is starting, or ending; ask again",
 }
 """What Ray Serve answers in the service's place, by status, in plain text."""
-
-
-def check(options: argparse.Namespace) -> None:
-    """Refuse what no service could answer, before one is asked.
-
-    Raises:
-        ConfigError: names the option and what it takes.
-    """
-    if options.limit < 1:
-        raise ConfigError(f"--limit {options.limit}: ask for at least 1 hit")
-    for tile in options.tile or ():
-        if not _TILE_ID.fullmatch(tile):
-            raise ConfigError(f"--tile {tile}: no tile id; these have 20 digits and letters from a to f, as the `tile_id` of a hit")
-    if options.point and not is_place(*options.point):
-        raise ConfigError(
-            f"--point {options.point[0]} {options.point[1]}: no place; give LON (-180 to 180) and LAT (-90 to 90), in this order"
-        )
-    if options.bbox is not None:
-        _check_bbox(options.bbox)
-    if options.image is not None and not options.image.is_file():
-        raise ConfigError(f"--image {options.image}: there is no such file")
-    if options.url is not None and not re.match(r"https?://[^/\s]+", options.url):
-        raise ConfigError(f"--url {options.url}: no address of a service; write http://HOST:PORT")
-
-
-def _check_bbox(box: Sequence[float]) -> None:
-    try:
-        parse_bbox(box)
-    except ValueError as error:
-        raise ConfigError(f"--bbox {' '.join(map(str, box))}: {error}") from None
-
-
-def is_place(lon: float, lat: float) -> bool:
-    """Whether longitude and latitude are degrees within their range."""
-    return abs(lon) <= _HALF_TURN and abs(lat) <= _QUARTER_TURN  # false for NaN, too
-
-
-def request_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the request's JSON (for an image: the form's fields)."""
-    filters = {name: getattr(options, name) for name in ("limit", "bbox", "datetime") if getattr(options, name) is not None}
-    if options.tile:
-        return {"positives": [{"tile_id": tile} for tile in options.tile], **filters}
-    if options.point:
-        lon, lat = options.point
-        return {"positives": [{"point": {"lon": lon, "lat": lat}}], **filters}
-    return filters
 
 
 def ask(url: str, request: dict[str, Any], image: Path | None, *, remedy: str = _START_ONE) -> dict[str, Any]:
@@ -137,14 +107,17 @@ def ask(url: str, request: dict[str, Any], image: Path | None, *, remedy: str = 
         QueryError: the service refused the request.
         ServiceError: no service answers, or it failed.
     """
+    return _answered(_asked(url, request, image, remedy), url)
+
+
+def _asked(url: str, request: dict[str, Any], image: Path | None, remedy: str, form: str = "geojson") -> httpx.Response:
     token = os.environ.get("RAYJOBS_TOKEN")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
-            answer = client.post("/v1/search", json=request) if image is None else _post_image(client, request, image)
+        with httpx.Client(base_url=url, headers=headers, params={"format": form}, timeout=_TIMEOUT_S) as client:
+            return client.post("/v1/search", json=request) if image is None else _post_image(client, request, image)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(f"no service answers at {url} ({error}); {remedy}") from error
-    return _answered(answer, url)
 
 
 def _answered(answer: httpx.Response, url: str) -> dict[str, Any]:
@@ -161,12 +134,17 @@ def _answered(answer: httpx.Response, url: str) -> dict[str, Any]:
 
 
 def _post_image(client: httpx.Client, request: dict[str, Any], image: Path) -> httpx.Response:
-    fields = {name: ",".join(map(str, value)) if name == "bbox" else str(value) for name, value in request.items()}
+    """Search for a picture at once; beside other examples, for its embedding."""
+    alone = not request.keys() & {"negatives", "method"}
     try:
         with image.open("rb") as file:
-            return client.post("/v1/search/image", data=fields, files={"image": (image.name, file)})
+            fields = form_of(request) if alone else {}
+            found = client.post(f"/v1/{'search/image' if alone else 'embed'}", data=fields, files={"image": (image.name, file)})
     except OSError as error:
         raise ConfigError(f"cannot read the picture {image}: {error.strerror}") from error
+    if alone or not found.is_success:
+        return found
+    return client.post("/v1/search", json={"positives": [{"embedding": found.json()["embedding"]}], **request})
 
 
 def hit_line(rank: int, feature: dict[str, Any]) -> str:
