@@ -5,7 +5,8 @@ here are not postponed.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import fastapi
@@ -42,7 +43,7 @@ class Ingress:
     """Speaks HTTP and searches the index in its own process, since a further hop would halve the throughput."""
 
     def __init__(self, settings: AppSettings, encoder: DeploymentHandle[Any], watcher: DeploymentHandle[Any]) -> None:
-        """Hold no index before `reconfigure` names a version. The watcher is not asked for anything; naming it here starts it."""
+        """Hold no index before `reconfigure` names a version."""
         self._service, self._settings, self._encoder, self._watcher = settings.service, settings, encoder, watcher
         self._held: Held[Answers] = Held(self._load)
 
@@ -90,14 +91,25 @@ class Ingress:
         Raises:
             ServiceError: no encoder is free, or the one that was asked has ended.
         """
-        try:
-            with stage("embed"):
-                vector: Array = await self._encoder.embed.remote(pixels, valid, answers.version)
-        except RayTaskError as error:
-            raise error.cause from error
-        except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
-            raise ServiceError("no encoder is free to embed the image; ask again") from error
+        with stage("embed"), _answering("no encoder is free to embed the image"):
+            vector: Array = await self._encoder.embed.remote(pixels, valid, answers.version)
         return vector
+
+    async def refresh(self) -> Target:
+        """Have the watcher look at once which index version is current. Raises `ServiceError` where it does not answer."""
+        with _answering("the watcher does not answer"):
+            return Target.model_validate(await self._watcher.refresh.remote())
+
+
+@contextmanager
+def _answering(otherwise: str) -> Iterator[None]:
+    """Let pass what another deployment raises, and say of one that does not answer what that means."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise error.cause from error
+    except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+        raise ServiceError(f"{otherwise}; ask again") from error
 
 
 def api_of(settings: AppSettings) -> fastapi.FastAPI:

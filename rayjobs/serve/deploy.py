@@ -32,23 +32,22 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def deployed(args: Mapping[str, Any], http_options: Mapping[str, object], variables: Mapping[str, str]) -> Iterator[str]:
+def deployed(args: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
     """Run the application at `/` for the length of the block, under the name that is yielded.
 
     At the end the application goes, and Ray Serve too where this process started it and nothing else runs there.
 
     Args:
         args: `AppSettings` as JSON.
-        http_options: `host`, `port` and `request_timeout_s` of Ray Serve, which cannot be changed while it runs.
-        variables: of Ray Serve's processes where it does not run yet, such as those that put HAProxy in front.
+        options: of `ray.serve.start`, `http_options` among them, which cannot be changed while Ray Serve runs.
 
     Raises:
         ServiceError: Ray Serve runs already with one of our applications or with other options, or the application does not start.
     """
-    ours_to_end = not _runs_for_others(http_options)
+    ours_to_end = not _runs_for_others(options["http_options"])
     name = f"{_APPLICATION}-{secrets.token_hex(4)}"
     try:
-        _start(name, args, http_options, variables)
+        _start(name, args, options)
         yield name
     finally:
         if ours_to_end and not set(ray.serve.status().applications) - {name}:
@@ -81,9 +80,9 @@ def _runs_for_others(wanted: Mapping[str, object]) -> bool:
     return True
 
 
-def _start(name: str, args: Mapping[str, Any], http_options: Mapping[str, object], variables: Mapping[str, str]) -> None:
+def _start(name: str, args: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     try:
-        ray.serve.start(http_options=dict(http_options), controller_options={"runtime_env": {"env_vars": dict(variables)}})
+        ray.serve.start(**options)
         declare(_application(name, args))
         _wait(name)
     except (RayServeException, RuntimeError, TimeoutError) as error:  # the port or the path is taken; a replica or a proxy does not start

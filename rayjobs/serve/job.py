@@ -57,7 +57,7 @@ def run(experiment: Experiment, console: Console) -> Result:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which takes SIGTERM for itself
             signal.signal(number, _interrupt)
         console.say(f"serve            starting index {workspace.index.name} {version.version}")
-        with deployed(settings.model_dump(mode="json"), _http_options(experiment), _variables(experiment.serve, os.environ)):
+        with deployed(settings.model_dump(mode="json"), _options(experiment.serve)):
             _tell(console, experiment, version)
             _stay(console)
     return Result(url=_url(experiment), index_version=version.version)
@@ -78,9 +78,16 @@ def _settings(experiment: Experiment, version: Version) -> AppSettings:
     )
 
 
-def _http_options(experiment: Experiment) -> dict[str, Any]:
-    settings = experiment.serve
-    return {"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s}
+def _options(settings: ServeSection) -> dict[str, Any]:
+    """Return the options of `ray.serve.start`."""
+    options: dict[str, Any] = {
+        "http_options": {"host": settings.host, "port": settings.port, "request_timeout_s": settings.request_timeout_s},
+        "controller_options": {"runtime_env": {"env_vars": _variables(settings, os.environ)}},
+    }
+    if settings.trace_exporter:
+        traced = {"enabled": True, "exporter_import_path": settings.trace_exporter, "sampling_ratio": settings.trace_share}
+        options["tracing_config"] = traced
+    return options
 
 
 def _variables(settings: ServeSection, environment: Mapping[str, str]) -> dict[str, str]:

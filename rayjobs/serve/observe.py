@@ -6,6 +6,7 @@ headers nor query strings are logged: they may hold tokens and places.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import logging
@@ -15,24 +16,33 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ray.util.metrics import Counter, Gauge, Histogram
+import ray.util.metrics
+from opentelemetry import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from rayjobs.serve.schema import SearchAnswer
 
 _ID = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
 
-REQUESTS = Histogram("rayjobs_request_seconds", "Seconds from a request to its answer.", boundaries=_SECONDS, tag_keys=("route", "status"))
-STAGES = Histogram("rayjobs_stage_seconds", "Seconds that requests spend in a stage.", boundaries=_SECONDS, tag_keys=("stage",))
-SEARCHES = Counter("rayjobs_searches", "Queries that were searched for.", tag_keys=("mode", "index_version"))
-BATCHES = Histogram(
+REQUESTS = ray.util.metrics.Histogram(
+    "rayjobs_request_seconds", "Seconds from a request to its answer.", boundaries=_SECONDS, tag_keys=("route", "status")
+)
+STAGES = ray.util.metrics.Histogram(
+    "rayjobs_stage_seconds", "Seconds that requests spend in a stage.", boundaries=_SECONDS, tag_keys=("stage",)
+)
+SEARCHES = ray.util.metrics.Counter("rayjobs_searches", "Queries that were searched for.", tag_keys=("mode", "index_version"))
+BATCHES = ray.util.metrics.Histogram(
     "rayjobs_batch_size", "Items that were worked on together.", boundaries=[1, 2, 4, 8, 16, 32, 64, 128, 256], tag_keys=("of",)
 )
-SERVED = Gauge("rayjobs_index_served", "1 for the index version that this process serves, 0 for earlier ones.", tag_keys=("index_version",))
+SERVED = ray.util.metrics.Gauge(
+    "rayjobs_index_served", "1 for the index version that this process serves, 0 for earlier ones.", tag_keys=("index_version",)
+)
 
 _LOG = logging.getLogger("ray.serve.rayjobs")  # below Ray Serve's own, whose files and JSON it shares
 
@@ -51,10 +61,12 @@ _SEEN: contextvars.ContextVar[Seen | None] = contextvars.ContextVar("seen", defa
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Measure a stage of the request under way: `embed`, `search`, ..."""
+    """Measure a stage of the request under way, `embed`, `search`, ..., and make it a span where Ray Serve traces the request."""
     begun = time.perf_counter()
+    traced = trace.get_current_span().is_recording()
     try:
-        yield
+        with trace.get_tracer(__name__).start_as_current_span(name) if traced else contextlib.nullcontext():
+            yield
     finally:
         seconds = time.perf_counter() - begun
         STAGES.observe(seconds, tags={"stage": name})
@@ -62,14 +74,16 @@ def stage(name: str) -> Iterator[None]:
             seen.facts[f"{name}_ms"] = round(1e3 * seconds, 3)
 
 
-def searched(*, index_version: str, exact: bool, queries: int = 1) -> None:
-    """Count queries that were answered."""
-    mode = "exact" if exact else "approximate"
-    SEARCHES.inc(queries, tags={"mode": mode, "index_version": index_version})
-    if queries > 1:
-        BATCHES.observe(queries, tags={"of": "search"})
+def searched(answers: Sequence[SearchAnswer]) -> None:
+    """Count the answers to queries that were searched for together, all from one index version."""
+    modes = collections.Counter("exact" if answer.exact else "approximate" for answer in answers)
+    version = answers[0].index_version
+    for mode, count in modes.items():
+        SEARCHES.inc(count, tags={"mode": mode, "index_version": version})
+    if len(answers) > 1:
+        BATCHES.observe(len(answers), tags={"of": "search"})
     if seen := _SEEN.get():
-        seen.facts |= {"index_version": index_version, "mode": mode, "queries": queries}
+        seen.facts |= {"index_version": version, "queries": len(answers), "exact": modes["exact"]}
 
 
 class Observed:

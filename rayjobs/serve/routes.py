@@ -14,6 +14,8 @@ from rayjobs.rasters.uploads import read_upload
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.features import FORMATS, GEOJSON, WRITTEN
 from rayjobs.serve.forms import FormFilters, numbers_of
+from rayjobs.serve.held import Target
+from rayjobs.serve.observe import searched, stage
 from rayjobs.serve.schema import (
     BatchAnswer,
     BatchRequest,
@@ -87,6 +89,12 @@ async def info(service: Here) -> Info:
     return service.answers.info().model_copy(update={"versions": service.versions, "last_error": service.last_error})
 
 
+@router.post("/v1/refresh", tags=["service"], response_class=JSONResponse)
+async def refresh(service: Here) -> Target:
+    """Look at once which index version is current, and say which one all processes are to serve; they take it up within seconds."""
+    return await service.refresh()
+
+
 @router.post("/v1/search", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES)
 async def search(service: Here, request: SearchRequest, media: Format) -> Response:
     """Find the tiles most like the positive examples and least like the negative ones; the examples themselves are left out."""
@@ -95,12 +103,16 @@ async def search(service: Here, request: SearchRequest, media: Format) -> Respon
 
 
 def _searched(answers: Answers, request: SearchRequest, media: str) -> Response:
-    vector, examples = answers.query_vector(request.positives, request.negatives, method=request.method)
-    return _written(answers.search(vector, request, without=examples), media)
+    with stage("search"):
+        vector, examples = answers.query_vector(request.positives, request.negatives, method=request.method)
+        answer = answers.search(vector, request, without=examples)
+    return _written(answer, media)
 
 
 def _written(answer: SearchAnswer, media: str) -> Response:
-    return Response(WRITTEN[media](answer), media_type=media)
+    searched([answer])
+    with stage("write"):
+        return Response(WRITTEN[media](answer), media_type=media)
 
 
 @router.post("/v1/search/image", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES)
@@ -128,8 +140,11 @@ async def search_batch(service: Here, request: BatchRequest) -> Response:
             HTTPStatus.BAD_REQUEST, "the searches of a batch pin several index versions; a batch is answered from one"
         )
     answers = service.pinned(next(iter(pins), None))
-    found = await run_in_threadpool(answers.search_batch, request.searches)
-    return Response(BatchAnswer.model_construct(answers=found).model_dump_json(), media_type="application/json")
+    with stage("search"):
+        found = await run_in_threadpool(answers.search_batch, request.searches)
+    searched(found)
+    with stage("write"):
+        return Response(BatchAnswer.model_construct(answers=found).model_dump_json(), media_type="application/json")
 
 
 @router.post("/v1/embed", tags=["search"], response_class=JSONResponse)

@@ -57,8 +57,6 @@ class ServiceSection:
     """Origins, such as `https://maps.example.org`, whose pages may ask the service from a browser; `*` for all."""
     access_log: bool = True
     """Whether each request is one line of JSON in Ray Serve's log of the process."""
-    trace: bool = False
-    """Whether stages of requests are spans of OpenTelemetry; Ray Serve's `tracing_config` says where they go."""
 
 
 @section
@@ -71,6 +69,11 @@ class ServeSection(ServiceSection):
     """Port of the HTTP service."""
     request_timeout_s: Positive = 30.0
     """A request that takes longer is answered 408."""
+    trace_exporter: str | None = None
+    """Function, as `module:function`, that returns OpenTelemetry's span processors; where it is set, requests and their stages are
+    traced."""
+    trace_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
+    """Share of the requests that are traced."""
     proxy: Literal["python", "haproxy"] = "python"
     """What stands in front of the processes: Ray Serve's own proxy, or HAProxy (several times the requests per second; Linux). On a
     cluster that is joined, the nodes decide: see docs/http.md."""

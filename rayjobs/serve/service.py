@@ -8,6 +8,7 @@ import ray.serve
 
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve.answers import Answers
+from rayjobs.serve.held import Target
 
 
 class Service(Protocol):
@@ -36,6 +37,9 @@ class Service(Protocol):
 
     async def embed(self, pixels: np.ndarray, valid: np.ndarray, answers: Answers) -> np.ndarray:
         """Return the (dim,) float32 embedding of an image by the encoder of an index version."""
+
+    async def refresh(self) -> Target:
+        """Look at once which index version is current. Raises `ServiceError` where nobody looks."""
 
 
 def current_service() -> Service:

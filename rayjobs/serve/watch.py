@@ -40,6 +40,7 @@ class Watcher:
         self._settings, self._encoder = settings, encoder
         self._target = Target(index_version="")
         self._refused: tuple[str, float] = ("", 0.0)
+        self._one_at_a_time = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -58,9 +59,15 @@ class Watcher:
         while True:
             await asyncio.sleep(self._settings.service.watch_s)
             try:
-                await self._look()
+                await self.refresh()
             except Exception:  # noqa: BLE001  the workspace or Ray Serve does not answer; what is served stays
                 _LOG.exception("cannot look for a newly published index; trying again")
+
+    async def refresh(self) -> dict[str, Any]:
+        """Look at what is current, and return what all processes are to serve, a `Target`."""
+        async with self._one_at_a_time:
+            await self._look()
+        return self._target.model_dump()
 
     async def _look(self) -> None:
         current = await asyncio.to_thread(self._settings.published.leads_to)

@@ -14,7 +14,6 @@ from rayjobs.errors import ServiceError
 from rayjobs.serve import deploy
 
 HTTP = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 30.0}
-VARIABLES = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 ARGS = {"workspace": "file:/w", "index": "places"}
 
 
@@ -37,8 +36,7 @@ class Cluster:
     def running_http_options(self, names):
         return None if self.http is None else {name: self.http[name] for name in names}
 
-    def start(self, *, http_options, controller_options):
-        assert controller_options == {"runtime_env": {"env_vars": VARIABLES}}
+    def start(self, *, http_options):
         self.http = self.http or dict(http_options)
 
     def declare(self, wanted):
@@ -66,7 +64,7 @@ def cluster(monkeypatch):
 
 
 def test_on_a_fresh_cluster_nothing_is_left_behind(cluster):
-    with deploy.deployed(ARGS, HTTP, VARIABLES):
+    with deploy.deployed(ARGS, {"http_options": HTTP}):
         [name] = cluster.applications
         assert name.startswith("rayjobs-")
         assert cluster.http == HTTP
@@ -74,9 +72,9 @@ def test_on_a_fresh_cluster_nothing_is_left_behind(cluster):
 
 
 def test_another_port_may_follow_on_the_same_cluster(cluster):
-    with deploy.deployed(ARGS, HTTP, VARIABLES):
+    with deploy.deployed(ARGS, {"http_options": HTTP}):
         pass
-    with deploy.deployed(ARGS, HTTP | {"port": 9000}, VARIABLES):
+    with deploy.deployed(ARGS, {"http_options": HTTP | {"port": 9000}}):
         assert cluster.http["port"] == 9000
 
 
@@ -86,7 +84,7 @@ def test_a_service_of_ours_is_neither_replaced_nor_ended(cluster, name):
     before = dict(cluster.applications)
     with (
         pytest.raises(ServiceError, match=f"application {name} is RUNNING; end the `rayjobs serve`"),
-        deploy.deployed(ARGS, HTTP, VARIABLES),
+        deploy.deployed(ARGS, {"http_options": HTTP}),
     ):
         pytest.fail("a second service came up")
     assert (cluster.http, cluster.applications) == (HTTP, before)
@@ -96,21 +94,21 @@ def test_a_service_of_ours_is_neither_replaced_nor_ended(cluster, name):
 def test_other_http_options_are_refused_and_left_as_they_are(cluster, other):
     cluster.http = HTTP | other
     [(option, value)] = other.items()
-    with pytest.raises(ServiceError, match=f"{option} {value} \\(wanted: {HTTP[option]}\\)"), deploy.deployed(ARGS, HTTP, VARIABLES):
+    with pytest.raises(ServiceError, match=f"{option} {value} \\(wanted: {HTTP[option]}\\)"), deploy.deployed(ARGS, {"http_options": HTTP}):
         pytest.fail("the address was ignored")
     assert cluster.http == HTTP | other
 
 
 def test_beside_others_only_ours_goes(cluster):
     cluster.http, cluster.applications = dict(HTTP), {"rayjobsish": application(), "default": application()}
-    with deploy.deployed(ARGS, HTTP, VARIABLES):
+    with deploy.deployed(ARGS, {"http_options": HTTP}):
         assert len(cluster.applications) == 3
     assert cluster.http == HTTP
     assert cluster.applications.keys() == {"rayjobsish", "default"}
 
 
 def test_what_others_put_up_meanwhile_stays(cluster):
-    with deploy.deployed(ARGS, HTTP, VARIABLES):
+    with deploy.deployed(ARGS, {"http_options": HTTP}):
         cluster.applications["default"] = application()
     assert cluster.http == HTTP
     assert cluster.applications.keys() == {"default"}
@@ -124,13 +122,13 @@ def test_what_somebody_put_up_at_the_same_moment_stays(cluster, monkeypatch):
         raise RayServeException(taken)
 
     monkeypatch.setattr(deploy, "declare", too_late)
-    with pytest.raises(ServiceError, match="Prefix / is being used"), deploy.deployed(ARGS, HTTP, VARIABLES):
+    with pytest.raises(ServiceError, match="Prefix / is being used"), deploy.deployed(ARGS, {"http_options": HTTP}):
         pytest.fail("two services at one address")
     assert cluster.applications.keys() == {"rayjobs-00000000"}
 
 
 def test_a_failure_of_the_block_passes_and_the_application_goes(cluster):
-    with pytest.raises(ZeroDivisionError), deploy.deployed(ARGS, HTTP, VARIABLES):
+    with pytest.raises(ZeroDivisionError), deploy.deployed(ARGS, {"http_options": HTTP}):
         raise ZeroDivisionError
     assert cluster.applications == {}
 
@@ -138,7 +136,7 @@ def test_a_failure_of_the_block_passes_and_the_application_goes(cluster):
 def test_why_a_replica_does_not_start_is_said_in_one_line(cluster, caplog):
     trace = "The deployment failed to start 3 times in a row. Error:\n  File app.py\nrayjobs.errors.ConfigError: RAYJOBS_TOKEN was set\n"
     cluster.failure = application("DEPLOY_FAILED", Encoder="", Ingress=trace)
-    with pytest.raises(ServiceError) as caught, deploy.deployed(ARGS, HTTP, VARIABLES):
+    with pytest.raises(ServiceError) as caught, deploy.deployed(ARGS, {"http_options": HTTP}):
         pytest.fail("it came up")
     assert str(caught.value) == "the service does not start: rayjobs.errors.ConfigError: RAYJOBS_TOKEN was set"
     assert "File app.py" in caplog.text
@@ -152,7 +150,7 @@ def test_why_the_application_cannot_be_built_is_said_in_one_line(cluster):
     )
     with (
         pytest.raises(ServiceError, match=r"the service does not start: rayjobs\.errors\.NotFoundError: there is no index$"),
-        deploy.deployed(ARGS, HTTP, VARIABLES),
+        deploy.deployed(ARGS, {"http_options": HTTP}),
     ):
         pytest.fail("it came up")
 
@@ -160,6 +158,6 @@ def test_why_the_application_cannot_be_built_is_said_in_one_line(cluster):
 def test_what_the_driver_ships_goes_to_the_processes_too(cluster, monkeypatch):
     told = []
     monkeypatch.setattr(deploy, "declare", lambda wanted: (told.append(wanted), cluster.declare(wanted)))
-    with deploy.deployed(ARGS, HTTP, VARIABLES) as name:
+    with deploy.deployed(ARGS, {"http_options": HTTP}) as name:
         assert told[0]["name"] == name
     assert told[0]["runtime_env"] == {"working_dir": "gcs://x.zip", "env_vars": {"A": "b"}}

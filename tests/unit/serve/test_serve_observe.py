@@ -9,6 +9,7 @@ import pytest
 
 from rayjobs.serve import observe
 from rayjobs.serve.observe import Observed, searched, stage
+from rayjobs.serve.schema import SearchAnswer
 
 
 class Recorder:
@@ -31,9 +32,12 @@ def metrics(monkeypatch):
     return made
 
 
+ANSWER = SearchAnswer(features=[], index_version="v1", encoder_fingerprint="f", exact=False, candidates=9)
+
+
 async def working(scope, receive, send):
     with stage("search"):
-        searched(index_version="v1", exact=False, queries=3)
+        searched([ANSWER, ANSWER, ANSWER.model_copy(update={"exact": True})])
     await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
     await send({"type": "http.response.body", "body": b"{}"})
 
@@ -82,9 +86,7 @@ def test_an_id_that_is_none_is_replaced(metrics, lines, given):
 def test_a_line_tells_what_was_done_and_no_secret(metrics, lines):
     ask(headers=[(b"authorization", b"Bearer s3cret"), (b"cookie", b"s3cret")])
     [line] = lines
-    assert (line.method, line.path, line.status, line.mode, line.index_version, line.queries) == (
-        "GET", "/v1/info", 200, "approximate", "v1", 3,
-    )  # fmt: skip
+    assert (line.method, line.path, line.status, line.index_version, line.queries, line.exact) == ("GET", "/v1/info", 200, "v1", 3, 1)
     assert line.ms >= line.search_ms >= 0
     assert "s3cret" not in repr(vars(line))
 
@@ -98,7 +100,9 @@ def test_lines_may_be_left_out(metrics, lines):
 def test_metrics_tell_stage_mode_version_and_batch(metrics):
     ask()
     assert [tags for _, tags in metrics["STAGES"].values] == [{"stage": "search"}]
-    assert metrics["SEARCHES"].values == [(3, {"mode": "approximate", "index_version": "v1"})]
+    assert metrics["SEARCHES"].values == [
+        (2, {"mode": "approximate", "index_version": "v1"}), (1, {"mode": "exact", "index_version": "v1"}),
+    ]  # fmt: skip
     assert metrics["BATCHES"].values == [(3, {"of": "search"})]
     assert [tags for _, tags in metrics["REQUESTS"].values] == [{"route": "none", "status": "200"}]
 

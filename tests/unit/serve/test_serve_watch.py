@@ -60,7 +60,7 @@ def publish(index, version):
 
 def look(watcher, times=1):
     for _ in range(times):
-        asyncio.run(watcher._look())
+        asyncio.run(watcher.refresh())
 
 
 def test_a_new_version_is_tried_and_declared_once(index, watcher, encoder, told):
