@@ -17,6 +17,7 @@ import rasterio.errors
 import rasterio.io
 
 from rayjobs.errors import QueryError, UploadError, UploadTooLargeError
+from rayjobs.rasters.handles import FAULTS
 from rayjobs.rasters.reader import Pixels
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -91,7 +92,7 @@ def _read_tiff(data: bytes, limits: UploadLimits) -> Pixels:
                 limits.check_bands(len(bands))
                 limits.check_bytes(_decoded_bytes(source))
                 return Pixels(source.read(bands), source.dataset_mask() > 0)
-        except rasterio.errors.RasterioError as error:
+        except FAULTS as error:
             raise UploadError(f"the TIFF cannot be read: {error}") from error
 
 
