@@ -12,17 +12,12 @@ costs. Every measurement is appended to a file of JSON lines; what stands there 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import platform
-import shlex
-import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks import command
 from benchmarks.study import DATA, METRICS, Images, Keys, Record, images_of, interval_over, measure, train, vectors_of
 from rayjobs import experiment as experiments
 from rayjobs.models.backbones import feature_count
@@ -336,9 +332,7 @@ def run(root: str, out: Path, partitions: Sequence[int], *, quick: bool, baselin
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.class_disjoint", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="two partitions, one seed, few baselines")
+    parser = command.parser("class_disjoint", __doc__, quick="two partitions, one seed, few baselines")
     parser.add_argument(
         "--out", type=Path, default=Path("class_disjoint.jsonl"), help="file of measurements, which a second run goes on from"
     )
@@ -351,10 +345,7 @@ def main() -> None:
     partitions = options.partitions or (PARTITIONS[:2] if options.quick else PARTITIONS)
     figures = run(root, options.out, partitions, quick=options.quick, baselines=not (options.quick or options.no_baselines))
     if options.json:
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in ("rayjobs", "torch", "timm", "numpy")}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.class_disjoint", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("class_disjoint", figures, ("rayjobs", "torch", "timm", "numpy"))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,17 @@ published set's shards on a real S3 server through Ray Data, into the files that
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
-import json
 import os
-import platform
-import shlex
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks import command
 from benchmarks.sampling import make_raster
 from benchmarks.train_step import BACKBONE, BATCH, SIDE, TILE, experiment_of, measured
 from rayjobs.cluster.session import joined
@@ -74,18 +70,12 @@ def report(found: Mapping[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="fewer tiles and rounds")
-    options = parser.parse_args()
+    options = command.parser("ingest", __doc__, quick="fewer tiles and rounds").parse_args()
     figures = run(quick=options.quick)
     low, high = (figures[f"fed_ratio_quartile_{part}"] for part in (1, 3))
     print(f"fed over memory       {figures['fed_ratio']:.3f} (quartiles of the rounds {low:.3f} and {high:.3f})")
     if options.json:
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in ("rayjobs", "ray", "torch", "timm")}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.ingest", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("ingest", figures, ("rayjobs", "ray", "torch", "timm"))
 
 
 if __name__ == "__main__":

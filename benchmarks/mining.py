@@ -9,15 +9,9 @@ The ratio of processor times stands beside that of seconds: it tells the same on
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import shlex
-import sys
 import tempfile
 import time
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -26,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks import command
 from rayjobs.metric.guards import DistanceGuard, OverlapGuard
 from rayjobs.train.mine import mine_all
 
@@ -183,20 +178,13 @@ def report(tiles: int, seconds: dict[str, np.ndarray], cpu: dict[str, np.ndarray
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mining", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="20,000 tiles, fewer rounds")
-    options = parser.parse_args()
+    options = command.parser("mining", __doc__, quick="20,000 tiles, fewer rounds").parse_args()
     figures = run(quick=options.quick)
     print(f"FAISS script's seconds over ours, 1 worker  {figures['one_worker_ratio']:.2f}")
     print(f"their times of the processor, likewise      {figures['one_worker_cpu_ratio']:.2f}")
     print(f"seconds of 1 worker over those of 2         {figures['two_worker_scaling']:.2f}")
     if options.json:
-        packages = ("rayjobs", "torch", "numpy", "faiss-gpu" if sys.platform == "linux" and platform.machine() == "x86_64" else "faiss-cpu")
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.mining", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("mining", figures, ("rayjobs", "torch", "numpy", command.FAISS))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,17 @@ Every measurement is appended to a file of JSON lines; what stands there is not 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
 import os
-import platform
-import shlex
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from benchmarks import class_disjoint
+from benchmarks import class_disjoint, command
 from benchmarks.study import DATA, METRICS, Images, Keys, Record, images_of, interval_over, vectors_of
 from rayjobs.retrieval.intervals import resampled_interval
 from rayjobs.retrieval.metrics import PairList, score
@@ -237,9 +232,7 @@ def study() -> str:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.periodic_mining", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="two partitions")
+    parser = command.parser("periodic_mining", __doc__, quick="two partitions")
     parser.add_argument("--task", choices=("AID", "NAIP"), nargs="+", default=["AID", "NAIP"], help="one of them alone")
     parser.add_argument(
         "--out", type=Path, default=Path("periodic_mining.jsonl"), help="file of measurements, which a second run goes on from"
@@ -247,10 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = run(options.out, options.task, quick=options.quick)
     if options.json:
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in ("rayjobs", "torch", "timm", "numpy")}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.periodic_mining", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("periodic_mining", figures, ("rayjobs", "torch", "timm", "numpy"))
 
 
 if __name__ == "__main__":

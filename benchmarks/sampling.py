@@ -8,20 +8,14 @@ Speed is measured against the server itself; bytes are counted, and requests hel
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import functools
-import json
 import multiprocessing
 import os
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +25,7 @@ import rasterio.transform
 import rasterio.windows
 import scipy.ndimage
 
+from benchmarks import command
 from benchmarks.proxy import Counter, counting
 from rayjobs.config import build
 from rayjobs.errors import UnreadableTileError
@@ -244,21 +239,10 @@ def run(*, quick: bool) -> dict[str, float]:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="one run of each instead of three, and none with 20 ms added")
-    options = parser.parse_args()
+    options = command.parser("sampling", __doc__, quick="one run of each instead of three, and none with 20 ms added").parse_args()
     figures = run(quick=options.quick)
     if options.json:
-        packages = ("rayjobs", "rasterio", "numpy")
-        versions = {
-            "python": platform.python_version(),
-            "gdal": rasterio.__gdal_version__,
-            **{name: metadata.version(name) for name in packages},
-        }
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.sampling", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("sampling", figures, ("rayjobs", "rasterio", "numpy"), gdal=rasterio.__gdal_version__)
 
 
 if __name__ == "__main__":

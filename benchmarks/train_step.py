@@ -10,17 +10,12 @@ run of default length. Ratios are medians over rounds of neighbouring measuremen
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
-import platform
-import shlex
 import shutil
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +29,7 @@ from pytorch_metric_learning import losses, miners
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import command
 from benchmarks.sampling import make_raster
 from rayjobs.cluster.mailbox import listening
 from rayjobs.cluster.session import even_cpus, joined
@@ -278,20 +274,13 @@ def report(found: Mapping[str, Any], steps: int, epochs: int) -> dict[str, float
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="fewer tiles, steps and rounds")
-    options = parser.parse_args()
+    options = command.parser("train_step", __doc__, quick="fewer tiles, steps and rounds").parse_args()
     figures = run(quick=options.quick)
     for name, words in (("step_ratio", "ours over plain"), ("fed_ratio", "fed over ours")):
         low, high = (figures[f"{name}_quartile_{part}"] for part in (1, 3))
         print(f"{words:<18}{figures[name]:.3f} (quartiles of the rounds {low:.3f} and {high:.3f})")
     if options.json:
-        packages = ("rayjobs", "ray", "torch", "timm", "pytorch-metric-learning")
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.train_step", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("train_step", figures, ("rayjobs", "ray", "torch", "timm", "pytorch-metric-learning"))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import rasterio.crs
 import rasterio.enums
 import rasterio.errors
 import rasterio.windows
+from rasterio._err import CPLE_BaseError  # no public module names it
 
 from rayjobs.geo import BoolArray, Grid, Window
 from rayjobs.rasters.gdal import open_raster
 
-FAULTS = (rasterio.errors.RasterioError, OSError)
-"""What rasterio raises for a file that cannot be opened or read."""
+FAULTS = (rasterio.errors.RasterioError, CPLE_BaseError, OSError)
+"""What rasterio raises for a file that cannot be opened or read; its properties raise GDAL's own errors as they are."""
 
 _ADVICE = re.compile(r" *\((this error|note:|see) [^)]*\)", re.IGNORECASE)
 _IN_OUR_WORDS = {

@@ -20,6 +20,7 @@ from rasterio.enums import Resampling
 
 from rayjobs.errors import QueryError, UploadError, UploadTooLargeError
 from rayjobs.geo import Grid, locatable, pixel_sides_m
+from rayjobs.rasters.handles import FAULTS
 from rayjobs.rasters.reader import Pixels
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -109,7 +110,7 @@ def _read_tiff(data: bytes, limits: UploadLimits, like: TileGround | None) -> Pi
                 if like is None or sides_m is None:
                     return Pixels(source.read(bands), source.dataset_mask() > 0)
                 return _read_middle(source, bands, like, sides_m)
-        except rasterio.errors.RasterioError as error:
+        except FAULTS as error:
             raise UploadError(f"the TIFF cannot be read: {error}") from error
 
 

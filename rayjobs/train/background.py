@@ -17,7 +17,7 @@ from rayjobs.train import cache as chip_cache
 from rayjobs.train.distributed import rank
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import mined_with
-from rayjobs.train.state import MinedTable, from_rank_zero, mined_table, publish_table, published_tiles
+from rayjobs.train.state import MinedTable, from_rank_zero, make_way, mined_table, publish_table, published_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +74,7 @@ class BackgroundMining:
         task, self._task = self._task, None
         try:
             table: MinedTable = ray.get(task)
+            make_way(self._plan, table.generation, tile_ids)
             publish_table(self._plan, table)
             return table.generation, published_tiles(self._plan, table.generation, tile_ids)
         except (ray.exceptions.RayError, StorageError, CheckpointError) as error:

@@ -229,10 +229,18 @@ def _newest(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
     generation = _loaded(version).saved["generation"]
     if generation is None:
         return version.version, None
-    mined = workspace.mining.newest_sound(
-        say, generation_name(generation), unfit=lambda table: _refusal(lambda: (_number(table), hard_tiles(plan, table, tile_ids)))
-    )
+    mined = _newest_generation(plan, generation, tile_ids)
     return version.version, _number(mined) if mined else None
+
+
+def _newest_generation(plan: TrainPlan, last: int, tile_ids: Sequence[str]) -> Version | None:
+    """Return the newest mining generation up to a last one that this run can use; say and withdraw those after it."""
+
+    def unfit(table: Version) -> str | None:
+        return _refusal(lambda: (_number(table), hard_tiles(plan, table, tile_ids)))
+
+    mining = plan.experiment.open_workspace().mining
+    return mining.newest_sound(lambda text: plan.tell("damaged", text=text), generation_name(last), unfit=unfit)
 
 
 class _Checkpoint(NamedTuple):
@@ -458,6 +466,7 @@ def publish_mined(plan: TrainPlan, state: State, mined: Mined, tile_ids: Sequenc
         ours_now = fingerprint(plan.spec, state.module.state_dict())
         state.unpublished = mined_table(plan, mined, tile_ids, generation=state.epoch, encoder_fingerprint=ours_now)
         try:
+            make_way(plan, state.epoch, tile_ids)
             ours = publish_table(plan, state.unpublished)
             state.unpublished = None
         except PublishConflictError:
@@ -480,6 +489,12 @@ def mined_table(plan: TrainPlan, mined: Mined, tile_ids: Sequence[str], *, gener
         "counts": {"anchors": mined.anchors, **mined.counts, "refused": mined.refused},
     }
     return MinedTable(generation, mined.parquet(tile_ids), manifest)
+
+
+def make_way(plan: TrainPlan, generation: int, tile_ids: Sequence[str]) -> None:
+    """Withdraw what stands under the name of a generation and is none of this run, so that the generation can be published."""
+    if generation_name(generation) in plan.experiment.open_workspace().mining.finished():
+        _newest_generation(plan, generation, tile_ids)
 
 
 def publish_table(plan: TrainPlan, table: MinedTable) -> bool:

@@ -288,11 +288,8 @@ def test_what_no_restart_mends(begin, cluster, config, sampled, store_of, row, t
     done = begin("train", *options(config, sampled, *LONG, *infinite)).ended()
     assert done.code == 1
     assert "the loss is not finite" in done.err
-    store = store_of(sampled)
-    draft = Artefact(store, "runs/buggy", "mining").draft("generation-0000")
-    draft.write("mined.parquet", b"no table")
-    draft.publish({"generation": 0})
-    buggy = begin("train", *options(config, sampled, *LONG, *tracking, "--workspace.run", "buggy"))
+    publish_without_chips(store_of(sampled), "unreadable")
+    buggy = begin("train", *options(config, sampled, *LONG, *tracking, "--workspace.run", "buggy", "--workspace.set", "unreadable"))
     done = buggy.ended()
     assert done.code == 1
     assert "training failed 4 times" in done.err
@@ -301,6 +298,16 @@ def test_what_no_restart_mends(begin, cluster, config, sampled, store_of, row, t
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name: run.info.status for run in runs} == {"infinite": "FAILED", "buggy": "FAILED"}
     row.lost, row.recovered = "the run, as it should be", "-"
+
+
+def publish_without_chips(store, name):
+    """Publish the set again with chips that are none, as only a fault of the program would."""
+    sound = Artefact(store, "sets", "made-up").current()
+    draft = Artefact(store, "sets", name).draft(sound.version)
+    for entry in sound.files:
+        draft.write(entry.name, b"no chips" if entry.name.startswith("chips/") else sound.read(entry.name))
+    kept = {key: value for key, value in sound.manifest.items() if key not in {"kind", "name", "version", "created", "files"}}
+    draft.publish(kept)
 
 
 @pytest.mark.fault("T9")

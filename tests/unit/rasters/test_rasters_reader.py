@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import rasterio.windows
 
 from rayjobs.errors import UnreadableTileError
 from rayjobs.geo import Window
+from rayjobs.rasters import handles
 from rayjobs.rasters import reader as reader_module
 from rayjobs.rasters.reader import RasterReader
 from tests.unit.rasters.rasters_made import files, found, noise, write
@@ -206,6 +208,23 @@ def test_a_file_that_vanished_is_unreadable_not_fatal(tmp_path):
     scene = scene_of(path)
     path.unlink()
     with pytest.raises(UnreadableTileError, match="cannot read rows 13"):
+        read(scene)
+
+
+def test_a_file_that_fails_between_its_opening_and_its_first_property_is_unreadable_not_fatal(tmp_path, monkeypatch):
+    """Asking for a stored mask leaves the main directory of a TIFF, which is then read again: GDAL's own error comes out of rasterio."""
+    path = tmp_path / "a.tif"
+    write(path, noise(1, 80, 90), mask=np.full((80, 90), 255, np.uint8))
+    scene = scene_of(path)
+    really = handles.open_raster
+
+    def opened_and_lost(uri, *, fresh):
+        dataset = really(uri, fresh=fresh)
+        os.truncate(path, 8)
+        return dataset
+
+    monkeypatch.setattr(handles, "open_raster", opened_and_lost)
+    with pytest.raises(UnreadableTileError, match=r"cannot read rows 13 .* its header cannot be read"):
         read(scene)
 
 

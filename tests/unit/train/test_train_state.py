@@ -326,6 +326,16 @@ def of_other_tiles(table):
     draft.publish({"generation": 2})
 
 
+def test_what_is_no_table_makes_way_for_a_generation(make):
+    run = published(make, 1)
+    draft = run.workspace.mining.draft("generation-0001")
+    draft.write("mined.parquet", b"no table")
+    draft.publish({"generation": 1})
+    publish_mined(run.plan, run.state, mined(0), IDS)
+    np.testing.assert_array_equal(run.state.mined.negatives, mined(0).candidates)
+    assert run.workspace.mining.at("generation-0001").read("mined.parquet") == mined(0).parquet(IDS)
+
+
 @pytest.mark.parametrize("spoil", [damaged, of_other_tiles])
 def test_a_mining_generation_that_cannot_be_used_is_said_and_the_one_before_taken(make, spoil):
     run = published(make, 1)
