@@ -42,6 +42,7 @@ class Result:
     parent: str | None
     """The version that it goes on from."""
     kind: str
+    encoder_fingerprint: str
     rows: int
     """Tiles that can be found."""
     deleted: int
@@ -99,6 +100,7 @@ class Published:
             version=self.version.version,
             parent=self.version.manifest["parents"].get("index"),
             kind=self.manifest.kind,
+            encoder_fingerprint=self.manifest.encoder_fingerprint,
             rows=self.manifest.stored - self.manifest.deleted,
             deleted=self.manifest.deleted,
             segments=len(self.manifest.segments),
