@@ -32,6 +32,7 @@ DEEP_SHARE = 0.05
 """So is one of which more than this share is asked for."""
 _TUNED_AT = 10
 """Hits for which an index version's effort was chosen."""
+_WIDENING = 0.75
 _NEIGHBOURS = 100
 """Nearest tiles without the filter, among which the share that passes is counted."""
 _LEAST_ROUND, _MOST_ROUND = 64, 2**14
@@ -179,7 +180,9 @@ class Searcher(Gallery):
             scores, rows = segment.exact(queries, count, chosen)
             return self._numbering.over_all(number, rows), scores, np.ones(len(queries), np.bool_)
         share = candidates / segment.rows if chosen is None else self._local_share(segment, queries, chosen)
-        scores, rows = segment.approximate(queries, count, chosen, widened(self._effort, share, count))
+        sought = max(count, _TUNED_AT)  # fewer are refined less
+        scores, rows = segment.approximate(queries, sought, chosen, widened(self._effort, share, count))
+        scores, rows = scores[:, :count], rows[:, :count]
         short = (rows < 0).any(axis=1)
         if short.any():
             scores[short], rows[short] = segment.exact(queries[short], count, chosen)
@@ -234,12 +237,12 @@ def _worth_approximating(rows: int, candidates: int, count: int) -> bool:
 
 
 def widened(effort: Effort, share: float, count: int) -> Effort:
-    """Return how hard to try where a filter lets a share of the rows pass, and `count` hits are wanted.
+    """Return how hard to try where a filter lets a share of what is near pass, and `count` hits are wanted.
 
-    The nearest `count` of a share lie as far away as the nearest count / share of all. Recall falls more slowly than that grows: the
-    square root keeps it, measured by `benchmarks/filtered_search.py`.
+    The nearest `count` of a share lie as far away as the nearest count / share of all. Recall falls more slowly than that grows: a power
+    below 1 keeps it, measured by `benchmarks/filtered_search.py`.
     """
-    return effort.widened(max(1.0, count / _TUNED_AT / share) ** 0.5)
+    return effort.widened(max(1.0, count / _TUNED_AT / share) ** _WIDENING)
 
 
 def _apart(middles: FloatArray, distance_m: float, most: int) -> IntArray:
