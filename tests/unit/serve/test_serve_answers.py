@@ -20,7 +20,7 @@ from rayjobs.retrieval.kinds import Effort
 from rayjobs.retrieval.manifest import TOMBSTONES, IndexManifest, tombstone_bytes
 from rayjobs.retrieval.segments import build_segment
 from rayjobs.serve.answers import Answers
-from rayjobs.serve.schema import Example, Filters, SearchRequest
+from rayjobs.serve.schema import ChangesRequest, Example, Filters, Ground, Page, SearchRequest
 from rayjobs.storage import Artefact, open_store
 from rayjobs.tiles import chips
 
@@ -47,7 +47,8 @@ def tile_table() -> pa.Table:
             "tile_id": IDS, "scene_id": ["scene"] * COUNT, "label": ["field", None] * (COUNT // 2),
             "datetime": pa.array([first + datetime.timedelta(days=number) for number in range(COUNT)], pa.timestamp("us", tz="UTC")),
             "row": [0] * COUNT, "col": [8 * number for number in range(COUNT)], "height": [8] * COUNT, "width": [8] * COUNT,
-            "shard": [0] * COUNT, "geometry": pa.array(footprints, pa.binary()),
+            "shard": [0] * COUNT, "place_id": [f"place-{number % 7}" for number in range(COUNT)],
+            "geometry": pa.array(footprints, pa.binary()),
         }
     )  # fmt: skip
 
@@ -188,3 +189,99 @@ def test_an_index_that_carries_another_encoder_is_refused(tmp_path):
 def test_requests_that_say_too_little_or_too_much(body):
     with pytest.raises(pydantic.ValidationError):
         SearchRequest.model_validate(body)
+
+
+def request_of(*positives, **fields):
+    return SearchRequest(positives=[{"tile_id": IDS[number]} for number in positives], **fields)
+
+
+def test_negatives_push_away_and_are_left_out(answers):
+    vector, without = answers.query_vector([Example(tile_id=IDS[1])], [Example(tile_id=IDS[2])])
+    moved = 1.75 * VECTORS[1].astype(np.float64) - 0.15 * VECTORS[2]
+    np.testing.assert_allclose(vector, moved / np.linalg.norm(moved), atol=1e-6)
+    assert without == (IDS[1], IDS[2])
+    linear, _ = answers.query_vector([Example(tile_id=IDS[1])], [Example(tile_id=IDS[2])], method="linear")
+    assert linear @ VECTORS[1] > linear @ VECTORS[2]
+
+
+def test_a_tile_is_not_liked_and_disliked(answers):
+    with pytest.raises(QueryError, match="positive and a negative"):
+        answers.query_vector([Example(tile_id=IDS[1])], [Example(tile_id=IDS[1])])
+
+
+def test_a_place_can_be_meant_on_a_date(answers):
+    lon, lat = place(7)
+    point = {"lon": lon + 0.02, "lat": lat + 0.02, "datetime": "2020-01-08"}
+    assert answers.query_vector([Example(point=point)])[1] == (IDS[7],)
+    with pytest.raises(UnknownTileError):
+        answers.query_vector([Example(point=point | {"datetime": "2020-01-09"})])
+
+
+def test_a_batch_answers_as_its_searches_alone(answers):
+    requests = [
+        request_of(1),
+        request_of(2, limit=3),
+        request_of(4, 5),
+        request_of(6, labels=["field"]),
+        request_of(7, negatives=[{"tile_id": IDS[8]}]),
+    ]
+    together = answers.search_batch(requests)
+    for request, answer in zip(requests, together, strict=True):
+        vector, without = answers.query_vector(request.positives, request.negatives)
+        alone = answers.search(vector, request, without=without)
+        assert answer == alone
+    assert {feature.properties.label for feature in together[3].features} == {"field"}
+
+
+def test_a_batch_says_which_search_cannot_be_answered(answers):
+    with pytest.raises(UnknownTileError, match=r"searches\[1\]: the index holds no tile"):
+        answers.search_batch([request_of(1), request_of(3)])
+    with pytest.raises(QueryError, match="1,100 hits together, above the 1,000 of a batch"):
+        answers.search_batch([request_of(1, limit=100)] * 11)
+
+
+def test_filters_of_a_request_reach_the_search(answers):
+    triangle = {"type": "Polygon", "coordinates": [[[0.0, 39.9], [0.3, 39.9], [0.0, 40.4], [0.0, 39.9]]]}
+    fields = {"intersects": triangle, "datetime": "2020-01-02/..", "where": {"row": 0, "label": [None, "field"]}, "scenes": ["scene"]}
+    found = answers.search(VECTORS[7], Filters(limit=100, **fields), without=())
+    drawn = shapely.geometry.shape(triangle)
+    inside = [
+        number for number in range(1, COUNT) if number != 3 and drawn.intersects(shapely.box(*place(number), *np.add(place(number), 0.05)))
+    ]
+    assert sorted(feature.id for feature in found.features) == [IDS[number] for number in inside]
+    assert len(inside) == found.candidates == 2
+    apart = answers.search(VECTORS[7], Filters(limit=100, spread_m=20_000), without=())
+    assert len(apart.features) < COUNT / 2
+    with pytest.raises(QueryError, match="did you mean 'label'"):
+        answers.search(VECTORS[7], Filters(where={"lable": "x"}), without=())
+
+
+def test_tiles_are_listed_for_a_map(answers):
+    found = answers.tiles(Ground(bbox=[0.0, 39.0, 0.56, 41.0]), Page(limit=2, offset=1))
+    assert [feature.id for feature in found.features] == IDS[1:3]
+    assert (found.candidates, found.exact, found.features[0].properties.score) == (5, True, None)
+
+
+def test_places_are_compared_with_themselves(answers):
+    found = answers.changes(ChangesRequest.model_validate({"from": "2020-01-01/2020-01-07", "to": "2020-01-08/2020-01-12", "limit": 3}))
+    moved = {number: 1 - float(VECTORS[number] @ VECTORS[number + 7]) for number in range(5) if number != 3}
+    ranking = sorted(moved, key=lambda number: -moved[number])
+    assert [feature.properties.from_tile_id for feature in found.features] == [IDS[number] for number in ranking[:3]]
+    first = found.features[0]
+    assert first.id == first.properties.to_tile_id == IDS[ranking[0] + 7]
+    assert first.properties.change == pytest.approx(moved[ranking[0]], abs=1e-6)
+    assert (first.properties.place_id, found.candidates) == (f"place-{ranking[0]}", 4)
+    assert [feature.id for feature in answers.same_place(IDS[1]).features] == [IDS[8]]
+
+
+def test_how_alike_the_ground_in_view_is(answers):
+    boxes, scores = answers.similarity(VECTORS[7], Ground(bbox=[0.0, 39.0, 0.56, 41.0]), most=100)
+    np.testing.assert_allclose(boxes[:, 0], [0, 0.1, 0.2, 0.4, 0.5], atol=1e-9)
+    np.testing.assert_allclose(scores, VECTORS[[0, 1, 2, 4, 5]] @ VECTORS[7], atol=1e-6)
+    assert len(answers.similarity(VECTORS[7], Ground(), most=4)[1]) == 4
+
+
+def test_what_is_quick_has_no_filter(answers):
+    assert answers.is_quick(request_of(1))
+    assert not answers.is_quick(request_of(1, labels=["x"]))
+    assert not answers.is_quick(request_of(1, negatives=[]))

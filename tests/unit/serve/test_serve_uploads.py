@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayjobs.errors import QueryError, UploadError, UploadTooLargeError
-from rayjobs.rasters.uploads import UploadLimits, read_upload
+from rayjobs.rasters.uploads import TileGround, UploadLimits, read_upload
 
 LIMIT = 25_000_000
 REFUSALS = (UploadError, UploadTooLargeError)
@@ -281,3 +281,75 @@ def test_damaged_bytes_are_read_or_refused(whole, data):
     assert pixels.values.shape[1:] == pixels.valid.shape
     assert pixels.valid.size <= 10_000
     assert pixels.values.nbytes <= 10**6
+
+
+def on_the_ground(values, crs, transform, **profile):
+    return geotiff(values, crs=crs, transform=transform, **profile)
+
+
+def ramp(height, width):
+    """One band whose values are columns, and one whose values are rows."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
+
+
+UTM = rasterio.CRS.from_epsg(32633)
+
+
+@pytest.mark.parametrize("size_m", [5.0, 10.0, 20.0, 40.0])
+def test_a_geotiff_is_read_at_the_encoder_s_resolution(size_m):
+    """The ground of one tile in the middle: 32 pixels of 10 m, whatever the image's are."""
+    corner = rasterio.Affine(size_m, 0, 500_000 - 100 * size_m, 0, -size_m, 100 * size_m)
+    pixels = read_upload(
+        on_the_ground(ramp(200, 200), UTM, corner),
+        UploadLimits(bands=("x", "y"), max_pixels=10**6, max_bytes=10**7),
+        like=TileGround(resolution_m=10.0, side=32),
+    )
+    assert pixels.values.shape == (2, 32, 32)
+    assert pixels.valid.all()
+    middles = 100 + ((np.arange(32) + 0.5) - 16) * 10 / size_m - 0.5  # columns of the image that lie below the tile's pixels
+    np.testing.assert_allclose(pixels.values[0, 16], middles, atol=0.6)
+    np.testing.assert_allclose(pixels.values[1, :, 16], middles, atol=0.6)
+
+
+def test_pixels_that_are_not_square_on_the_ground_become_so():
+    """At 60 degrees north a degree of longitude is half as long as one of latitude."""
+    degrees = 10 / 111_195
+    values = ramp(100, 200)
+    pixels = read_upload(
+        on_the_ground(values, rasterio.CRS.from_epsg(4326), rasterio.Affine(degrees, 0, 10, 0, -degrees, 60)),
+        UploadLimits(bands=("x", "y"), max_pixels=10**6, max_bytes=10**7),
+        like=TileGround(resolution_m=10.0, side=32),
+    )
+    assert np.ptp(pixels.values[0, 16]) == pytest.approx(62, abs=2)
+    assert np.ptp(pixels.values[1, :, 16]) == pytest.approx(31, abs=2)
+
+
+def test_what_a_small_geotiff_does_not_reach_is_not_valid():
+    corner = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
+    pixels = read_upload(
+        on_the_ground(noise(2, 20, 8) + 1, UTM, corner),
+        UploadLimits(bands=("x", "y"), max_pixels=10**6, max_bytes=10**7),
+        like=TileGround(resolution_m=10.0, side=32),
+    )
+    assert pixels.values.shape == (2, 32, 32)
+    rows, cols = np.nonzero(pixels.valid)
+    assert (np.ptp(rows) + 1, np.ptp(cols) + 1, pixels.valid.sum()) == (20, 8, 160)
+    assert (rows.min(), cols.min()) == (6, 12)
+
+
+def test_coarse_pixels_far_larger_than_a_tile_take_no_more_memory():
+    corner = rasterio.Affine(100_000, 0, 0, 0, -100_000, 0)
+    data = on_the_ground(noise(1, 50, 50), UTM, corner)
+    pixels = read_upload(data, UploadLimits(bands=("x",), max_pixels=2500, max_bytes=2500), like=TileGround(resolution_m=10.0, side=32))
+    assert pixels.values.shape == (1, 32, 32)
+    assert pixels.valid.all()
+
+
+@pytest.mark.parametrize("like", [None, TileGround(resolution_m=10.0, side=32)])
+def test_an_image_that_lies_nowhere_is_read_whole(like):
+    values = noise(3, 12, 10)
+    pixels = read_upload(geotiff(values), UploadLimits(bands=("r", "g", "b"), max_pixels=10**6, max_bytes=10**7), like=like)
+    assert np.array_equal(pixels.values, values)
+    assert read_upload(
+        encoded(noise(9, 7, 3), "PNG"), UploadLimits(bands=("r", "g", "b"), max_pixels=99, max_bytes=999), like=like
+    ).valid.shape == (9, 7)
