@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
+MADE = "made"
+"""Folder of a version under way: what workers have made of it, and an action that is begun again need not make again."""
 _SAMPLED_PARTS = 128
 """Most parts of an embedding table that a sample is drawn from: reading all of a large one takes longer than training."""
 _TUNED_SEGMENTS = 4
 """Most segments that the effort is measured on; the newest is among them."""
-_QUERIES = 1000
+_QUERIES = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ def built(row: Mapping[str, Any]) -> BuiltSegment:
 
 def _once(plan: SegmentPlan, name: str, make: Callable[[], Any]) -> dict[str, Any]:
     """Return what `make` tells, as `json`; what an earlier attempt at this version made is not made again."""
-    key = f"{plan.prefix}made/{name}.json"
+    key = f"{plan.prefix}{MADE}/{name}.json"
     left = plan.store.read_tagged(key)
     return {"json": (left or keep_first(plan.store, key, json.dumps(make()).encode())).data.decode()}
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from rayjobs.errors import DamagedError, StorageError
 from rayjobs.index import stac
+from rayjobs.index.build import MADE
 from rayjobs.models.spec import ModelSpec
 from rayjobs.retrieval.manifest import QUANTISER, TOMBSTONES, IndexManifest, read_index_manifest, read_tombstones, tombstone_bytes
 from rayjobs.storage import Artefact, Draft, Lease, Version
@@ -182,12 +183,12 @@ def publish(draft: Draft, contents: Contents, experiment: Experiment, lease: Lea
 def sweep(index: Artefact, console: Console) -> None:
     """Remove what killed writers left; only for the holder of the lease."""
     try:
-        left = index.sweep()
+        left = [key for key in index.sweep() if f"/{MADE}/" not in key]
     except (DamagedError, StorageError) as error:
         console.say(f"index            caution: files that no version names could not be removed ({error})")
     else:
         if left:
-            console.say(f"index            {len(left)} files that no version names were removed")
+            console.say(f"index            {len(left)} files that an action left that did not come to its end were removed")
 
 
 def next_segment(manifest: IndexManifest) -> int:
