@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import PIL.Image
+import PIL.ImageColor
 from playwright.sync_api import sync_playwright
 
 from rayjobs.storage import Artefact, open_store
@@ -21,12 +22,14 @@ from tests.page.small_index import served
 _SEEN = """Promise.all([...document.images]
     .filter(one => one.src && one.checkVisibility() && one.getBoundingClientRect().top < innerHeight).map(one => one.decode()))"""
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
-DESKTOP, PHONE = (1200, 760), (390, 844)
+DESKTOP, PHONE = (1160, 725), (390, 844)
 _APART = "#apart=2000"
 """Metres: tiles overlap, and hits shall be places of their own."""
 _WAIT_MS = 120_000
-_COLOURS = 96
+_COLOURS = 128
 """A palette keeps each picture below 300 kB."""
+_RARE = ("#ffd75e", "#ffffff", "#0063a0", "#74bdf0", "#006b4b", "#52cf9f", "#5fe0b0", "#a33600", "#ff9c6b")
+"""Outlines and controls, whose colours a palette made by frequency would lose."""
 
 
 def main():
@@ -34,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", default="demo/workspace", help="URI of the workspace (demo/workspace)")
     parser.add_argument("--index", default="landsat-tile2vec", help="name of the index (landsat-tile2vec)")
-    parser.add_argument("--at", type=float, nargs=2, default=(0.42, 0.55), help="where to click, as shares of the map's width and height")
+    parser.add_argument("--at", type=float, nargs=2, default=(0.32, 0.42), help="where to click, as shares of the map's width and height")
     options = parser.parse_args()
     version = Artefact(open_store(options.workspace), "indexes", options.index).require("run `make demo` first")
     with served(version) as address, sync_playwright() as running:
@@ -93,11 +96,15 @@ def _search(page, at):
 def _save(page, name):
     """Save what is seen, once all pictures in it are there."""
     page.wait_for_load_state("networkidle")
+    page.locator("#panel").evaluate("panel => panel.scrollTo(0, 0)")
     page.evaluate(_SEEN)
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     FOLDER.mkdir(parents=True, exist_ok=True)
     image = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(_COLOURS, dither=PIL.Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+    palette = image.quantize(_COLOURS)
+    rare = [value for colour in _RARE for value in PIL.ImageColor.getrgb(colour)]
+    palette.putpalette([*rare, *palette.getpalette()[: 3 * _COLOURS]])
+    image.quantize(palette=palette, dither=PIL.Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
     page.context.close()
 
 
