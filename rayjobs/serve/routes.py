@@ -58,7 +58,7 @@ router = fastapi.APIRouter(
 )
 
 
-def _wanted_format(
+async def _wanted_format(
     request: fastapi.Request,
     format: Annotated[Literal["geojson", "csv", "parquet"] | None, fastapi.Query()] = None,  # noqa: A002  its name in the URL
 ) -> str:

@@ -42,8 +42,8 @@ class Service(Protocol):
         """Look at once which index version is current. Raises `ServiceError` where nobody looks."""
 
 
-def current_service() -> Service:
-    """Return the deployment that this request reached."""
+async def current_service() -> Service:
+    """Return the deployment that this request reached; asynchronous, since FastAPI asks others in a thread of their own."""
     return cast("Service", ray.serve.get_replica_context().servable_object)
 
 
