@@ -74,16 +74,15 @@ def test_an_action_that_is_killed_leaves_the_old_version_or_the_new_one(uri, env
         assert list(Path(open_store(uri).address("indexes")).rglob("*.partial")) == []
 
 
-def test_what_an_earlier_attempt_built_is_not_built_again(uri, environment):
+def test_what_an_earlier_attempt_built_is_not_built_again(uri, monkeypatch):
     index = opened(uri)
-    first = index.build(range(100))
-    whole_append = act(uri, environment, "append")
-    index.index.go_back(first.version.version)
-    appended = next(name for name in index.index.finished() if name != first.version.version)
-    index.store.delete(f"{index.index.prefix}{appended}/manifest.json")
-    kept = {key: index.store.read_tagged(key).tag for key in index.store.list(index.index.prefix) if "/shared/" in key}
-    assert act(uri, environment, "append", whole_append - 20) is None
-    assert {key: index.store.read_tagged(key).tag for key in kept} == kept
+    index.build(range(100))
+    with monkeypatch.context() as broken:
+        broken.setattr("rayjobs.index.append.publish", None)
+        with pytest.raises(TypeError):
+            index.append(range(150))
+    monkeypatch.setattr("rayjobs.index.build.build_segment", None)
+    assert searcher(index.append(range(150))).rows == 150
 
 
 def test_of_two_writers_one_is_refused(uri):
