@@ -18,9 +18,10 @@ from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, parse_interval
 from rayjobs.retrieval.manifest import read_index_manifest, read_tombstones
 from rayjobs.retrieval.places import area_of
-from rayjobs.retrieval.search import Searcher
+from rayjobs.retrieval.search import Hits, Searcher
 from rayjobs.retrieval.segments import load_segment
 from rayjobs.serve.features import SHOWN, changes_of, features_of
+from rayjobs.serve.hits import Found, texts_of
 from rayjobs.serve.schema import (
     ChangesAnswer,
     ChangesRequest,
@@ -31,7 +32,6 @@ from rayjobs.serve.schema import (
     Info,
     Page,
     Recall,
-    SearchAnswer,
     SearchRequest,
 )
 from rayjobs.storage import Artefact, Store, Version
@@ -178,11 +178,11 @@ class Answers:
     def _drawn(self) -> Vector:
         return self.searcher.vectors_of(self.searcher.sample(BACKGROUND))
 
-    def search(self, vector: Vector, filters: Filters, *, without: Collection[str]) -> SearchAnswer:
+    def search(self, vector: Vector, filters: Filters, *, without: Collection[str]) -> Found:
         """Return the tiles most like a vector of length 1."""
         return self._searched(vector[None], filters, [without])[0]
 
-    def search_batch(self, requests: Sequence[SearchRequest]) -> list[SearchAnswer]:
+    def search_batch(self, requests: Sequence[SearchRequest]) -> list[Found]:
         """Answer several searches; those with equal filters are searched together.
 
         Raises:
@@ -191,7 +191,7 @@ class Answers:
         if (wanted := sum(request.limit for request in requests)) > _BATCH_LIMITS * self._max_limit:
             raise QueryError(f"the searches ask for {wanted:,} hits together, above the {_BATCH_LIMITS * self._max_limit:,} of a batch")
         queries = [self._numbered_query(number, request) for number, request in enumerate(requests)]
-        answers: dict[int, SearchAnswer] = {}
+        answers: dict[int, Found] = {}
         for numbers in _alike(requests):
             vectors, without = np.stack([queries[number][0] for number in numbers]), [queries[number][1] for number in numbers]
             answers |= zip(numbers, self._searched(vectors, requests[numbers[0]], without), strict=True)
@@ -203,7 +203,7 @@ class Answers:
         except RayjobsError as error:
             raise type(error)(f"searches[{number}]: {error}") from None
 
-    def _searched(self, vectors: Vector, filters: Filters, without: Sequence[Collection[str]]) -> list[SearchAnswer]:
+    def _searched(self, vectors: Vector, filters: Filters, without: Sequence[Collection[str]]) -> list[Found]:
         self._check_limit(filters.limit)
         found = self.searcher.search_batch(
             vectors,
@@ -216,12 +216,36 @@ class Answers:
             exact=filters.exact,
         )
         rows = self._taken(np.concatenate([hits.rows for hits in found]))
-        ends = np.cumsum([len(hits.rows) for hits in found])
-        parts = [rows.slice(end - len(hits.rows), len(hits.rows)) for hits, end in zip(found, ends, strict=True)]
+        texts = texts_of(rows, np.concatenate([hits.scores for hits in found]).tolist())
+        ends = np.cumsum([len(hits.rows) for hits in found]).tolist()
         return [
-            self._answer(features_of(part, hits.scores.tolist()), exact=hits.exact, candidates=hits.candidates)
-            for part, hits in zip(parts, found, strict=True)
+            self._found(rows.slice(end - len(hits.rows), len(hits.rows)), hits, texts[end - len(hits.rows) : end])
+            for hits, end in zip(found, ends, strict=True)
         ]
+
+    def _found(self, rows: pa.Table, hits: Hits, texts: Sequence[str]) -> Found:
+        return Found(
+            rows=rows,
+            scores=hits.scores.tolist(),
+            texts=texts,
+            index_version=self.version,
+            encoder_fingerprint=self.encoder_fingerprint,
+            exact=hits.exact,
+            candidates=hits.candidates,
+        )
+
+    def _listed(self, rows: Rows, scores: Sequence[float] | None, candidates: int) -> Found:
+        """Return tiles that are known and not searched for."""
+        taken = self._taken(rows)
+        return Found(
+            rows=taken,
+            scores=scores,
+            texts=texts_of(taken, scores),
+            index_version=self.version,
+            encoder_fingerprint=self.encoder_fingerprint,
+            exact=True,
+            candidates=candidates,
+        )
 
     def _check_limit(self, limit: int) -> None:
         if limit > self._max_limit:
@@ -231,27 +255,17 @@ class Answers:
         known = self.searcher.tables[0].columns.names
         return self.searcher.take(rows, columns=[name for name in SHOWN if name in known])
 
-    def _answer(self, features: list[Feature], *, exact: bool, candidates: int) -> SearchAnswer:
-        return SearchAnswer.model_construct(
-            features=features,
-            index_version=self.version,
-            encoder_fingerprint=self.encoder_fingerprint,
-            exact=exact,
-            candidates=candidates,
-        )
-
-    def tiles(self, ground: Ground, page: Page) -> SearchAnswer:
+    def tiles(self, ground: Ground, page: Page) -> Found:
         """Return tiles on some ground, in order of their ids within each segment."""
         self._check_limit(page.limit)
         rows = self.searcher.select(filter_of(ground)).rows
-        features = features_of(self._taken(rows[page.offset : page.offset + page.limit]))
-        return self._answer(features, exact=True, candidates=len(rows))
+        return self._listed(rows[page.offset : page.offset + page.limit], None, len(rows))
 
-    def same_place(self, tile_id: str) -> SearchAnswer:
+    def same_place(self, tile_id: str) -> Found:
         """Return the other tiles that show a tile's place, earliest first, each with its similarity to it. Raises `UnknownTileError`."""
         rows = same_place(self.searcher, tile_id)[: self._max_limit]
         scores = self.searcher.vectors_of(rows) @ self.searcher.vector_of(tile_id)
-        return self._answer(features_of(self._taken(rows), scores.tolist()), exact=True, candidates=len(rows))
+        return self._listed(rows, scores.tolist(), len(rows))
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:
         """Return the places whose embedding moved most between two times."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from rayjobs.serve.schema import SearchAnswer
+    from rayjobs.serve.hits import Found
 
 _ID = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -74,7 +74,7 @@ def stage(name: str) -> Iterator[None]:
             seen.facts[f"{name}_ms"] = round(1e3 * seconds, 3)
 
 
-def searched(answers: Sequence[SearchAnswer]) -> None:
+def searched(answers: Sequence[Found]) -> None:
     """Count the answers to queries that were searched for together, all from one index version."""
     modes = collections.Counter("exact" if answer.exact else "approximate" for answer in answers)
     version = answers[0].index_version

@@ -1,6 +1,6 @@
 """The routes under `/v1`, and `/healthz`: what each asks of one index version, and in which form it answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +15,9 @@ from rayjobs.serve.answers import Answers
 from rayjobs.serve.features import FORMATS, GEOJSON, WRITTEN
 from rayjobs.serve.forms import FormFilters, numbers_of
 from rayjobs.serve.held import Target
+from rayjobs.serve.hits import Found
 from rayjobs.serve.observe import searched, stage
+from rayjobs.serve.quick import QuickRoute
 from rayjobs.serve.schema import (
     BatchAnswer,
     BatchRequest,
@@ -23,6 +25,7 @@ from rayjobs.serve.schema import (
     ChangesRequest,
     Embedding,
     Feature,
+    Filters,
     Ground,
     Health,
     Info,
@@ -50,6 +53,7 @@ _PROBLEM_SCHEMA = {"model": Problem, "content": {PROBLEM: {}}}
 _AS_TABLES: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in WRITTEN if media != GEOJSON}}}
 
 router = fastapi.APIRouter(
+    route_class=QuickRoute,
     default_response_class=GeoJSONResponse,
     responses={
         "4XX": {**_PROBLEM_SCHEMA, "description": "What is wrong with the request"},
@@ -103,16 +107,20 @@ async def search(service: Here, request: SearchRequest, media: Format) -> Respon
 
 
 def _searched(answers: Answers, request: SearchRequest, media: str) -> Response:
+    vector, examples = answers.query_vector(request.positives, request.negatives, method=request.method)
+    return _searched_by_vector(answers, vector, request, media, examples)
+
+
+def _searched_by_vector(answers: Answers, vector: Any, filters: Filters, media: str, without: Sequence[str] = ()) -> Response:
     with stage("search"):
-        vector, examples = answers.query_vector(request.positives, request.negatives, method=request.method)
-        answer = answers.search(vector, request, without=examples)
-    return _written(answer, media)
+        found = answers.search(vector, filters, without=without)
+    searched([found])
+    return _written(found, media)
 
 
-def _written(answer: SearchAnswer, media: str) -> Response:
-    searched([answer])
+def _written(found: Found, media: str) -> Response:
     with stage("write"):
-        return Response(WRITTEN[media](answer), media_type=media)
+        return Response(found.geojson() if media == GEOJSON else WRITTEN[media](found.answer()), media_type=media)
 
 
 @router.post("/v1/search/image", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES)
@@ -123,7 +131,7 @@ async def search_image(service: Here, image: fastapi.UploadFile, filters: FormFi
     """
     answers = service.pinned(filters.index_version)
     vector = await _embedded(service, image, answers)
-    return await _in_turn(False, lambda: _written(answers.search(vector, filters, without=()), media))  # noqa: FBT003  see there
+    return await _in_turn(False, _searched_by_vector, answers, vector, filters, media)  # noqa: FBT003  see there
 
 
 async def _embedded(service: Service, image: fastapi.UploadFile, answers: Answers) -> Any:
@@ -144,7 +152,7 @@ async def search_batch(service: Here, request: BatchRequest) -> Response:
         found = await run_in_threadpool(answers.search_batch, request.searches)
     searched(found)
     with stage("write"):
-        return Response(BatchAnswer.model_construct(answers=found).model_dump_json(), media_type="application/json")
+        return Response(f'{{"answers":[{",".join(one.geojson() for one in found)}]}}', media_type="application/json")
 
 
 @router.post("/v1/embed", tags=["search"], response_class=JSONResponse)

@@ -15,12 +15,12 @@ from rayjobs.errors import PinnedVersionError, UnknownTileError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve import api as interface
 from rayjobs.serve import routes
-from rayjobs.serve.schema import SearchAnswer
+from rayjobs.serve.hits import Found
 from rayjobs.serve.section import ServiceSection
 
 LIMIT = 20_000
 TILE = "0" * 20
-ANSWER = SearchAnswer(features=[], index_version="v1", encoder_fingerprint="f", exact=True, candidates=0)
+ANSWER = Found(rows=None, scores=[], texts=[], index_version="v1", encoder_fingerprint="f", exact=True, candidates=0)
 
 
 class Answers:

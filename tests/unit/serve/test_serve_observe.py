@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 
 import pytest
 
 from rayjobs.serve import observe
+from rayjobs.serve.hits import Found
 from rayjobs.serve.observe import Observed, searched, stage
-from rayjobs.serve.schema import SearchAnswer
 
 
 class Recorder:
@@ -32,12 +33,12 @@ def metrics(monkeypatch):
     return made
 
 
-ANSWER = SearchAnswer(features=[], index_version="v1", encoder_fingerprint="f", exact=False, candidates=9)
+ANSWER = Found(rows=None, scores=[], texts=[], index_version="v1", encoder_fingerprint="f", exact=False, candidates=9)
 
 
 async def working(scope, receive, send):
     with stage("search"):
-        searched([ANSWER, ANSWER, ANSWER.model_copy(update={"exact": True})])
+        searched([ANSWER, ANSWER, dataclasses.replace(ANSWER, exact=True)])
     await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
     await send({"type": "http.response.body", "body": b"{}"})
 
