@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayjobs.errors import DamagedError, StorageError
+from rayjobs.errors import IndexCorruptError, StorageError
 from rayjobs.index import stac
 from rayjobs.index.build import MADE
 from rayjobs.models.spec import ModelSpec
@@ -65,7 +66,10 @@ class Published:
     @classmethod
     def of(cls, version: Version) -> Published:
         """Read the manifest. Raises `IndexCorruptError` where it is not as we write it."""
-        return cls(version=version, manifest=read_index_manifest(version.manifest, version.store.address(version.prefix)))
+        address, said = version.store.address(version.prefix), version.manifest
+        if not (isinstance(said.get("parents"), dict) and all(isinstance(said.get(key), str) for key in ("name", "build", "created"))):
+            raise IndexCorruptError(f"{address} does not say what it was made of; publish the index again with `rayjobs index`")
+        return cls(version=version, manifest=read_index_manifest(said, address))
 
     @property
     def tombstones(self) -> tuple[str, ...]:
@@ -77,7 +81,12 @@ class Published:
         """Ids of deleted tiles that compaction took out of the segments, sorted."""
         if all(entry.name != REMOVED for entry in self.version.files):
             return ()
-        return tuple(pq.read_table(io.BytesIO(self.version.read(REMOVED)))["tile_id"].to_pylist())
+        try:
+            return tuple(pq.read_table(io.BytesIO(self.version.read(REMOVED)))["tile_id"].cast(pa.string()).to_pylist())
+        except (pa.ArrowException, KeyError) as error:
+            raise IndexCorruptError(
+                f"{self.version.store.address(self.version.key(REMOVED))} cannot be read ({error}); roll back"
+            ) from error
 
     @property
     def spec(self) -> ModelSpec:
@@ -184,7 +193,7 @@ def sweep(index: Artefact, console: Console) -> None:
     """Remove what killed writers left; only for the holder of the lease."""
     try:
         left = [key for key in index.sweep() if f"/{MADE}/" not in key]
-    except (DamagedError, StorageError) as error:
+    except StorageError as error:
         console.say(f"index            caution: files that no version names could not be removed ({error})")
     else:
         if left:
