@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import hnswlib
 import lancedb
+import lancedb.index
 import numpy as np
 import pyarrow as pa
 import shapely
@@ -49,10 +50,13 @@ if TYPE_CHECKING:
 
 DIM, COUNT, RECALL = 128, 10, 0.97
 LATENT, THINGS = 24, 1000
-SWEPT = 2000
-"""Queries that a grid is swept with; the fastest settings are measured with all."""
-PATIENCE_S = 8.0
-"""Sides that are slow are asked fewer queries, so that a round of one takes no longer."""
+OTHERS = 1000
+"""Draws that kinds of ours other than `auto`'s are tuned on: not rows, which a graph finds too easily."""
+PATIENCE_S = 3.0
+"""Sides that are slow are asked fewer queries, so that none takes longer at once; 200 are the least."""
+EFS = [10, 12, 14, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64, 72, 80, 96, 112, 128, 160, 224, 320]
+SLOWER = 0.7
+"""A setting so much slower than the best of its side, of those that find enough, ends its ladder; one measurement says no more."""
 FINALISTS = 3
 """Raw settings that are measured in turn with ours: the sweep's fastest."""
 
@@ -68,7 +72,7 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes(rows=1_000_000, queries=10_000, sample=10_000, rounds=7)
+FULL = Sizes(rows=1_000_000, queries=10_000, sample=10_000, rounds=5)
 QUICK = Sizes(rows=50_000, queries=2000, sample=2000, rounds=3)
 
 
@@ -77,8 +81,8 @@ class Side:
     """One library with one kind of index, built."""
 
     name: str
-    settings: Sequence[Any]
-    """What to try; rising, so that one that takes too long ends the sweep."""
+    ladders: Sequence[Sequence[Any]]
+    """Settings to try. On each ladder recall and time rise, so that what lies above the first that finds enough need not be tried."""
     search: Callable[[np.ndarray, Any], np.ndarray]
     """Queries (q, dim) and setting to rows (q, 10)."""
 
@@ -171,7 +175,7 @@ def published(folder: Path, vectors: np.ndarray, known: pa.Table, kind: str, why
 def our_side(segment: Segment, effort: Effort) -> Side:
     """Return an opened index of ours, with the effort that it was tuned to."""
     return Side(
-        name=f"ours, {segment.kind}", settings=[effort], search=lambda queries, how: segment.approximate(queries, COUNT, None, how)[1]
+        name=f"ours, {segment.kind}", ladders=[[effort]], search=lambda queries, how: segment.approximate(queries, COUNT, None, how)[1]
     )
 
 
@@ -180,27 +184,40 @@ def our_side(segment: Segment, effort: Effort) -> Side:
 
 def raw_sides(vectors: np.ndarray, exact: Any) -> Iterator[Side]:
     """Yield FAISS indexes as its factory makes them; codes are refined by one shared flat index."""
+    clustered: dict[int, Any] = {}
     root = math.sqrt(len(vectors))
     training = vectors[sample_rows(len(vectors), 256 * round(root))]
     wide, narrow = round(4 * root), round(root)
-    probes, factors = [4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48], [4, 6, 8, 9, 10, 11, 12, 14, 16, 20, 24, 32]
-    for name, key, nprobes, k_factors in (
-        (f"IVF{wide},PQ64x4fsr,RFlat", f"IVF{wide},PQ64x4fsr", probes, factors),
-        (f"IVF{narrow},PQ64x4fsr,RFlat", f"IVF{narrow},PQ64x4fsr", probes, factors),
-        (f"IVF{wide},PQ32x4fsr,RFlat", f"IVF{wide},PQ32x4fsr", probes, [8, 16, 24, 32, 48, 64]),
-        (f"IVF{wide},RaBitQ,RFlat", f"IVF{wide},RaBitQ", probes, [4, 8, 12, 16, 24, 32]),
-        (f"IVF{wide},Flat", f"IVF{wide},Flat", [*probes, 64, 96, 128], [None]),
-        ("SQ8,RFlat", "SQ8", [None], [1, 2]),
+    probes = [*range(4, 20), 22, 24, 28, 32, 40, 48, 64, 96, 128]
+    factors = [16, 14, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 20, 24, 32]
+    for key, nprobes, k_factors in (
+        (f"IVF{wide},PQ64x4fsr", probes, factors),
+        (f"IVF{narrow},PQ64x4fsr", probes, factors),
+        (f"IVF{wide},PQ32x4fsr", probes, [16, 24, 32, 48, 64]),
+        (f"IVF{wide},RaBitQfs", probes, [8, 12, 16, 24, 32]),
+        (f"IVF{wide},Flat", probes, [None]),
+        ("SQ8", [None], [1, 2]),
     ):
-        index = faiss.index_factory(DIM, key, faiss.METRIC_INNER_PRODUCT)
-        index.train(training)
+        index = raw_index(key, training, clustered)
         index.add(vectors)
-        yield refined(name, index, exact, list(itertools.product(k_factors, nprobes)))
+        ladders = [[(factor, nprobe) for nprobe in nprobes] for factor in k_factors]
+        yield refined(key, index, exact, ladders)
     graph = faiss.index_factory(DIM, "HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = 80
     graph.add(vectors)
-    efs = [16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 160]
-    yield Side(name="FAISS HNSW32", settings=efs, search=lambda queries, ef: graph.search(queries, COUNT, params=graph_parameters(ef))[1])
+    yield Side(name="FAISS HNSW32", ladders=[EFS], search=lambda queries, ef: graph.search(queries, COUNT, params=graph_parameters(ef))[1])
+
+
+def raw_index(key: str, training: np.ndarray, clustered: dict[int, Any]) -> Any:
+    """Return a trained FAISS index; centroids are made once for each number of lists, and kept in `clustered`."""
+    index = faiss.index_factory(DIM, key, faiss.METRIC_INNER_PRODUCT)
+    lists = getattr(index, "nlist", 0)
+    if lists in clustered:
+        index.quantizer.add(clustered[lists])
+    index.train(training)
+    if lists:
+        clustered[lists] = faiss.downcast_index(index.quantizer).reconstruct_n()
+    return index
 
 
 def graph_parameters(ef: int) -> Any:
@@ -208,7 +225,7 @@ def graph_parameters(ef: int) -> Any:
     return faiss.SearchParametersHNSW(efSearch=ef)
 
 
-def refined(name: str, index: Any, exact: Any, settings: list[tuple[int | None, int | None]]) -> Side:
+def refined(name: str, index: Any, exact: Any, ladders: list[list[tuple[int | None, int | None]]]) -> Side:
     """Return a FAISS index, ranked again exactly where a setting (k_factor, nprobe) has a factor."""
     joined = faiss.IndexRefine(index, exact)
 
@@ -220,7 +237,8 @@ def refined(name: str, index: Any, exact: Any, settings: list[tuple[int | None, 
         outer = faiss.IndexRefineSearchParameters(k_factor=float(k_factor), base_index_params=inner)
         return joined.search(queries, COUNT, params=outer)[1]
 
-    return Side(name=f"FAISS {name}", settings=settings, search=search)
+    ending = "" if ladders[0][0][0] is None else ",RFlat"
+    return Side(name=f"FAISS {name}{ending}", ladders=ladders, search=search)
 
 
 def hnswlib_side(vectors: np.ndarray) -> Side:
@@ -233,7 +251,7 @@ def hnswlib_side(vectors: np.ndarray) -> Side:
         index.set_ef(ef)
         return index.knn_query(queries, k=COUNT, num_threads=1)[0].astype(np.int64)
 
-    return Side(name="hnswlib M16", settings=[16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 160, 224], search=search)
+    return Side(name="hnswlib M16", ladders=[EFS], search=search)
 
 
 def usearch_side(vectors: np.ndarray) -> Side:
@@ -245,22 +263,27 @@ def usearch_side(vectors: np.ndarray) -> Side:
         index.expansion_search = ef
         return np.asarray(index.search(queries, COUNT, threads=1).keys, np.int64)
 
-    return Side(name="usearch M16", settings=[16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 160, 224], search=search)
+    return Side(name="usearch M16", ladders=[EFS], search=search)
 
 
 def lance_side(vectors: np.ndarray, folder: Path) -> Side:
     """Return LanceDB's inverted file of product codes, ranked again exactly; it takes one query at a time."""
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM)
     table = lancedb.connect(folder).create_table("vectors", pa.table({"row": np.arange(len(vectors)), "vector": column}))
-    table.create_index(metric="dot", index_type="IVF_PQ", num_partitions=round(math.sqrt(len(vectors))), num_sub_vectors=64, num_bits=4)
+    kind = lancedb.index.IvfPq(distance_type="dot", num_partitions=round(math.sqrt(len(vectors))), num_sub_vectors=64, num_bits=4)
+    table.create_index("vector", config=kind)
 
     def search(queries: np.ndarray, setting: tuple[int, int]) -> np.ndarray:
         factor, probes = setting
-        asked = (table.search(query).distance_type("dot").nprobes(probes).refine_factor(factor).select(["row"]) for query in queries)
+        asked = (
+            table.search(query).distance_type("dot").nprobes(probes).refine_factor(factor).select(["row", "_distance"]) for query in queries
+        )
         found = [hits.limit(COUNT).to_arrow()["row"].to_numpy() for hits in asked]
         return np.array([np.pad(rows, (0, COUNT - len(rows)), constant_values=-1) for rows in found], np.int64)
 
-    return Side(name="LanceDB IVF_PQ", settings=list(itertools.product([4, 8, 12, 16, 24], [4, 8, 12, 16, 24])), search=search)
+    return Side(
+        name="LanceDB IVF_PQ", ladders=[[(factor, probes) for probes in (4, 8, 12, 16, 24)] for factor in (8, 16, 24)], search=search
+    )
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------------------------
@@ -280,12 +303,16 @@ def patient(side: Side, setting: Any, queries: np.ndarray) -> np.ndarray:
 
 
 def swept(side: Side, truth: Truth) -> list[Point]:
-    """Return every setting measured once, of sides that are slow with few queries."""
-    points = []
-    for setting in side.settings:
-        queries = patient(side, setting, truth.queries[:SWEPT])
-        taken, rows = seconds(side, setting, queries)
-        points.append(Point(side=side, setting=setting, recall=truth.recall(rows), qps=len(queries) / taken))
+    """Return settings measured once: of each ladder those up to the first that finds enough, or is slower than what was found before."""
+    points: list[Point] = []
+    for ladder in side.ladders:
+        for setting in ladder:
+            queries = patient(side, setting, truth.queries)
+            taken, rows = seconds(side, setting, queries)
+            best = max((point.qps for point in points if point.recall >= RECALL), default=0.0)
+            points.append(Point(side=side, setting=setting, recall=truth.recall(rows), qps=len(queries) / taken))
+            if points[-1].recall >= RECALL or points[-1].qps < SLOWER * best:
+                break
     return points
 
 
@@ -355,7 +382,7 @@ def run(sizes: Sizes) -> dict[str, float]:
         points: list[Point] = []
         for kind in dict.fromkeys([auto, *KINDS]):
             segment = published(Path(folder), vectors, known, kind, choice.why)[1]
-            sample = vectors[sample_rows(sizes.rows, sizes.sample if kind == auto else SWEPT // 4, seed=3)]
+            sample = vectors[sample_rows(sizes.rows, sizes.sample, seed=3)] if kind == auto else made(OTHERS, 3)
             efforts[kind], estimate = tuned(kind, [segment], sample, recall=RECALL)
             tell(f"ours, {kind}: {efforts[kind]}, {estimate}")
             points += swept(our_side(segment, efforts[kind]), truth)
@@ -363,8 +390,8 @@ def run(sizes: Sizes) -> dict[str, float]:
         by_side = {point.side.name: [one for one in raw if one.side is point.side] for point in raw}
         best = fastest(raw, FINALISTS)
         points += best + [fastest(of_side)[0] for of_side in by_side.values() if fastest(of_side)[0] not in best]
-        for side in (hnswlib_side(vectors), usearch_side(vectors), lance_side(vectors, Path(folder) / "lance")):
-            points += fastest(told(swept(side, truth)))
+        for built in (hnswlib_side, usearch_side, functools.partial(lance_side, folder=Path(folder) / "lance")):
+            points += fastest(told(swept(built(vectors), truth)))
         measured = in_turn(points, truth, sizes.rounds)
         return report(sizes, points, measured, memory(Path(folder), auto, efforts[auto]))
 

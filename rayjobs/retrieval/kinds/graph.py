@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import faiss
 import numpy as np
 
-from rayjobs.retrieval.kinds.kind import Effort, Kind, Vectors, check_shape, refuse_unless
+from rayjobs.retrieval.kinds.kind import Effort, Kind, Vectors, check_shape, ladder, refuse_unless
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LINKS = 16
 _BREADTH = 100
 """Nodes kept in sight while the graph is built."""
-_EFS = (10, 14, 20, 28, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
+_LEAST_EF, _MOST_EF = 10, 4096
 _NODE_NS = 1.5
 """Per dimension: fetching and comparing the neighbours of one node."""
 
@@ -61,7 +61,7 @@ class Hnsw(Kind):
 
     def parameters(self, effort: Effort, selector: Any = None) -> Any:
         """Return the breadth of the walk."""
-        return faiss.SearchParametersHNSW(efSearch=effort.ef or _EFS[0], sel=selector)
+        return faiss.SearchParametersHNSW(efSearch=effort.ef or _LEAST_EF, sel=selector)
 
     def bytes_per_vector(self, dimension: int) -> float:
         """Return the links of the ground level, those above (one vector in 16 has some), level and offset."""
@@ -70,7 +70,7 @@ class Hnsw(Kind):
 
     def efforts(self, index: Any) -> list[list[Effort]]:
         """Return a ladder of breadths."""
-        return [[Effort(ef=ef) for ef in _EFS if ef <= max(index.ntotal, _EFS[0])]]
+        return [[Effort(ef=ef) for ef in ladder(_LEAST_EF, max(_LEAST_EF, min(_MOST_EF, index.ntotal)))]]
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count nodes visited."""

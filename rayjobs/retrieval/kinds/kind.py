@@ -15,6 +15,7 @@ import pydantic
 from rayjobs.errors import IndexCorruptError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -23,6 +24,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 END = b"rayjobs\n"
 """What the file of every index ends with."""
+_STEP = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Effort:
     """Lists that are searched, of an inverted file."""
     ef: int | None = None
     """Nodes that are kept in sight while a graph is walked."""
-    k_factor: int | None = None
+    k_factor: float | None = None
     """Compressed candidates per hit that are compared again by their exact vectors."""
 
     def __post_init__(self) -> None:
@@ -175,6 +177,15 @@ def check_shape(index: Any, made: type, dimension: int, rows: int) -> None:
         f"it holds {index.ntotal} vectors of {index.d} numbers, not the {rows} of {dimension} of its manifest",
     )
     refuse_unless(index.is_trained, "it is not trained")
+
+
+def ladder(least: int, most: int) -> Iterator[int]:
+    """Yield whole numbers from `least`, by steps of one and then of a twentieth, up to `most`."""
+    rung = least
+    while rung < most:
+        yield rung
+        rung = max(rung + 1, round(rung * _STEP))
+    yield most
 
 
 def sample_rows(rows: int, count: int, *, seed: int = 0) -> Rows:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
 
-from rayjobs.retrieval.kinds.kind import Effort, Kind, Vectors, check_shape, refuse_unless
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from rayjobs.retrieval.kinds.kind import Effort, Kind, Vectors, check_shape, ladder, refuse_unless
 
 _SEED = 1234
 _ITERATIONS = 10
@@ -25,8 +22,6 @@ _SAMPLE_PER_LIST = 64
 _LEAST_SAMPLE = 10_000
 _K_FACTORS = (12, 10, 8, 16, 4, 6, 2, 3, 5, 7, 9, 11, 13, 14, 18, 20, 24, 28, 32, 40, 48, 64, 96, 128)
 """Likely ones first: what these cost spares trying dearer ones."""
-_STEP = 1.05
-"""Each step of a ladder of efforts opens a twentieth more lists."""
 _ID_BYTES = 8
 _CENTROID_NS = 0.04
 """Per dimension: comparing a centroid, many queries at once."""
@@ -120,7 +115,7 @@ class _Lists(Kind):
     def efforts(self, index: Any) -> list[list[Effort]]:
         """Return a ladder of lists to open, for each factor of candidates."""
         factors = _K_FACTORS if self.refines else (None,)
-        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in _ladder(index.nlist)] for factor in factors]
+        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in ladder(1, index.nlist)] for factor in factors]
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count centroids, codes and exact vectors compared."""
@@ -218,15 +213,6 @@ def _clustering_index(dimension: int) -> Any:
     """Return what k-means searches centroids with: all GPUs, if there are any and FAISS was built for them."""
     gpus = getattr(faiss, "get_num_gpus", int)()
     return faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dimension)) if gpus else None
-
-
-def _ladder(most: int) -> Iterator[int]:
-    """Yield 1, 2, 3, ... by steps of one and then of a twentieth, up to `most`."""
-    rung = 1
-    while rung < most:
-        yield rung
-        rung = max(rung + 1, round(rung * _STEP))
-    yield most
 
 
 def _check_lists(index: Any, rows: int) -> None:

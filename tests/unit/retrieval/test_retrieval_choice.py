@@ -125,3 +125,12 @@ def test_few_and_equal_vectors_are_found():
 def test_without_queries_nothing_is_tuned():
     with pytest.raises(ValueError, match="no queries"):
         tuned("ivf_pq", [], clustered(5, 1), recall=0.9)
+
+
+@pytest.mark.parametrize("kind", ["ivf_pq", "ivf_flat"])
+def test_an_estimate_on_rows_of_the_index_holds_for_other_queries(kind):
+    """Where few candidates are compared, one for the row itself is not counted among those for its neighbours."""
+    vectors = clustered(8000, 0)
+    segments = [segment_of(kind, vectors)]
+    effort, estimate = tuned(kind, segments, vectors[::4], recall=0.93)
+    assert recall_at(segments, clustered(500, 2), effort, 10) == pytest.approx(estimate.value, abs=0.015)
