@@ -43,6 +43,9 @@ class Numbering:
 
     def parts(self, rows: IntArray) -> Iterator[Part]:
         """Divide rows over all segments into those of each that has some."""
+        if len(self.sizes) == 1:
+            yield from [Part(0, np.arange(len(rows)), rows)] if len(rows) else []
+            return
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
             positions = np.flatnonzero(numbers == number)
@@ -201,8 +204,10 @@ class Gallery:
         """Return what is known of some rows, (n,) in their order: columns of the metadata, default all."""
         rows = np.asarray(rows, np.int64)
         parts = list(self._numbering.parts(rows)) or [Part(0, rows, rows)]
-        tables = [_spelled_out(self.tables[part.number].take(part.rows, columns=columns)) for part in parts]
-        joined = pa.concat_tables(tables, promote_options="permissive")
+        batches = [self.tables[part.number].take(part.rows, columns=columns) for part in parts]
+        if len(batches) == 1:
+            return pa.Table.from_batches(batches)
+        joined = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="permissive")
         return joined.take(pa.array(np.argsort(np.concatenate([part.positions for part in parts]), kind="stable")))
 
     def describe(self, rows: Sequence[int] | IntArray) -> list[dict[str, Any]]:
@@ -243,9 +248,3 @@ class Gallery:
             return "; its images have no place on the ground: search by tile_id or image"
         nearest = geo.great_circle_m(self.middles(rows), np.array([lon, lat])).min()
         return f"; the middle of the nearest lies {nearest / 1000:,.1f} km away"
-
-
-def _spelled_out(table: pa.Table) -> pa.Table:
-    """Return a table with text in place of dictionaries, which differ between segments."""
-    fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in table.schema]
-    return table.cast(pa.schema(fields))

@@ -6,6 +6,7 @@ processes of a machine map, and a geometry is parsed only when it is asked for.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -49,10 +50,10 @@ class Metadata:
 
     def __init__(self, table: pa.Table) -> None:
         """Take a table as `prepared` makes it; `open` and `of` are the ways to one."""
-        self._table = table
+        [self._batch] = table.to_batches()  # taking rows out of a batch costs less than out of a table
         self.rows: int = table.num_rows
         """How many there are."""
-        self.ids = _bytes_of(table["_id"].chunk(0))
+        self.ids = _bytes_of(self._batch["_id"])
         """(rows,) ids as bytes, ascending, shorter ones padded with zeros."""
         self.moments: IntArray = self._numbers("_moment")
         """(rows,) microseconds since 1970, UTC; `NO_MOMENT` where there is none."""
@@ -90,16 +91,16 @@ class Metadata:
         return cls(prepared(table))
 
     def _numbers(self, name: str) -> Any:
-        return self._table[name].chunk(0).to_numpy(zero_copy_only=True)
+        return self._batch[name].to_numpy(zero_copy_only=True)
 
-    @property
+    @functools.cached_property
     def columns(self) -> pa.Schema:
         """The columns as the Parquet file has them, `embedding` and boxes apart; text of few values as dictionaries."""
-        return pa.schema([field for field in self._table.schema if not field.name.startswith(_OWN)])
+        return pa.schema([field for field in self._batch.schema if not field.name.startswith(_OWN)])
 
     def column(self, name: str) -> pa.Array:
         """Return one column, (rows,)."""
-        return self._table[name].chunk(0)
+        return self._batch[name]
 
     def row_of(self, tile_id: str) -> int | None:
         """Return the row of an id; None where there is none."""
@@ -119,9 +120,16 @@ class Metadata:
         found: GeometryArray = shapely.from_wkb(self.column("geometry").take(pa.array(rows)).to_numpy(zero_copy_only=False))
         return found
 
-    def take(self, rows: IntArray, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return what is known of some rows, (n,) in their order: some of `columns`, default all."""
-        return self._table.select(list(columns or self.columns.names)).take(pa.array(rows))
+    def take(self, rows: IntArray, *, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Return what is known of some rows, (n,) in their order: some of `columns`, default all; text as text."""
+        names = list(columns or self.columns.names)
+        taken = self._batch.select(names).take(pa.array(rows))
+        return pa.record_batch([_spelled_out(column) for column in taken.columns], names)
+
+
+def _spelled_out(column: pa.Array) -> pa.Array:
+    """Return text in place of a dictionary, which differs between segments."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def prepared(table: pa.Table) -> pa.Table:

@@ -144,6 +144,10 @@ def _ranked(scores: Vectors, rows: Rows) -> Found:
 
 def _padded(scores: Vectors, rows: Rows, count: int) -> Found:
     """Fill hits up to `count` columns."""
+    if rows.shape[1] == count:
+        return scores, rows
+    if rows.shape[1] == count:
+        return scores, rows
     width = ((0, 0), (0, count - rows.shape[1]))
     return np.pad(scores, width, constant_values=-np.inf), np.pad(rows, width, constant_values=-1)
 
