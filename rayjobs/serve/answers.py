@@ -252,8 +252,12 @@ class Answers:
             raise QueryError(f"limit {limit} is above the {self._max_limit} that this service gives")
 
     def _taken(self, rows: Rows) -> pa.Table:
+        return self.searcher.take(rows, columns=self._shown)
+
+    @functools.cached_property
+    def _shown(self) -> list[str]:
         known = self.searcher.tables[0].columns.names
-        return self.searcher.take(rows, columns=[name for name in SHOWN if name in known])
+        return [name for name in SHOWN if name in known]
 
     def tiles(self, ground: Ground, page: Page) -> Found:
         """Return tiles on some ground, in order of their ids within each segment."""
