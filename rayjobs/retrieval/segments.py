@@ -82,14 +82,15 @@ class Segment:
         Returns:
             scores and rows, as `Found` says.
         """
-        there = np.arange(self.rows) if chosen is None else np.flatnonzero(chosen)
-        wanted = min(count, len(there))
+        there = None if chosen is None else np.flatnonzero(chosen)
+        available = self.rows if there is None else len(there)
+        wanted = min(count, available)
         if not wanted or not len(queries):
             return _padded(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), count)
-        parameters = None if chosen is None else faiss.SearchParameters(sel=faiss.IDSelectorArray(there))
-        _, rows = self.index.search(queries, min(wanted + _SPARE, len(there)), params=parameters)
+        parameters = None if there is None else faiss.SearchParameters(sel=faiss.IDSelectorArray(there))
+        _, rows = self.index.search(queries, min(wanted + _SPARE, available), params=parameters)
         scores, rows = _ranked(inner_products(queries, self.index, rows), rows)
-        if rows.shape[1] < len(there):
+        if rows.shape[1] < available:
             for number in np.flatnonzero(scores[:, wanted - 1] - scores[:, -1] < _LAST_BITS):  # the tie may go on
                 scores[number, :wanted], rows[number, :wanted] = self._above(queries[number], scores[number, wanted - 1], wanted, chosen)
         return _padded(scores[:, :wanted], rows[:, :wanted], count)
@@ -144,8 +145,6 @@ def _ranked(scores: Vectors, rows: Rows) -> Found:
 
 def _padded(scores: Vectors, rows: Rows, count: int) -> Found:
     """Fill hits up to `count` columns."""
-    if rows.shape[1] == count:
-        return scores, rows
     if rows.shape[1] == count:
         return scores, rows
     width = ((0, 0), (0, count - rows.shape[1]))
