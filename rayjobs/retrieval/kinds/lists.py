@@ -100,13 +100,10 @@ class _Lists(Kind):
 
     def parameters(self, effort: Effort, selector: Any = None) -> Any:
         """Return lists to open and, where codes are compared, how many candidates to compare exactly."""
-        lists = self._opening(nprobe=effort.nprobe or 1, sel=selector)
+        lists = faiss.SearchParametersIVF(nprobe=effort.nprobe or 1, sel=selector)
         if not self.refines:
             return lists
         return faiss.IndexRefineSearchParameters(k_factor=float(effort.k_factor or 1), base_index_params=lists)
-
-    def _opening(self, **fields: Any) -> Any:
-        return faiss.SearchParametersIVF(**fields)
 
     def bytes_per_vector(self, dimension: int) -> float:
         """Return code and id."""
