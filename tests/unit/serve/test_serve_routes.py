@@ -1,0 +1,194 @@
+"""Every route in front of a real index version: what a client gets, in which form."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+
+import httpx
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+
+from rayjobs.errors import PinnedVersionError
+from rayjobs.rasters.uploads import UploadLimits
+from rayjobs.serve import api
+from rayjobs.serve.answers import Answers
+from rayjobs.storage import open_store
+from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS, publish
+
+
+class Service:
+    """What stands in for the deployment: its encoder knows one image."""
+
+    versions, last_error = ["v1"], None
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def pinned(self, version):
+        if version not in {None, "v1"}:
+            raise PinnedVersionError(f"{version} is not served")
+        return self.answers
+
+    def uploads_for(self, answers):
+        return UploadLimits(bands=answers.spec.bands, max_pixels=10_000, max_bytes=10**6)
+
+    async def embed(self, pixels, valid, answers):
+        assert answers is self.answers
+        assert pixels.shape[1:] == valid.shape
+        return VECTORS[5]
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory):
+    store = open_store(f"file:{tmp_path_factory.mktemp('workspace')}")
+    service = Service(Answers(store, publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100))
+    made = api.build_api()
+    made.dependency_overrides[api.current_service] = lambda: service
+    return made
+
+
+@pytest.fixture
+def ask(application):
+    def asked(method, path, **request):
+        async def sent():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://service") as client:
+                return await client.request(method, path, **request)
+
+        return asyncio.run(sent())
+
+    return asked
+
+
+def picture():
+    sink = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(sink, "PNG")
+    return {"image": ("a.png", sink.getvalue())}
+
+
+def ids_of(answer):
+    return [feature["id"] for feature in answer["features"]]
+
+
+def nearest(vector, passing, count):
+    return [IDS[number] for number in sorted(passing, key=lambda number: -float(VECTORS[number] @ vector))[:count]]
+
+
+ALIVE = [number for number in range(COUNT) if number != 3]
+SEARCH = {"positives": [{"tile_id": IDS[1]}], "limit": 3}
+
+
+def test_a_search_is_geojson(ask):
+    answer = ask("POST", "/v1/search", json=SEARCH)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/geo+json")
+    found = answer.json()
+    assert ids_of(found) == nearest(VECTORS[1], [number for number in ALIVE if number != 1], 3)
+    assert (found["type"], found["index_version"], found["exact"], found["candidates"]) == ("FeatureCollection", "v1", True, COUNT - 2)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ({"params": {"format": "csv"}}, "text/csv"),
+        ({"headers": {"accept": "text/html, text/csv;q=0.9"}}, "text/csv"),
+        ({"params": {"format": "parquet"}, "headers": {"accept": "text/csv"}}, "application/vnd.apache.parquet"),
+        ({"headers": {"accept": "application/vnd.apache.parquet"}}, "application/vnd.apache.parquet"),
+        ({"headers": {"accept": "*/*"}}, "application/geo+json"),
+    ],
+)
+def test_hits_come_in_the_form_that_is_asked_for(ask, how, kind):
+    answer = ask("POST", "/v1/search", json=SEARCH, **how)
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    wanted = ids_of(ask("POST", "/v1/search", json=SEARCH).json())
+    if kind == "text/csv":
+        assert [line.split(",")[1].strip('"') for line in answer.text.splitlines()[1:]] == wanted
+    elif kind == "application/geo+json":
+        assert ids_of(answer.json()) == wanted
+    else:
+        assert pq.read_table(io.BytesIO(answer.content))["tile_id"].to_pylist() == wanted
+
+
+def test_a_form_that_is_none_is_refused(ask):
+    assert ask("POST", "/v1/search", json=SEARCH, params={"format": "xlsx"}).status_code == 422
+
+
+def test_an_image_is_searched_with_the_filters_of_its_form(ask):
+    ring = [[0, 39], [0.5, 39], [0.5, 41], [0, 41], [0, 39]]
+    fields = {
+        "limit": "2",
+        "bbox": "0,39,0.9,41",
+        "intersects": json.dumps({"type": "Polygon", "coordinates": [ring]}),
+        "labels": ["field", "x"],
+    }
+    found = ask("POST", "/v1/search/image", files=picture(), data=fields | {"where": '{"scene_id": ["scene"]}'}).json()
+    assert ids_of(found) == nearest(VECTORS[5], [0, 2, 4], 2)
+    assert found["candidates"] == 3
+
+
+def test_an_embedding_is_an_example_for_later(ask):
+    made = ask("POST", "/v1/embed", files=picture()).json()
+    np.testing.assert_allclose(made["embedding"], VECTORS[5], atol=1e-6)
+    found = ask("POST", "/v1/search", json={"positives": [{"embedding": made["embedding"]}], "limit": 1}).json()
+    assert (ids_of(found), found["encoder_fingerprint"]) == ([IDS[5]], made["encoder_fingerprint"])
+
+
+def test_a_batch_has_the_answers_of_its_searches(ask):
+    searches = [SEARCH, {"positives": [{"embedding": [1.0] * DIM}]}, {**SEARCH, "negatives": [{"tile_id": IDS[2]}], "index_version": "v1"}]
+    answer = ask("POST", "/v1/search/batch", json={"searches": searches})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["answers"] == [ask("POST", "/v1/search", json=search).json() for search in searches]
+
+
+def test_places_that_changed_and_their_dates(ask):
+    found = ask("POST", "/v1/changes", json={"from": "2020-01-01/2020-01-07", "to": "2020-01-08/..", "limit": 1}).json()
+    [change] = found["features"]
+    assert change["id"] == change["properties"]["to_tile_id"]
+    assert ids_of(ask("GET", f"/v1/tiles/{change['id']}/dates").json()) == [change["properties"]["from_tile_id"]]
+
+
+def test_tiles_are_listed_and_described(ask):
+    listed = ask("GET", "/v1/tiles", params={"bbox": "0,39,0.56,41", "limit": 2}).json()
+    assert (ids_of(listed), listed["candidates"]) == (IDS[:2], 5)
+    tile = ask("GET", f"/v1/tiles/{IDS[1]}").json()
+    assert (tile["properties"]["place_id"], tile["geometry"]["type"]) == ("place-1", "Polygon")
+    assert ask("GET", f"/v1/tiles/{IDS[1]}/thumbnail.png").headers["content-type"] == "image/png"
+
+
+BOW = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"intersects": BOW}, 400, "Self-intersection"),
+        ({"intersects": {"type": "Point", "coordinates": [0, 0]}}, 422, "intersects"),
+        ({"where": {"lable": "x"}}, 400, "did you mean 'label'?"),
+        ({"where": {"row": "x"}}, 400, "cannot be compared"),
+        ({"positives": [{"embedding": [1.0, 2.0]}]}, 400, "2 numbers, the index 4"),
+        ({"positives": [{"embedding": [float("nan")] * DIM}]}, 422, "embedding"),
+        ({"negatives": [{"tile_id": IDS[1]}]}, 400, "a positive and a negative"),
+        ({"negatives": [{"tile_id": IDS[2]}], "method": "mean"}, 400, "takes no negatives"),
+        ({"limit": 101}, 400, "limit 101 is above the 100"),
+        ({"offset": -1}, 422, "offset"),
+        ({"spread_m": 0}, 422, "spread_m"),
+        ({"threshold": 2}, 422, "threshold"),
+        ({"index_version": "v0"}, 409, "v0 is not served"),
+        ({"datetime": "2021/2020"}, 400, "2021/2020"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_problem(ask, fields, status, words):
+    body = json.dumps({**SEARCH, **fields})  # with NaN, as some clients write it
+    answer = ask("POST", "/v1/search", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert words in answer.json()["detail"]
+
+
+def test_the_description_names_every_form_of_an_answer(application):
+    paths = application.openapi()["paths"]
+    assert set(paths["/v1/search"]["post"]["responses"]["200"]["content"]) == {
+        "application/geo+json", "text/csv", "application/vnd.apache.parquet",
+    }  # fmt: skip
+    assert all("4XX" in operation["responses"] for path in paths.values() for operation in path.values())
