@@ -42,7 +42,7 @@ from rayjobs.storage import Artefact, Version, open_store
 
 FULL, QUICK = (1_000_000, 10_000), (100_000, 1000)
 """Tiles and queries."""
-SHAPES, QUICK_SHAPES = 400, 60
+SHAPES, QUICK_SHAPES = 300, 60
 """Different polygons that filters take turns with: the oracle asks all tiles of each once."""
 RECALL = 0.97
 SIDE = 0.1
@@ -97,7 +97,9 @@ class World:
         west, south, east, north = drawn.bounds
         shapely.prepare(drawn)
         met = np.zeros(len(self.west), bool)
-        for turn in (-720, -360, 0, 360, 720):
+        for turn in (-360, 0, 360):
+            if west > 180 + SIDE + turn or east < -180 + turn:
+                continue
             near = (self.west + turn <= east) & (self.west + SIDE + turn >= west) & (self.south <= north) & (self.south + SIDE >= south)
             rows = np.flatnonzero(near & ~met)
             moved = self.boxes[rows] if turn == 0 else shapely.transform(self.boxes[rows], lambda points, by=turn: np.add(points, (by, 0)))
@@ -141,7 +143,7 @@ def round_a_pole(rng: np.random.Generator) -> Ground:
     lons = np.sort(rng.uniform(-180, 180, 12) * 0.02 + np.arange(-180, 180, 30) + 15)
     lats = pole - np.sign(pole) * rng.uniform(1, 10 ** rng.uniform(0.5, 1.7), len(lons))
     ring = np.column_stack([lons, lats])
-    line = np.concatenate([np.add(ring, (turn, 0)) for turn in (-1080, -720, -360, 0, 360, 720, 1080)])
+    line = np.concatenate([np.add(ring, (turn, 0)) for turn in (-720, -360, 0, 360, 720)])
     drawn = shapely.Polygon([*line, (line[-1, 0], pole), (line[0, 0], pole)])
     return Ground(said=shapely.Polygon(ring if rng.random() < 0.5 else ring[::-1]), drawn=drawn)
 
@@ -186,7 +188,7 @@ class Draws:
         """Draw one."""
         world, rng = self.world, self.rng
         passing, fields = np.ones(len(world.days), bool), {}
-        place = rng.choice(["none", "box", "polygon"], p=[0.25, 0.25, 0.5])
+        place = rng.choice(["none", "box", "polygon"], p=[0.25, 0.3, 0.45])
         if place == "box":
             fields["bbox"], drawn = boxed(rng)
             passing &= world.on_ground(drawn)
@@ -194,12 +196,12 @@ class Draws:
             ground, bits = self.grounds[rng.integers(self.shapes)]
             fields["intersects"] = ground.said
             passing &= np.unpackbits(bits, count=len(passing)).astype(bool)
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             first = int(rng.integers(0, DAYS))
-            last = min(DAYS, first + int(10 ** rng.uniform(1, 3.6)))
+            last = min(DAYS, first + int(10 ** rng.uniform(2, 3.6)))
             fields["interval"] = tuple(EPOCH + datetime.timedelta(days=day) for day in (first, last))
             passing &= (world.days >= first) & (world.days <= last)
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             chosen = rng.choice(LABELS, rng.integers(1, 4), replace=False)
             fields["labels"] = tuple(f"label-{label}" for label in chosen)
             passing &= np.isin(world.labels, chosen)
