@@ -28,6 +28,7 @@ COUNTS = {
     "T6": (5, 300),
     "T8": (20, 200),
     "T9": (1, 10),
+    "T10": (1, 5),
     "D1": (560, 1000),
     "D2": (100, 1000),
     "D2 keys": (1, 1),
@@ -36,9 +37,17 @@ COUNTS = {
     "D5": (3, 10),
     "D6": (200, 1000),
     "J1": (1, 5),
-    "S3": (1, 5),
+    "S1": (4, 100),
+    "S2": (4, 1000),
+    "S3": (6, 6),
+    "S4": (2, 50),
+    "S5": (1, 5),
+    "S6": (5, 30),
+    "S7": (400, 10_000),
+    "S8": (1, 1),
 }
-"""Of each test the tries of its short form and of the full one: kills, tiles (D1, D2, D6), seconds (T6), times the object store (D5)."""
+"""Of each test the tries of its short form and of the full one: kills, tiles (D1, D2, D6), seconds (T6, S6), times the object store (D5),
+swaps of the index (S1), requests (S7)."""
 FULL = os.environ.get("RAYJOBS_CHAOS") == "full"
 FOLDER = Path(os.environ.get("RAYJOBS_CHAOS_FOLDER", "build/chaos")) / ("full" if FULL else "short")
 
@@ -109,11 +118,16 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section(f"faults, {FOLDER.name} form")
         terminalreporter.write_line("| test | tries | lost | recovered in | passed | on |")
         terminalreporter.write_line("|---|---|---|---|---|---|")
-        for row in sorted(rows, key=lambda row: ("TDJS".index(row["test"][0]), row["test"])):
+        for row in sorted(rows, key=_place):
             passed = "yes" if row["passed"] else "NO"
             terminalreporter.write_line(
                 f"| {row['test']} | {row['tries']} | {row['lost']} | {row['recovered']} | {passed} | {row['date']} |"
             )
+
+
+def _place(row):
+    """Where a row stands: trainings, data, jobs, services, each by number."""
+    return "TDJS".index(row["test"][0]), int("".join(filter(str.isdigit, row["test"]))), row["test"]
 
 
 @pytest.fixture(scope="session")

@@ -339,7 +339,7 @@ def test_mining_is_killed_midway(begin, cluster, config, sampled, s3_server, sto
     row.lost, row.recovered = "nothing, tables byte-equal", f"{max(recovered):.1f} s at most"
 
 
-@pytest.mark.fault("S3")
+@pytest.mark.fault("T10")
 def test_uploads_that_fail(begin, cluster, config, sampled, s3_server, store_of, unkilled, row):
     """Storage says SlowDown to all writes of two checkpoints and a mining table: the run goes on, and all is there in the end."""
     run = "uploads-fail"
