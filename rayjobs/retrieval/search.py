@@ -6,6 +6,7 @@ searched for exactly. No answer has fewer hits than asked for where that many ti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -240,9 +241,10 @@ def widened(effort: Effort, share: float, count: int) -> Effort:
     """Return how hard to try where a filter lets a share of what is near pass, and `count` hits are wanted.
 
     The nearest `count` of a share lie as far away as the nearest count / share of all. Recall falls more slowly than that grows: a power
-    below 1 keeps it, measured by `benchmarks/filtered_search.py`.
+    below 1 keeps it, measured by `benchmarks/filtered_search.py`. Codes are compared per hit, so that more hits need no more of them each.
     """
-    return effort.widened(max(1.0, count / _TUNED_AT / share) ** _WIDENING)
+    narrow, deep = max(1.0, 1 / share) ** _WIDENING, max(1.0, count / _TUNED_AT / share) ** _WIDENING
+    return dataclasses.replace(effort.widened(deep), k_factor=effort.widened(narrow).k_factor)
 
 
 def _apart(middles: FloatArray, distance_m: float, most: int) -> IntArray:

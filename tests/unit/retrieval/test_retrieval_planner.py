@@ -218,6 +218,8 @@ def test_effort_widens_as_the_filter_narrows_and_never_below_what_was_tuned():
     assert shares == sorted(shares)
     assert shares[-1] > 4
     assert widened(effort, 1.0, 100).nprobe > 4
+    assert widened(effort, 1.0, 100).k_factor == 8  # it counts per hit
+    assert widened(effort, 0.1, 10).k_factor > 8
 
 
 @pytest.mark.parametrize(
