@@ -11,7 +11,8 @@ import numpy as np
 
 from rayjobs import geo
 from rayjobs.errors import FingerprintError, QueryError, RayjobsError, UnknownTileError
-from rayjobs.models.checkpoint import from_files
+from rayjobs.models.fingerprint import fingerprint_of
+from rayjobs.models.spec import ModelSpec
 from rayjobs.rasters.uploads import TileGround
 from rayjobs.retrieval.changes import changes, same_place
 from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
@@ -73,17 +74,18 @@ class Answers:
             FingerprintError: the encoder beside the segments is not the one that made them.
         """
         manifest = read_index_manifest(version.manifest, store.address(version.prefix))
-        encoder = from_files(model_json=version.read("encoder/model.json"), tensors=version.read("encoder/model.safetensors"))
-        if encoder.fingerprint != manifest.encoder_fingerprint:
+        self.spec = ModelSpec.from_json(version.read("encoder/model.json"))
+        """Of its encoder."""
+        fingerprint = fingerprint_of(self.spec, version.read("encoder/model.safetensors"))
+        if fingerprint != manifest.encoder_fingerprint:
             raise FingerprintError(
-                f"index {version.version} was made by encoder {manifest.encoder_fingerprint[:12]}, but carries {encoder.fingerprint[:12]}; "
+                f"index {version.version} was made by encoder {manifest.encoder_fingerprint[:12]}, but carries {fingerprint[:12]}; "
                 "publish it again with `rayjobs index`"
             )
         segments = [load_segment(version, entry, manifest, cache) for entry in manifest.segments]
         self.searcher = Searcher(segments, effort=manifest.effort, tombstones=read_tombstones(version, manifest))
         """Its tiles."""
         self._manifest, self._version, self._store, self._max_limit = manifest, version, store, max_limit
-        self.spec = encoder.spec
 
     @property
     def version(self) -> str:

@@ -22,7 +22,6 @@ from rayjobs.errors import ServiceError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api
-from rayjobs.serve.encoder import Encoder
 from rayjobs.serve.held import Held, Target
 from rayjobs.serve.observe import SERVED, stage
 from rayjobs.serve.section import ServiceSection
@@ -125,6 +124,8 @@ def api_of(settings: AppSettings) -> fastapi.FastAPI:
 
 def build_app(settings: AppSettings) -> ray.serve.Application:
     """Bind ingress, encoders and watcher, all to one index version first, which replicas that start later get from Ray Serve too."""
+    from rayjobs.serve.encoder import Encoder  # noqa: PLC0415  which loads torch, of which the ingress's processes need nothing
+
     service = settings.service
     target = Target(index_version=settings.version().version).model_dump()
 
