@@ -268,6 +268,8 @@ def _verified_path(version: Version, name: str, cache: Path) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest.sha256:
+        if path.parent == cache:
+            path.unlink(missing_ok=True)  # so that it is downloaded again
         raise IndexCorruptError(f"{version.store.address(digest.key(version.prefix))} differs from its manifest; publish the index again")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import time
@@ -126,14 +127,20 @@ class S3Store:
             _client().upload_file(str(path), self._bucket, self._key(key))
 
     def fetch(self, key: str, directory: Path) -> Path:
-        """Download an object into `directory`, under a name that no other address shares."""
+        """Download an object into `directory`, under a name that no other address shares.
+
+        What was downloaded before is taken, and of several processes one downloads: they share one copy.
+        """
         address = self.address(key)
         target = directory / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{key.rpartition('/')[2]}"
-        aside = target.with_name(f".{target.name}.partial")
         directory.mkdir(parents=True, exist_ok=True)
-        with self._explained(key):
-            _client().download_file(self._bucket, self._key(key), str(aside))
-        aside.replace(target)
+        with target.with_name(f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # which the kernel drops when its holder dies
+            if not target.exists():
+                aside = target.with_name(f".{target.name}.partial")
+                with self._explained(key):
+                    _client().download_file(self._bucket, self._key(key), str(aside))
+                aside.replace(target)
         return target
 
     def size(self, key: str) -> int | None:
