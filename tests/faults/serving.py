@@ -11,12 +11,14 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import httpx
@@ -118,8 +120,8 @@ class Library:
 
 
 @contextlib.contextmanager
-def head(*, cpus: int = 6, **environment: str):
-    """Run a Ray of one node until the block ends, with a token."""
+def head(*, cpus: int = 6, watched: bool = True, **environment: str):
+    """Run a Ray of one node until the block ends, with a token; a watched node ends as a whole where one of its processes does."""
     folder = tempfile.mkdtemp(prefix="rayjobs-serve-", dir="/tmp")
     settings = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))},
@@ -137,14 +139,22 @@ def head(*, cpus: int = 6, **environment: str):
     arguments = [
         "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--num-cpus={cpus}",
         f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}", "--object-store-memory=104857600",
-        "--disable-usage-stats", "--block",
+        "--disable-usage-stats", *(["--block"] if watched else []),
     ]  # fmt: skip
-    nodes = [_start(arguments, settings, folder)]
+    nodes: list[subprocess.Popen] = []
+
+    def begin() -> None:
+        nodes.append(_start(arguments, settings, folder))
+        if not watched:
+            assert nodes[-1].wait(120) == 0, Path(folder, "nodes.log").read_text()[-3000:]
+
     address = f"{_own_address()}:{port}"
     cluster = RayCluster(address, f"http://127.0.0.1:{dashboard}", settings | {"RAY_ADDRESS": address}, nodes)
     try:
-        assert _wait(address, settings, nodes[-1], count=1), Path(folder, "nodes.log").read_text()[-3000:]
-        yield cluster, lambda: nodes.append(_start(arguments, settings, folder))
+        begin()
+        up = _wait(address, settings, nodes[-1] if watched else SimpleNamespace(poll=lambda: None), count=1)
+        assert up, Path(folder, "nodes.log").read_text()[-3000:]
+        yield cluster, begin
     finally:
         for node in nodes:
             with contextlib.suppress(ProcessLookupError):

@@ -399,15 +399,16 @@ def test_the_head_is_killed(library, row):
     version = library.index.leads_to()
     out = []
     for number in range(row.tries):
-        store = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(library.config.parent / f"gcs-{number}")}
-        with head(**store) as (cluster, again), service(cluster, library) as served:
+        on_disk = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(library.config.parent / f"gcs-{number}")}
+        with head(watched=False, **on_disk) as (cluster, again), service(cluster, library) as served:
             with Clients(served, 4) as clients:
                 time.sleep(2)
-                _restarted(served)
+                store = _restarted(served)
                 time.sleep(10)
             assert not clients.failed, clients.failed[:3]
             served.command.kill()
             _kill_all(cluster)
+            store.wait()
             begun = time.monotonic()
             again()
             served.wait_for(lambda served=served: _answers(served), "an answer", seconds=120)
@@ -418,13 +419,13 @@ def test_the_head_is_killed(library, row):
 
 
 def _restarted(served):
-    """Kill Ray's store, and start it again as it was."""
+    """Kill Ray's store, and start it again as it was; return its process."""
     [store] = served.cluster.processes(str(Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server"))
     read = {name: Path(f"/proc/{store}/{name}").read_bytes().decode().rstrip("\0").split("\0") for name in ("cmdline", "environ")}
     environment = dict(entry.split("=", 1) for entry in read["environ"])
     os.kill(store, signal.SIGKILL)
     time.sleep(3)
-    subprocess.Popen(read["cmdline"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(read["cmdline"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _kill_all(cluster):
