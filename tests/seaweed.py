@@ -20,6 +20,8 @@ import boto3
 import botocore.exceptions
 
 _TRIES = 3
+_VOLUMES_PER_BUCKET = 1
+"""SeaweedFS makes seven at once for each bucket, and a session of tests with a bucket each runs out of the volumes a server may have."""
 KEY, SECRET = "rayjobs-tests", "rayjobs-tests-secret"
 NEXT_KEY, NEXT_SECRET = "rayjobs-tests-next", "rayjobs-tests-next-secret"
 """Of the same person, as when credentials are renewed."""
@@ -112,8 +114,9 @@ def _served(program: str) -> Iterator[S3Server]:
             f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=256", "-volume.max=3000",
         ]  # fmt: skip
+        environment = os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": str(_VOLUMES_PER_BUCKET)}
         with Path(folder, "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         server = S3Server(f"http://127.0.0.1:{s3}", process.pid)
         try:
             _wait(server, process, Path(folder, "log"))
