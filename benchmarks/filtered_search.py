@@ -38,6 +38,7 @@ from rayjobs.retrieval.kinds import KINDS, Effort, sample_rows, sample_size
 from rayjobs.retrieval.manifest import IndexManifest
 from rayjobs.retrieval.search import Hits, Searcher
 from rayjobs.retrieval.segments import build_segment, load_segment
+from rayjobs.retrieval.shards import LocalShards
 from rayjobs.storage import Artefact, Version, open_store
 
 FULL, QUICK = (1_000_000, 10_000), (100_000, 1000)
@@ -274,7 +275,7 @@ def measured(rows: int, queries: int, shapes: int) -> dict[str, Any]:
         segment = load_segment(version, manifest.segments[0], manifest, Path(folder))
         effort, estimate = tuned(kind, [segment], world.vectors[sample_rows(rows, 1000, seed=9)], recall=RECALL)
         _say(f"{kind}, {effort}, {estimate}, after {time.time() - begun:.0f} s")
-        searcher, draws, tally = Searcher([segment], effort=effort), Draws(world, shapes), Tally()
+        searcher, draws, tally = Searcher(LocalShards([segment], effort=effort)), Draws(world, shapes), Tally()
         asking = made(queries, seed=4)
         for start in range(0, queries, BLOCK):
             block = asking[start : start + BLOCK]

@@ -13,7 +13,7 @@ from rayjobs.errors import QueryError, UnknownTileError
 from rayjobs.retrieval.filters import SearchFilter, passing
 
 if TYPE_CHECKING:
-    from rayjobs.retrieval.segments import Segment
+    from rayjobs.retrieval.shards import Shards
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -104,19 +104,19 @@ class Selection:
 class Gallery:
     """The tiles that can be found, deleted ones not among them. Immutable: safe to read from several threads."""
 
-    def __init__(self, segments: Sequence[Segment], *, tombstones: Collection[str] = ()) -> None:
-        """Take loaded segments of one index version.
+    def __init__(self, shards: Shards, *, tombstones: Collection[str] = ()) -> None:
+        """Take the segments of one index version.
 
         Args:
-            segments: at least one.
+            shards: where they are searched; at least one segment.
             tombstones: ids of tiles that were deleted.
         """
-        self.segments = tuple(segments)
-        """They themselves."""
-        self.tables = tuple(segment.table for segment in segments)
-        """The metadata of each."""
-        self._numbering = Numbering([segment.rows for segment in segments])
-        everything = Selection([None] * len(segments), self._numbering)
+        self.shards = shards
+        """Where the vectors are."""
+        self.tables = tuple(shards.tables)
+        """The metadata of each segment."""
+        self._numbering = Numbering([table.rows for table in self.tables])
+        everything = Selection([None] * len(self.tables), self._numbering)
         self.all = everything.without(self._rows_of(tombstones))
         """All tiles that can be found."""
 
@@ -128,7 +128,7 @@ class Gallery:
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
-        return int(self.segments[0].dimension)
+        return self.shards.dimension
 
     def _rows_of(self, ids: Collection[str]) -> IntArray:
         """Return the rows of those ids that a segment holds, deleted or not."""
@@ -184,8 +184,9 @@ class Gallery:
     def vectors_of(self, rows: IntArray) -> Vectors:
         """Return the embeddings of some rows, (n, dim) float32."""
         found = np.empty((len(rows), self.dimension), np.float32)
-        for part in self._numbering.parts(rows):
-            found[part.positions] = self.segments[part.number].vectors_of(part.rows)
+        parts = list(self._numbering.parts(rows))
+        for part, vectors in zip(parts, self.shards.vectors_of([(part.number, part.rows) for part in parts]), strict=True):
+            found[part.positions] = vectors
         return found
 
     def vector_of(self, tile_id: str) -> Vectors:

@@ -1,15 +1,10 @@
-"""Search over the segments of one index version: filter, then search exactly or approximately as the filter leaves few or many.
-
-An approximate search whose filter leaves little finds little; so it tries harder the fewer pass, and what it does not find is
-searched for exactly. No answer has fewer hits than asked for where that many tiles pass.
-"""
+"""Search over the segments of one index version: filter, search each of them as `planner` says, and merge what they find."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +12,13 @@ from rayjobs import geo
 from rayjobs.errors import QueryError
 from rayjobs.retrieval.filters import SearchFilter
 from rayjobs.retrieval.gallery import Gallery, Selection
-from rayjobs.retrieval.kinds import Effort
-
-if TYPE_CHECKING:
-    from rayjobs.retrieval.segments import Segment
+from rayjobs.retrieval.planner import Task
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-FEW_ROWS, FEW_SHARE = 10_000, 0.02
-"""A segment of which a filter leaves no more than this many rows, or this share, is searched exactly: that is faster then."""
-DEEP_SHARE = 0.05
-"""So is one of which more than this share is asked for."""
-_TUNED_AT = 10
-"""Hits for which an index version's effort was chosen."""
-_WIDENING = 0.75
-_NEIGHBOURS = 100
-"""Nearest tiles without the filter, among which the share that passes is counted."""
 _LEAST_ROUND, _MOST_ROUND = 64, 2**14
 """Hits that are looked through at once for some that lie apart."""
 
@@ -64,18 +47,7 @@ class _Ranking:
 
 
 class Searcher(Gallery):
-    """One index version, mapped into memory. Immutable: safe to search from several threads."""
-
-    def __init__(self, segments: Sequence[Segment], *, effort: Effort | None = None, tombstones: Collection[str] = ()) -> None:
-        """Take loaded segments of one index version.
-
-        Args:
-            segments: at least one.
-            effort: of approximate searches without a filter, from the manifest.
-            tombstones: ids of tiles that were deleted.
-        """
-        super().__init__(segments, tombstones=tombstones)
-        self._effort = effort or Effort()
+    """One index version. Immutable: safe to search from several threads."""
 
     def search(
         self,
@@ -158,10 +130,14 @@ class Searcher(Gallery):
 
     def _ranked(self, queries: Vectors, depth: int, selection: Selection, *, exact: bool) -> list[_Ranking]:
         """Rank the `depth` nearest of a selection for each query, or all of it."""
-        parts = [
-            self._of_segment(number, queries, min(depth, count), selection, exact=exact)
-            for number, count in enumerate(selection.counts)
+        tasks = [
+            Task(number=number, count=min(depth, count), chosen=mask, candidates=count, exact=exact)
+            for number, (count, mask) in enumerate(zip(selection.counts, selection.masks, strict=True))
             if count
+        ]
+        parts = [
+            (self._numbering.over_all(task.number, found.rows), found.scores, found.sure)
+            for task, found in zip(tasks, self.shards.nearest(queries, tasks), strict=True)
         ]
         return [self._merged([(rows[one], scores[one], sure[one]) for rows, scores, sure in parts], depth) for one in range(len(queries))]
 
@@ -169,34 +145,8 @@ class Searcher(Gallery):
         if not parts:
             return _Ranking(rows=np.empty(0, np.int64), scores=np.empty(0, np.float32), exact=True)
         rows, scores = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-        best = np.lexsort((rows if len(self.segments) == 1 else self.ids_of(rows), -scores))[:depth]  # a segment is sorted by id
+        best = np.lexsort((rows if len(self.tables) == 1 else self.ids_of(rows), -scores))[:depth]  # a segment is sorted by id
         return _Ranking(rows=rows[best], scores=scores[best], exact=all(part[2] for part in parts))
-
-    def _of_segment(
-        self, number: int, queries: Vectors, count: int, selection: Selection, *, exact: bool
-    ) -> tuple[IntArray, Vectors, BoolArray]:
-        """Return rows over all segments and scores (q, count) of one segment's nearest, and whether they surely are, (q,)."""
-        segment, chosen, candidates = self.segments[number], selection.masks[number], selection.counts[number]
-        if exact or segment.kind == "flat" or not _worth_approximating(segment.rows, candidates, count):
-            scores, rows = segment.exact(queries, count, chosen)
-            return self._numbering.over_all(number, rows), scores, np.ones(len(queries), np.bool_)
-        share = candidates / segment.rows if chosen is None else self._local_share(segment, queries, chosen)
-        sought = max(count, _TUNED_AT)  # fewer are refined less
-        scores, rows = segment.approximate(queries, sought, chosen, widened(self._effort, share, count))
-        scores, rows = scores[:, :count], rows[:, :count]
-        short = (rows < 0).any(axis=1)
-        if short.any():
-            scores[short], rows[short] = segment.exact(queries[short], count, chosen)
-        return self._numbering.over_all(number, rows), scores, np.asarray(short, np.bool_)
-
-    def _local_share(self, segment: Segment, queries: Vectors, chosen: BoolArray) -> float:
-        """Return the least share of rows that pass among those near one of the queries, or among all if that is less.
-
-        Where a filter by place leaves ground on which nothing is like the query, what passes lies in lists far from it.
-        """
-        _, near = segment.approximate(queries, _NEIGHBOURS, None, self._effort)
-        passing = (chosen[near] & (near >= 0)).sum(axis=1).min()
-        return min(float(chosen.mean()), float(passing + 1) / (_NEIGHBOURS + 1))
 
     def _spread(self, query: Vectors, asked: _Asked, remaining: Selection, spread_m: float) -> _Ranking:
         """Rank greedily by score what lies apart, deeper until there is enough or nothing left."""
@@ -231,20 +181,6 @@ def _hits(ranking: _Ranking, asked: _Asked, offset: int, candidates: int) -> Hit
         kept = scores >= asked.threshold
         rows, scores = rows[kept], scores[kept]
     return Hits(rows=rows, scores=scores, exact=ranking.exact, candidates=candidates)
-
-
-def _worth_approximating(rows: int, candidates: int, count: int) -> bool:
-    return candidates > max(FEW_ROWS, FEW_SHARE * rows) and count <= DEEP_SHARE * candidates
-
-
-def widened(effort: Effort, share: float, count: int) -> Effort:
-    """Return how hard to try where a filter lets a share of what is near pass, and `count` hits are wanted.
-
-    The nearest `count` of a share lie as far away as the nearest count / share of all. Recall falls more slowly than that grows: a power
-    below 1 keeps it, measured by `benchmarks/filtered_search.py`. Codes are compared per hit, so that more hits need no more of them each.
-    """
-    narrow, deep = max(1.0, 1 / share) ** _WIDENING, max(1.0, count / _TUNED_AT / share) ** _WIDENING
-    return dataclasses.replace(effort.widened(deep), k_factor=effort.widened(narrow).k_factor)
 
 
 def _apart(middles: FloatArray, distance_m: float, most: int) -> IntArray:

@@ -237,20 +237,23 @@ def load_segment(version: Version, entry: SegmentEntry, manifest: IndexManifest,
     Raises:
         IndexCorruptError: a file differs from its digest, or is not what the manifest says.
     """
-    paths = {ending: _verified_path(version, f"{entry.name}.{ending}", cache) for ending in _endings(manifest.kind)}
-    kind = KINDS[manifest.kind]
-    index = _opened(entry, paths["vectors"], KINDS["flat"], manifest.dimension)
-    base = _opened(entry, paths["faiss"], kind, manifest.dimension) if "faiss" in paths else None
-    table = Metadata.open(paths["parquet"], cache)
+    kind, table = KINDS[manifest.kind], load_table(version, entry, cache)
+    vectors = _verified_path(version, f"{entry.name}.vectors", cache)
+    compressed = None if kind.name == "flat" else _verified_path(version, f"{entry.name}.faiss", cache)
+    index = _opened(entry, vectors, KINDS["flat"], manifest.dimension)
+    base = None if compressed is None else _opened(entry, compressed, kind, manifest.dimension)
+    attached = None if base is None else kind.attached(base, index)
+    return Segment(kind=kind.name, index=index, base=base, compressed=attached, table=table)
+
+
+def load_table(version: Version, entry: SegmentEntry, cache: Path) -> Metadata:
+    """Fetch a segment's metadata alone to this machine and open it; arguments and errors as of `load_segment`."""
+    table = Metadata.open(_verified_path(version, f"{entry.name}.parquet", cache), cache)
     if table.rows != entry.rows:
         raise IndexCorruptError(
             f"{entry.name} has {table.rows} rows of metadata, not the {entry.rows} of its manifest; publish the index again"
         )
-    return Segment(kind=kind.name, index=index, base=base, compressed=None if base is None else kind.attached(base, index), table=table)
-
-
-def _endings(kind: str) -> tuple[str, ...]:
-    return ("vectors", "parquet") if kind == "flat" else ("vectors", "parquet", "faiss")
+    return table
 
 
 def _opened(entry: SegmentEntry, path: Path, kind: Kind, dimension: int) -> Any:

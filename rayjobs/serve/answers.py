@@ -17,10 +17,10 @@ from rayjobs.rasters.uploads import TileGround
 from rayjobs.retrieval.changes import changes, same_place
 from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, parse_interval
-from rayjobs.retrieval.manifest import read_index_manifest, read_tombstones
+from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest, read_tombstones
 from rayjobs.retrieval.places import area_of
 from rayjobs.retrieval.search import Hits, Searcher
-from rayjobs.retrieval.segments import load_segment
+from rayjobs.retrieval.shards import Shards, load_shards
 from rayjobs.serve.features import SHOWN, changes_of, features_of
 from rayjobs.serve.hits import Found, texts_of
 from rayjobs.serve.schema import (
@@ -35,12 +35,12 @@ from rayjobs.serve.schema import (
     Recall,
     SearchRequest,
 )
-from rayjobs.storage import Artefact, Store, Version
+from rayjobs.storage import Artefact, Version
 from rayjobs.tiles.chips import Chip, read_chips, shard_name
 from rayjobs.tiles.render import picture, png
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -60,20 +60,22 @@ _EXAMPLES = {"positives", "negatives", "method", "index_version"}
 class Answers:
     """One index version with its encoder's description; immutable."""
 
-    def __init__(self, store: Store, version: Version, *, cache: Path, max_limit: int) -> None:
+    def __init__(
+        self, version: Version, *, cache: Path, max_limit: int, load: Callable[[Version, IndexManifest, Path], Shards] = load_shards
+    ) -> None:
         """Load the segments.
 
         Args:
-            store: the workspace.
             version: the index version.
             cache: folder for copies of what lies in a bucket.
             max_limit: most hits that a request may ask for.
+            load: what loads the segments, or has them loaded.
 
         Raises:
             IndexCorruptError: a file differs from the manifest.
             FingerprintError: the encoder beside the segments is not the one that made them.
         """
-        manifest = read_index_manifest(version.manifest, store.address(version.prefix))
+        manifest = read_index_manifest(version.manifest, version.store.address(version.prefix))
         self.spec = ModelSpec.from_json(version.read("encoder/model.json"))
         """Of its encoder."""
         fingerprint = fingerprint_of(self.spec, version.read("encoder/model.safetensors"))
@@ -82,10 +84,9 @@ class Answers:
                 f"index {version.version} was made by encoder {manifest.encoder_fingerprint[:12]}, but carries {fingerprint[:12]}; "
                 "publish it again with `rayjobs index`"
             )
-        segments = [load_segment(version, entry, manifest, cache) for entry in manifest.segments]
-        self.searcher = Searcher(segments, effort=manifest.effort, tombstones=read_tombstones(version, manifest))
+        self.searcher = Searcher(load(version, manifest, cache), tombstones=read_tombstones(version, manifest))
         """Its tiles."""
-        self._manifest, self._version, self._store, self._max_limit = manifest, version, store, max_limit
+        self._manifest, self._version, self._max_limit = manifest, version, max_limit
 
     @property
     def version(self) -> str:
@@ -104,15 +105,15 @@ class Answers:
         return None if resolution_m is None else TileGround(resolution_m=resolution_m, side=self.spec.tile_size)
 
     def is_quick(self, request: SearchRequest) -> bool:
-        """Whether a search takes about a millisecond: no filter, and few vectors or a compressed index."""
-        plain = request.model_fields_set <= _QUICK and request.limit <= _FEW_HITS
+        """Whether a search takes about a millisecond: in this process, no filter, and few vectors or a compressed index."""
+        plain = request.model_fields_set <= _QUICK and request.limit <= _FEW_HITS and not self.searcher.shards.remote
         return plain and (self._manifest.kind != "flat" or self.searcher.rows <= _FEW_ROWS)
 
     @functools.cached_property
     def source(self) -> Version:
         """The set whose tiles were indexed."""
         name, _, version = self._version.manifest["parents"]["set"].partition("/")
-        return Artefact(self._store, "sets", name).at(version)
+        return Artefact(self._version.store, "sets", name).at(version)
 
     def info(self) -> Info:
         """Describe the index."""

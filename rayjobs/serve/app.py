@@ -5,27 +5,25 @@ here are not postponed.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fastapi
 import numpy as np
 import ray.serve
-from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from rayjobs.errors import ServiceError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api
+from rayjobs.serve.calls import answering
 from rayjobs.serve.held import Held, Target
 from rayjobs.serve.observe import SERVED, stage
 from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.settings import AppSettings
+from rayjobs.serve.shards import Shard, name_of, open_answers
 from rayjobs.serve.tokens import tokens_of
 from rayjobs.serve.watch import Watcher
 
@@ -39,11 +37,17 @@ _LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)  # ours is th
 
 
 class Ingress:
-    """Speaks HTTP and searches the index in its own process, since a further hop would halve the throughput."""
+    """Speaks HTTP and searches the index: in its own process, since a further hop would halve the throughput, unless there are shards."""
 
-    def __init__(self, settings: AppSettings, encoder: DeploymentHandle[Any], watcher: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        encoder: DeploymentHandle[Any],
+        watcher: DeploymentHandle[Any],
+        shards: Sequence[DeploymentHandle[Any]] = (),
+    ) -> None:
         """Hold no index before `reconfigure` names a version."""
-        self._service, self._settings, self._encoder, self._watcher = settings.service, settings, encoder, watcher
+        self._service, self._settings, self._encoder, self._watcher, self._shards = settings.service, settings, encoder, watcher, shards
         self._held: Held[Answers] = Held(self._load)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -54,8 +58,7 @@ class Ingress:
 
     def _load(self, version: str) -> Answers:
         """Open an index version; segments are checked against their digests before anything else reads them."""
-        found = self._settings.at(version)
-        return Answers(found.store, found, cache=self._settings.cache, max_limit=self._service.max_limit)
+        return open_answers(self._settings, version, self._shards)
 
     @property
     def answers(self) -> Answers:
@@ -90,25 +93,14 @@ class Ingress:
         Raises:
             ServiceError: no encoder is free, or the one that was asked has ended.
         """
-        with stage("embed"), _answering("no encoder is free to embed the image"):
+        with stage("embed"), answering("no encoder is free to embed the image"):
             vector: Array = await self._encoder.embed.remote(pixels, valid, answers.version)
         return vector
 
     async def refresh(self) -> Target:
         """Have the watcher look at once which index version is current. Raises `ServiceError` where it does not answer."""
-        with _answering("the watcher does not answer"):
+        with answering("the watcher does not answer"):
             return Target.model_validate(await self._watcher.refresh.remote())
-
-
-@contextmanager
-def _answering(otherwise: str) -> Iterator[None]:
-    """Let pass what another deployment raises, and say of one that does not answer what that means."""
-    try:
-        yield
-    except RayTaskError as error:
-        raise error.cause from error
-    except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
-        raise ServiceError(f"{otherwise}; ask again") from error
 
 
 def api_of(settings: AppSettings) -> fastapi.FastAPI:
@@ -123,7 +115,7 @@ def api_of(settings: AppSettings) -> fastapi.FastAPI:
 
 
 def build_app(settings: AppSettings) -> ray.serve.Application:
-    """Bind ingress, encoders and watcher, all to one index version first, which replicas that start later get from Ray Serve too."""
+    """Bind all deployments to one index version first, which replicas that start later get from Ray Serve too."""
     from rayjobs.serve.encoder import Encoder  # noqa: PLC0415  which loads torch, of which the ingress's processes need nothing
 
     service = settings.service
@@ -134,12 +126,23 @@ def build_app(settings: AppSettings) -> ray.serve.Application:
 
     watching = ray.serve.deployment(user_config=target, ray_actor_options={"num_cpus": 0})(Watcher)
     encoding = ray.serve.deployment(user_config=target, **_load_of(service, service.encoders, service.max_encoders))(Encoder)
-    answering = ray.serve.deployment(
+    serving = ray.serve.deployment(
         user_config=target, logging_config=_LOGGING, **_load_of(service, service.replicas, service.max_replicas)
     )(ray.serve.ingress(api)(Ingress))
-    encoder = encoding.bind(settings)
-    bound: ray.serve.Application = answering.bind(settings, encoder, watching.bind(settings, encoder))
+    shards = _shards(settings, target)
+    encoder = encoding.bind(settings, shards)
+    bound: ray.serve.Application = serving.bind(settings, encoder, watching.bind(settings, encoder), shards)
     return bound
+
+
+def _shards(settings: AppSettings, target: Mapping[str, Any]) -> list[ray.serve.Application]:
+    """Bind the shards; none where the ingress searches itself."""
+    service = settings.service
+    if service.shards == 1:
+        return []
+    room = {} if service.shard_memory_mb is None else {"memory": int(service.shard_memory_mb * _MEBIBYTE)}
+    options = {"user_config": target, "ray_actor_options": room, **_load_of(service, service.searchers, None)}
+    return [ray.serve.deployment(name=name_of(number), **options)(Shard).bind(settings, number) for number in range(service.shards)]
 
 
 def _load_of(service: ServiceSection, least: int, most: int | None) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import ray.serve
 import torch
+from ray.serve.handle import DeploymentHandle
 
 from rayjobs.embed.stack import stack_arrays
 from rayjobs.models.checkpoint import Checkpointed, from_files
-from rayjobs.serve.answers import Answers
 from rayjobs.serve.held import Held
 from rayjobs.serve.settings import AppSettings
+from rayjobs.serve.shards import open_answers
 from rayjobs.serve.trial import compare
 
 Array = np.ndarray[Any, Any]
@@ -43,9 +44,9 @@ class LoadedEncoder:
 class Encoder:
     """Embeds uploaded images, several together, each by the encoder of the index version that its request is answered from."""
 
-    def __init__(self, settings: AppSettings) -> None:
+    def __init__(self, settings: AppSettings, shards: Sequence[DeploymentHandle[Any]] = ()) -> None:
         """Hold no encoder before `reconfigure` names a version."""
-        self._settings = settings
+        self._settings, self._shards = settings, shards
         self._held: Held[LoadedEncoder] = Held(self._load)
         self._embed.set_max_batch_size(settings.service.max_batch_size)  # type: ignore[attr-defined]  # Ray adds it to batched methods
 
@@ -67,15 +68,14 @@ class Encoder:
 
     async def embed(self, pixels: Array, valid: Array, version: str) -> Array:
         """Return the (dim,) float32 embedding of one image of (bands, height, width) by the encoder of an index version."""
-        if version not in self._held.versions:  # this process has not been told yet what the ingress serves
-            await self._held.follow({"index_version": version})
-        vector: Array = await self._embed((self._held.pinned(version), (pixels, valid)))
+        encoder = await self._held.ensure(version)  # this process may not have been told yet what the ingress serves
+        vector: Array = await self._embed((encoder, (pixels, valid)))
         return vector
 
     def _load(self, version: str) -> LoadedEncoder:
         published = self._settings.at(version)
         encoder = LoadedEncoder(from_files(published.read("encoder/model.json"), published.read("encoder/model.safetensors")), version)
-        answers = Answers(published.store, published, cache=self._settings.cache, max_limit=self._settings.service.max_limit)
+        answers = open_answers(self._settings, version, self._shards)
         compare(answers, encoder.embed, self._settings.service.check_tiles)
         return encoder
 

@@ -97,6 +97,13 @@ class Held(Generic[Loaded]):
                 _LOG.exception("a version is refused; %s is served still", self.current.version)
                 self.last_error = f"refused {user_config.get('index_version')}: {error}"
 
+    async def ensure(self, version: str) -> Loaded:
+        """Return what was loaded from a version, which is taken up first where it is not held. Raises what loading raises."""
+        if version not in self.versions:
+            async with self._one_at_a_time:
+                await self._take_up(version)
+        return self.pinned(version)
+
     async def _take_up(self, version: str) -> None:
         if version in self.versions[:1]:
             return

@@ -24,6 +24,13 @@ class ServiceSection:
     """Processes that embed uploaded images; the least of them where `max_encoders` is set."""
     max_encoders: Count | None = None
     """Most of those processes, as `max_replicas`."""
+    shards: Count = 1
+    """In how many parts the segments of an index are divided, each searched by processes of its own, on whichever node has room; 1: by
+    those that take requests, which is faster as long as one node holds the index."""
+    searchers: Count = 1
+    """Processes that search each of several shards."""
+    shard_memory_mb: Positive | None = None
+    """Memory that Ray reserves for each of those processes, in MiB, so that no node is given more of them than fit. Default: none."""
     target_ongoing_requests: Positive = 16
     """Requests under way per process that autoscaling aims at."""
     max_ongoing_requests: Count = 64

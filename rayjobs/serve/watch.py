@@ -15,6 +15,7 @@ import ray.serve
 
 from rayjobs.serve.declared import set_user_config
 from rayjobs.serve.held import Target
+from rayjobs.serve.shards import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
     from rayjobs.serve.settings import AppSettings
 
-FOLLOWERS = ("Ingress", "Encoder")
-"""Deployments that serve a version."""
-
 _AGAIN_S = 60.0
 """Seconds until a version that was refused is tried again: what was wrong may have been a bucket that did not answer."""
 
 _LOG = logging.getLogger(__name__)
+
+
+def followers(shards: int) -> tuple[str, ...]:
+    """Return the names of the deployments that serve a version, and of the watcher itself, by the number of shards."""
+    return "Ingress", "Encoder", Watcher.__name__, *(name_of(number) for number in range(shards) if shards > 1)
 
 
 class Watcher:
@@ -89,5 +92,5 @@ class Watcher:
         if target == self._target:
             return
         name = ray.serve.get_replica_context().app_name
-        await asyncio.to_thread(set_user_config, name, (*FOLLOWERS, type(self).__name__), target.model_dump())
+        await asyncio.to_thread(set_user_config, name, followers(self._settings.service.shards), target.model_dump())
         self._target = target

@@ -106,7 +106,7 @@ def test_the_publisher_is_killed_at_any_moment(served, library, row, tmp_path):
                 while True:
                     library.expected |= dict([here.recv()])
             current = library.index.current()
-            answers = Answers(current.store, current, cache=tmp_path, max_limit=LIMIT)
+            answers = Answers(current, cache=tmp_path, max_limit=LIMIT)
             vector, without = answers.query_vector([_tile(library.query)])
             found = answers.search(vector, _limited(), without=without)
             assert [feature.id for feature in found.features] == library.expected[current.version]

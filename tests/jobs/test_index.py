@@ -10,7 +10,7 @@ import pytest
 
 from rayjobs.index.versions import newest
 from rayjobs.retrieval.search import Searcher
-from rayjobs.retrieval.segments import load_segment
+from rayjobs.retrieval.shards import load_shards
 from rayjobs.storage import Artefact, open_store
 from tests.three_nodes import options, write_scene
 
@@ -31,8 +31,7 @@ def done(command):
 
 
 def opened(published, cache):
-    segments = [load_segment(published.version, entry, published.manifest, cache) for entry in published.manifest.segments]
-    return Searcher(segments, effort=published.manifest.effort, tombstones=published.tombstones)
+    return Searcher(load_shards(published.version, published.manifest, cache), tombstones=published.tombstones)
 
 
 def test_an_index_lives(cluster, config, workspace, tmp_path):

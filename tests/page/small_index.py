@@ -96,7 +96,7 @@ class Here:
     last_error = None
 
     def __init__(self, version):
-        self.answers = Answers(version.store, version, cache=Path(tempfile.mkdtemp(prefix="rayjobs-page-")), max_limit=1000)
+        self.answers = Answers(version, cache=Path(tempfile.mkdtemp(prefix="rayjobs-page-")), max_limit=1000)
         self.versions = [version.version]
         self._encoder = from_files(version.read("encoder/model.json"), version.read("encoder/model.safetensors"))
         self._encoder.module.eval()

@@ -25,7 +25,7 @@ from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.spec import statistics_spec
 from rayjobs.retrieval.search import Searcher
-from rayjobs.retrieval.segments import load_segment
+from rayjobs.retrieval.shards import load_shards
 from rayjobs.storage import Artefact
 from rayjobs.tiles.table import geoparquet_bytes
 
@@ -150,8 +150,7 @@ class Made:
 def searcher(published, cache=Path("/nonexistent")):
     """Open a version as the service does."""
     manifest = published.manifest
-    segments = [load_segment(published.version, entry, manifest, cache) for entry in manifest.segments]
-    return Searcher(segments, effort=manifest.effort, tombstones=published.tombstones)
+    return Searcher(load_shards(published.version, manifest, cache), tombstones=published.tombstones)
 
 
 def answers(published, numbers, cache, *, limit=7, exact=None):

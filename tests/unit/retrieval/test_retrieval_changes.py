@@ -16,6 +16,7 @@ from rayjobs.retrieval.changes import changes, same_place
 from rayjobs.retrieval.filters import SearchFilter
 from rayjobs.retrieval.gallery import Gallery
 from rayjobs.retrieval.metadata import Metadata
+from rayjobs.retrieval.shards import LocalShards
 
 DAY = datetime.datetime(2021, 6, 1, tzinfo=datetime.UTC)
 COUNT, PLACES = 400, 90
@@ -44,7 +45,9 @@ def world():
             ),
         }
     )
-    gallery = Gallery([segment(vectors[:150], rows.slice(0, 150)), segment(vectors[150:], rows.slice(150))], tombstones=["0003", "0222"])
+    gallery = Gallery(
+        LocalShards([segment(vectors[:150], rows.slice(0, 150)), segment(vectors[150:], rows.slice(150))]), tombstones=["0003", "0222"]
+    )
     return gallery, vectors, places, hours
 
 
@@ -99,6 +102,6 @@ def test_the_same_place_on_other_dates(world):
 
 def test_an_index_that_knows_no_places_says_so(world):
     table = pa.table({"tile_id": ["a"], "geometry": pa.nulls(1, pa.binary()), "datetime": pa.nulls(1, pa.timestamp("us", "UTC"))})
-    gallery = Gallery([segment(np.eye(1, 8, dtype=np.float32), table)])
+    gallery = Gallery(LocalShards([segment(np.eye(1, 8, dtype=np.float32), table)]))
     with pytest.raises(QueryError, match="does not know which tiles show the same place"):
         same_place(gallery, "a")

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from rayjobs import geo
 from rayjobs.errors import QueryError
 from rayjobs.geo import BBox
-from rayjobs.retrieval import search as room
+from rayjobs.retrieval import planner, search
 from rayjobs.retrieval.filters import SearchFilter
 from rayjobs.retrieval.kinds import KINDS, Effort
 from rayjobs.retrieval.manifest import IndexManifest
-from rayjobs.retrieval.search import Searcher, widened
+from rayjobs.retrieval.planner import widened
+from rayjobs.retrieval.search import Searcher
 from rayjobs.retrieval.segments import build_segment, load_segment
+from rayjobs.retrieval.shards import LocalShards
 from rayjobs.storage import Artefact, open_store
 
 DIM, COUNT = 16, 3000
@@ -64,7 +66,7 @@ def build(folder, kind, per_segment):
     )  # fmt: skip
     version = draft.publish({"parents": {}, "counts": {}, **manifest.fields()})
     segments = [load_segment(version, entry, manifest, folder) for entry in entries]
-    return Searcher(segments, effort=Effort(nprobe=4, ef=32, k_factor=8)), np.concatenate(held)
+    return Searcher(LocalShards(segments, effort=Effort(nprobe=4, ef=32, k_factor=8))), np.concatenate(held)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,9 @@ def compressed(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     """Small enough for a test: filters that leave more than 50 tiles are worth approximating."""
-    monkeypatch.setattr(room, "FEW_ROWS", 50)
-    monkeypatch.setattr(room, "FEW_SHARE", 0.0)
-    monkeypatch.setattr(room, "DEEP_SHARE", 0.5)
+    monkeypatch.setattr(planner, "FEW_ROWS", 50)
+    monkeypatch.setattr(planner, "FEW_SHARE", 0.0)
+    monkeypatch.setattr(planner, "DEEP_SHARE", 0.5)
 
 
 def ranked(query, passing):
@@ -148,7 +150,7 @@ def test_hits_that_lie_apart_are_those_of_one_greedy_pass(exact, seed, spread, l
 
 
 def test_ten_hits_are_ten_places_even_where_a_thousand_alike_lie_side_by_side(exact, monkeypatch):
-    monkeypatch.setattr(room, "_LEAST_ROUND", 2)
+    monkeypatch.setattr(search, "_LEAST_ROUND", 2)
     hits = exact[0].search(VECTORS[100], 10, spread_m=2e6)
     middles = exact[0].middles(hits.rows)
     apart = [geo.great_circle_m(middles[:one], middles[one]).min() for one in range(1, 10)]
@@ -204,7 +206,7 @@ def test_an_approximate_search_that_finds_too_few_is_made_again_exactly(compress
         asked.append(effort)
         return np.full((len(queries), count), -np.inf, np.float32), np.full((len(queries), count), -1)
 
-    monkeypatch.setattr(type(searcher.segments[0]), "approximate", nothing)
+    monkeypatch.setattr(type(searcher.shards.segments[0]), "approximate", nothing)
     hits = searcher.search(VECTORS[5], 10, only=SearchFilter(labels=("label-1",)))
     assert asked
     assert hits.exact
@@ -237,7 +239,7 @@ def test_what_cannot_be_asked_is_refused(exact, arguments, words):
 
 
 def test_a_deleted_tile_is_no_candidate(exact):
-    searcher = Searcher(exact[0].segments, tombstones=[IDS[100], IDS[2007], "none"])
+    searcher = Searcher(exact[0].shards, tombstones=[IDS[100], IDS[2007], "none"])
     assert searcher.rows == COUNT - 2
     hits = searcher.search(VECTORS[100], 45)
     assert hits.candidates == COUNT - 2

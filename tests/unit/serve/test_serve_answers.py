@@ -24,7 +24,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers(store, tmp_path_factory):
-    return Answers(store, publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100)
+    return Answers(publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100)
 
 
 def test_info_sums_up_the_segments(answers):
@@ -104,7 +104,7 @@ def test_an_index_that_carries_another_encoder_is_refused(tmp_path):
     store = open_store(f"file:{tmp_path}")
     version = publish(store, of_encoder=1)
     with pytest.raises(FingerprintError, match="publish it again with `rayjobs index`"):
-        Answers(store, version, cache=tmp_path, max_limit=10)
+        Answers(version, cache=tmp_path, max_limit=10)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def settings_of(store, **more):
 def bound(application):
     """The bound deployments by name."""
     ingress = application._bound_deployment
-    _, encoder, watcher = ingress.init_args
-    return {part.name: part for part in (ingress, encoder._bound_deployment, watcher._bound_deployment)}
+    _, encoder, watcher, shards = ingress.init_args
+    return {part.name: part for part in (ingress, *(part._bound_deployment for part in (encoder, watcher, *shards)))}
 
 
 def test_all_processes_get_one_index_version_however_late_they_start(store):
@@ -60,17 +60,19 @@ def test_all_processes_get_one_index_version_however_late_they_start(store):
 
 def test_the_names_that_the_watcher_tells_are_those_of_the_deployments(store):
     publish(store, "v1")
-    assert set(watch.FOLLOWERS) == bound(app.build_app(settings_of(store))).keys() - {"Watcher"}
+    for shards in (1, 3):
+        settings = settings_of(store, service=ServiceSection(shards=shards))
+        assert set(watch.followers(shards)) == bound(app.build_app(settings)).keys()
 
 
 class Loaded:
-    def __init__(self, _, version, *, cache, max_limit):
-        self.version, self.cache, self.max_limit, self.spec = version.version, cache, max_limit, SPEC
+    def __init__(self, settings, version, _):
+        self.version, self.max_limit, self.spec = settings.at(version).version, settings.service.max_limit, SPEC
 
 
 @pytest.fixture
 def ingress(store, monkeypatch):
-    monkeypatch.setattr(app, "Answers", Loaded)
+    monkeypatch.setattr(app, "open_answers", Loaded)
     service = ServiceSection(max_limit=7, max_upload_megapixels=0.5, max_decoded_mb=2)
     return app.Ingress(settings_of(store, index_version="v1", service=service), None, None)
 
@@ -115,6 +117,15 @@ def test_the_section_reaches_the_deployments(store):
         config = parts[name]._deployment_config
         assert (config.num_replicas, config.max_ongoing_requests, config.max_queued_requests) == (count, 9, 5)
         assert (config.backpressure_config.status_code, config.backpressure_config.retry_after_s) == (503, 2)
+
+
+def test_each_shard_is_a_deployment_that_says_how_much_memory_it_needs(store):
+    publish(store, "v1")
+    service = ServiceSection(shards=3, searchers=2, shard_memory_mb=100)
+    parts = bound(app.build_app(settings_of(store, service=service)))
+    assert parts.keys() == {"Ingress", "Encoder", "Watcher", "Shard0", "Shard1", "Shard2"}
+    shard = parts["Shard2"]
+    assert (shard.init_args[1], shard.num_replicas, shard.ray_actor_options["memory"]) == (2, 2, 100 * 2**20)
 
 
 def test_numbers_of_processes_may_follow_the_load(store):

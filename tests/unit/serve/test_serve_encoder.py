@@ -89,7 +89,11 @@ def settings(tmp_path, monkeypatch):
         for name, data in to_files(networks.build(SPEC, seed=seed), SPEC).items():
             draft.write(f"encoder/{name}", data)
         draft.publish({"parents": {}, "counts": {}})
-    monkeypatch.setattr(encoder, "Answers", lambda _, version, **__: Answers(version.version, 2 if version.version != "v1" else 1))
+
+    def answers(settings, version, _):
+        return Answers(settings.at(version).version, 2 if version != "v1" else 1)
+
+    monkeypatch.setattr(encoder, "open_answers", answers)
     return AppSettings(workspace=store.uri, index="places", service=ServiceSection(check_tiles=3))
 
 

@@ -50,7 +50,7 @@ class Service:
 @pytest.fixture(scope="module")
 def description(tmp_path_factory):
     store = open_store(f"file:{tmp_path_factory.mktemp('workspace')}")
-    service = Service(Answers(store, publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100))
+    service = Service(Answers(publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100))
     application = api.build_api()
     application.dependency_overrides[api.current_service] = lambda: service
     return schemathesis.openapi.from_asgi("/openapi.json", application)

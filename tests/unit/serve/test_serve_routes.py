@@ -45,7 +45,7 @@ class Service:
 @pytest.fixture(scope="module")
 def application(tmp_path_factory):
     store = open_store(f"file:{tmp_path_factory.mktemp('workspace')}")
-    service = Service(Answers(store, publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100))
+    service = Service(Answers(publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100))
     made = api.build_api()
     made.dependency_overrides[api.current_service] = lambda: service
     return made

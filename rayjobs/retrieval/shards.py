@@ -1,0 +1,93 @@
+"""Where the segments of an index version are searched: in this process, or wherever else something answers as `Shards` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rayjobs.retrieval.kinds import Effort
+from rayjobs.retrieval.planner import Nearest, Task, nearest
+from rayjobs.retrieval.segments import load_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rayjobs.retrieval.manifest import IndexManifest
+    from rayjobs.retrieval.metadata import Metadata
+    from rayjobs.retrieval.segments import Segment
+    from rayjobs.storage import Version
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Shards(Protocol):
+    """The segments of one index version. Segments have the numbers of their places in the manifest."""
+
+    @property
+    def tables(self) -> Sequence[Metadata]:
+        """What is known of each segment's rows; always in this process."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether a search waits for other processes."""
+
+    def nearest(self, queries: Vectors, tasks: Sequence[Task]) -> list[Nearest]:
+        """Search some segments for (q, dim) float32 queries: what `planner.nearest` returns, for each task."""
+
+    def vectors_of(self, parts: Sequence[tuple[int, IntArray]]) -> list[Vectors]:
+        """Return vectors by number of the segment and rows within it: (n, dim) float32 for each part."""
+
+
+class LocalShards:
+    """Segments that are searched in this process."""
+
+    remote = False
+
+    def __init__(self, segments: Sequence[Segment], *, effort: Effort | None = None) -> None:
+        """Take loaded segments.
+
+        Args:
+            segments: of one index version.
+            effort: of approximate searches without a filter, from the manifest.
+        """
+        self.segments = tuple(segments)
+        """They themselves."""
+        self.tables = tuple(segment.table for segment in segments)
+        self._effort = effort or Effort()
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector."""
+        return self.segments[0].dimension
+
+    def nearest(self, queries: Vectors, tasks: Sequence[Task]) -> list[Nearest]:
+        """Search some segments; see `Shards`."""
+        return [nearest(self.segments[task.number], queries, task, self._effort) for task in tasks]
+
+    def vectors_of(self, parts: Sequence[tuple[int, IntArray]]) -> list[Vectors]:
+        """Return vectors of some rows; see `Shards`."""
+        return [self.segments[number].vectors_of(rows) for number, rows in parts]
+
+
+def load_shards(version: Version, manifest: IndexManifest, cache: Path, *, part: int = 0, parts: int = 1) -> LocalShards:
+    """Load the segments of an index version, or every `parts`-th of them from the one of number `part`.
+
+    Args:
+        version: the index version.
+        manifest: its manifest.
+        cache: folder for copies of files that lie in a bucket.
+        part: from 0.
+        parts: in how many the segments are divided.
+
+    Raises:
+        IndexCorruptError: a file differs from its digest, or is not what the manifest says.
+    """
+    segments = [load_segment(version, entry, manifest, cache) for entry in manifest.segments[part::parts]]
+    return LocalShards(segments, effort=manifest.effort)
