@@ -37,7 +37,7 @@ from rayjobs.retrieval.filters import SearchFilter
 from rayjobs.retrieval.kinds import KINDS, Effort, sample_rows, sample_size
 from rayjobs.retrieval.manifest import IndexManifest
 from rayjobs.retrieval.search import Hits, Searcher
-from rayjobs.retrieval.segments import build_segment, load_segment
+from rayjobs.retrieval.segments import build_segment, load_segment, load_table
 from rayjobs.retrieval.shards import LocalShards
 from rayjobs.storage import Artefact, Version, open_store
 
@@ -273,9 +273,10 @@ def measured(rows: int, queries: int, shapes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         version, manifest, kind = published(Path(folder), world)
         segment = load_segment(version, manifest.segments[0], manifest, Path(folder))
+        table = load_table(version, manifest.segments[0], Path(folder))
         effort, estimate = tuned(kind, [segment], world.vectors[sample_rows(rows, 1000, seed=9)], recall=RECALL)
         _say(f"{kind}, {effort}, {estimate}, after {time.time() - begun:.0f} s")
-        searcher, draws, tally = Searcher(LocalShards([segment], effort=effort)), Draws(world, shapes), Tally()
+        searcher, draws, tally = Searcher(LocalShards([segment], effort=effort), [table]), Draws(world, shapes), Tally()
         asking = made(queries, seed=4)
         for start in range(0, queries, BLOCK):
             block = asking[start : start + BLOCK]

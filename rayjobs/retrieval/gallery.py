@@ -13,6 +13,7 @@ from rayjobs.errors import QueryError, UnknownTileError
 from rayjobs.retrieval.filters import SearchFilter, passing
 
 if TYPE_CHECKING:
+    from rayjobs.retrieval.metadata import Metadata
     from rayjobs.retrieval.shards import Shards
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -104,16 +105,17 @@ class Selection:
 class Gallery:
     """The tiles that can be found, deleted ones not among them. Immutable: safe to read from several threads."""
 
-    def __init__(self, shards: Shards, *, tombstones: Collection[str] = ()) -> None:
-        """Take the segments of one index version.
+    def __init__(self, shards: Shards, tables: Sequence[Metadata], *, tombstones: Collection[str] = ()) -> None:
+        """Take the segments of one index version, at least one.
 
         Args:
-            shards: where they are searched; at least one segment.
+            shards: where their vectors are.
+            tables: the metadata of each.
             tombstones: ids of tiles that were deleted.
         """
         self.shards = shards
         """Where the vectors are."""
-        self.tables = tuple(shards.tables)
+        self.tables = tuple(tables)
         """The metadata of each segment."""
         self._numbering = Numbering([table.rows for table in self.tables])
         everything = Selection([None] * len(self.tables), self._numbering)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,15 @@ from rayjobs import geo
 from rayjobs.errors import QueryError
 from rayjobs.retrieval.filters import SearchFilter
 from rayjobs.retrieval.gallery import Gallery, Selection
+from rayjobs.retrieval.manifest import IndexManifest, read_tombstones
 from rayjobs.retrieval.planner import Task
+from rayjobs.retrieval.segments import load_table
+from rayjobs.retrieval.shards import Shards, load_shards
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rayjobs.storage import Version
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -162,6 +170,24 @@ class Searcher(Gallery):
                 break
             remaining = remaining.without(self.near(middles[apart], spread_m))
         return self._merged([(one.rows, one.scores, one.exact) for one in rounds], asked.depth)
+
+
+def open_searcher(
+    version: Version, manifest: IndexManifest, cache: Path, *, load: Callable[[Version, IndexManifest, Path], Shards] = load_shards
+) -> Searcher:
+    """Open an index version.
+
+    Args:
+        version: the index version.
+        manifest: its manifest.
+        cache: folder for copies of files that lie in a bucket.
+        load: what loads the vectors, or has them loaded elsewhere.
+
+    Raises:
+        IndexCorruptError: a file differs from its digest, or is not what the manifest says.
+    """
+    tables = [load_table(version, entry, cache) for entry in manifest.segments]
+    return Searcher(load(version, manifest, cache), tables, tombstones=read_tombstones(version, manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ _CORNERS = {"xmin": 0, "ymin": 1, "xmax": 2, "ymax": 3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A loaded segment. Immutable: safe to search from several threads."""
+    """The loaded vectors of a segment. Immutable: safe to search from several threads."""
 
     kind: str
     """Key of `KINDS`."""
@@ -56,8 +56,6 @@ class Segment:
     """What `approximate` searches; refers to `index`. None for the kind `flat`."""
     base: Any
     """The compressed FAISS index alone, mapped; kept, since `compressed` only refers to it."""
-    table: Metadata
-    """What is known of each row."""
 
     @property
     def rows(self) -> int:
@@ -226,7 +224,7 @@ def _dates(table: pa.Table) -> tuple[str, str] | None:
 
 
 def load_segment(version: Version, entry: SegmentEntry, manifest: IndexManifest, cache: Path) -> Segment:
-    """Fetch a segment to this machine and open it.
+    """Fetch a segment's vectors to this machine and open them.
 
     Args:
         version: the index version.
@@ -237,17 +235,17 @@ def load_segment(version: Version, entry: SegmentEntry, manifest: IndexManifest,
     Raises:
         IndexCorruptError: a file differs from its digest, or is not what the manifest says.
     """
-    kind, table = KINDS[manifest.kind], load_table(version, entry, cache)
+    kind = KINDS[manifest.kind]
     vectors = _verified_path(version, f"{entry.name}.vectors", cache)
     compressed = None if kind.name == "flat" else _verified_path(version, f"{entry.name}.faiss", cache)
     index = _opened(entry, vectors, KINDS["flat"], manifest.dimension)
     base = None if compressed is None else _opened(entry, compressed, kind, manifest.dimension)
     attached = None if base is None else kind.attached(base, index)
-    return Segment(kind=kind.name, index=index, base=base, compressed=attached, table=table)
+    return Segment(kind=kind.name, index=index, base=base, compressed=attached)
 
 
 def load_table(version: Version, entry: SegmentEntry, cache: Path) -> Metadata:
-    """Fetch a segment's metadata alone to this machine and open it; arguments and errors as of `load_segment`."""
+    """Fetch a segment's metadata to this machine and open it; arguments and errors as of `load_segment`."""
     table = Metadata.open(_verified_path(version, f"{entry.name}.parquet", cache), cache)
     if table.rows != entry.rows:
         raise IndexCorruptError(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rayjobs.retrieval.manifest import IndexManifest
-    from rayjobs.retrieval.metadata import Metadata
     from rayjobs.retrieval.segments import Segment
     from rayjobs.storage import Version
 
@@ -24,11 +23,7 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class Shards(Protocol):
-    """The segments of one index version. Segments have the numbers of their places in the manifest."""
-
-    @property
-    def tables(self) -> Sequence[Metadata]:
-        """What is known of each segment's rows; always in this process."""
+    """The vectors of one index version. Segments have the numbers of their places in the manifest."""
 
     @property
     def dimension(self) -> int:
@@ -59,7 +54,6 @@ class LocalShards:
         """
         self.segments = tuple(segments)
         """They themselves."""
-        self.tables = tuple(segment.table for segment in segments)
         self._effort = effort or Effort()
 
     @property

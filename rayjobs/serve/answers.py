@@ -17,9 +17,9 @@ from rayjobs.rasters.uploads import TileGround
 from rayjobs.retrieval.changes import changes, same_place
 from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, parse_interval
-from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest, read_tombstones
+from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest
 from rayjobs.retrieval.places import area_of
-from rayjobs.retrieval.search import Hits, Searcher
+from rayjobs.retrieval.search import Hits, open_searcher
 from rayjobs.retrieval.shards import Shards, load_shards
 from rayjobs.serve.features import SHOWN, changes_of, features_of
 from rayjobs.serve.hits import Found, texts_of
@@ -69,7 +69,7 @@ class Answers:
             version: the index version.
             cache: folder for copies of what lies in a bucket.
             max_limit: most hits that a request may ask for.
-            load: what loads the segments, or has them loaded.
+            load: what loads the vectors, or has them loaded elsewhere.
 
         Raises:
             IndexCorruptError: a file differs from the manifest.
@@ -84,7 +84,7 @@ class Answers:
                 f"index {version.version} was made by encoder {manifest.encoder_fingerprint[:12]}, but carries {fingerprint[:12]}; "
                 "publish it again with `rayjobs index`"
             )
-        self.searcher = Searcher(load(version, manifest, cache), tombstones=read_tombstones(version, manifest))
+        self.searcher = open_searcher(version, manifest, cache, load=load)
         """Its tiles."""
         self._manifest, self._version, self._max_limit = manifest, version, max_limit
 

@@ -140,8 +140,12 @@ def _shards(settings: AppSettings, target: Mapping[str, Any]) -> list[ray.serve.
     service = settings.service
     if service.shards == 1:
         return []
-    room = {} if service.shard_memory_mb is None else {"memory": int(service.shard_memory_mb * _MEBIBYTE)}
-    options = {"user_config": target, "ray_actor_options": room, **_load_of(service, service.searchers, None)}
+    memory = {} if service.shard_memory_mb is None else {"memory": int(service.shard_memory_mb * _MEBIBYTE)}
+    options = {
+        "user_config": target,
+        "ray_actor_options": {"num_cpus": service.shard_cpus, **memory},
+        **_load_of(service, service.searchers, None),
+    }
     return [ray.serve.deployment(name=name_of(number), **options)(Shard).bind(settings, number) for number in range(service.shards)]
 
 

@@ -29,8 +29,10 @@ class ServiceSection:
     those that take requests, which is faster as long as one node holds the index."""
     searchers: Count = 1
     """Processes that search each of several shards."""
+    shard_cpus: Positive = 1
+    """Processors that Ray reserves for each of those processes."""
     shard_memory_mb: Positive | None = None
-    """Memory that Ray reserves for each of those processes, in MiB, so that no node is given more of them than fit. Default: none."""
+    """Memory that Ray reserves for each of them, in MiB, so that no node is given more than fit. Default: none."""
     target_ongoing_requests: Positive = 16
     """Requests under way per process that autoscaling aims at."""
     max_ongoing_requests: Count = 64

@@ -16,7 +16,6 @@ from ray.serve.handle import DeploymentHandle
 
 from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest
 from rayjobs.retrieval.planner import Nearest, Task
-from rayjobs.retrieval.segments import load_table
 from rayjobs.retrieval.shards import LocalShards, load_shards
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.calls import answering
@@ -82,24 +81,22 @@ class Shard:
 
 
 class RemoteShards:
-    """The segments of one index version, searched by the deployments that hold them: all asked at once, one request for each."""
+    """The vectors of one index version, searched by the deployments that hold them: all asked at once, one request for each."""
 
     remote = True
 
-    def __init__(self, version: Version, manifest: IndexManifest, cache: Path, *, handles: Sequence[DeploymentHandle[Any]]) -> None:
-        """Open the metadata, and have every shard load its segments.
+    def __init__(self, version: Version, manifest: IndexManifest, _: Path, *, handles: Sequence[DeploymentHandle[Any]]) -> None:
+        """Have every shard load its segments.
 
         Args:
             version: the index version.
             manifest: its manifest.
-            cache: folder for copies of files that lie in a bucket.
             handles: of the shards, in order of their numbers.
 
         Raises:
-            IndexCorruptError: a file differs from the manifest, here or with a shard.
+            IndexCorruptError: a file differs from the manifest.
             ServiceError: a shard does not answer.
         """
-        self.tables = [load_table(version, entry, cache) for entry in manifest.segments]
         self.dimension = manifest.dimension
         self._version, self._handles = version.version, handles
         _gathered([handle.hold.remote(self._version) for handle in handles], _LOAD_S)

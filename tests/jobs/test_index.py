@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import signal
+from pathlib import Path
 
+import httpx
 import pytest
 
 from rayjobs.index.versions import newest
-from rayjobs.retrieval.search import Searcher
-from rayjobs.retrieval.shards import load_shards
+from rayjobs.retrieval.search import open_searcher
+from rayjobs.serve.answers import Answers
+from rayjobs.serve.schema import SearchRequest
 from rayjobs.storage import Artefact, open_store
-from tests.three_nodes import options, write_scene
+from tests.faults.running import Running
+from tests.three_nodes import free_port, options, write_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+SHARDS = ["--serve.shards", "2", "--serve.shard_cpus", "0.5", "--serve.watch_s", "0"]
 BRIEF = ["--train.epochs", "1", "--mining.every", "0", "--index.kind", "ivf_flat", "--index.rows_per_segment", "600"]
 
 
@@ -31,7 +38,42 @@ def done(command):
 
 
 def opened(published, cache):
-    return Searcher(load_shards(published.version, published.manifest, cache), tombstones=published.tombstones)
+    return open_searcher(published.version, published.manifest, cache)
+
+
+@contextlib.contextmanager
+def served(cluster, options):
+    """Run `rayjobs serve` until the block ends."""
+    port = free_port()
+    service = Running(cluster.start("serve", *options, "--serve.port", str(port)))
+    try:
+        service.wait_for("ready: ", seconds=300)
+        yield f"http://127.0.0.1:{port}", service
+        service.signal(signal.SIGTERM)
+        assert service.ended(120).code == 0, service.err
+    finally:
+        service.kill()
+
+
+def assert_answers_as_one_process(url, published, cache):
+    """Searches of each sort have the very answers that a process has which holds all segments."""
+    answers = Answers(published.version, cache=cache, max_limit=1000)
+    liked, other = (answers.searcher.take([row])["tile_id"][0].as_py() for row in answers.searcher.all.rows[[5, -5]].tolist())
+    west, south, east, north = published.manifest.bounds
+    for asked in (
+        {"limit": 50},
+        {"limit": 7, "offset": 3, "exact": True},
+        {"limit": 20, "bbox": [west, south, (west + east) / 2, north]},
+        {"limit": 10, "spread_m": 700},
+        {"limit": 10, "negatives": [{"tile_id": other}], "method": "linear"},
+    ):
+        request = {"positives": [{"tile_id": liked}], **asked}
+        wanted = SearchRequest.model_validate(request)
+        vector, examples = answers.query_vector(wanted.positives, wanted.negatives, method=wanted.method)
+        found = httpx.post(f"{url}/v1/search", json=request, timeout=60)
+        assert found.status_code == 200, found.text
+        assert found.json() == json.loads(answers.search(vector, wanted, without=examples).geojson())
+        assert len(found.json()["features"]) == asked["limit"]
 
 
 def test_an_index_lives(cluster, config, workspace, tmp_path):
@@ -56,8 +98,14 @@ def test_an_index_lives(cluster, config, workspace, tmp_path):
     deleted = done(cluster.run("index", "delete", *given, "--scene", "one"))
     assert (deleted["rows"], deleted["deleted"]) == (1024, 1024)
     before = opened(newest(index), tmp_path / "cache")
-    compacted = done(cluster.run("index", "compact", *given))
-    assert (compacted["rows"], compacted["deleted"]) == (1024, 0)
+    with served(cluster, [*given, *SHARDS]) as (url, service):
+        assert len([pid for pid in cluster.processes("ray::ServeReplica:") if "Shard" in Path(f"/proc/{pid}/cmdline").read_text()]) == 2
+        assert_answers_as_one_process(url, newest(index), tmp_path / "cache")
+        compacted = done(cluster.run("index", "compact", *given))
+        assert (compacted["rows"], compacted["deleted"]) == (1024, 0)
+        assert httpx.post(f"{url}/v1/refresh", timeout=120).json()["index_version"] == compacted["version"]
+        service.wait_until(lambda: httpx.get(f"{url}/v1/info", timeout=60).json()["index_version"] == compacted["version"], "the swap")
+        assert_answers_as_one_process(url, newest(index), tmp_path / "cache")
     after = opened(newest(index), tmp_path / "cache")
     for row in range(0, 1024, 100):
         tile = after.take([row])["tile_id"][0].as_py()

@@ -24,8 +24,7 @@ from rayjobs.index.workers import Here
 from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.spec import statistics_spec
-from rayjobs.retrieval.search import Searcher
-from rayjobs.retrieval.shards import load_shards
+from rayjobs.retrieval.search import open_searcher
 from rayjobs.storage import Artefact
 from rayjobs.tiles.table import geoparquet_bytes
 
@@ -150,7 +149,7 @@ class Made:
 def searcher(published, cache=Path("/nonexistent")):
     """Open a version as the service does."""
     manifest = published.manifest
-    return Searcher(load_shards(published.version, manifest, cache), tombstones=published.tombstones)
+    return open_searcher(published.version, manifest, cache)
 
 
 def answers(published, numbers, cache, *, limit=7, exact=None):

@@ -22,10 +22,10 @@ DAY = datetime.datetime(2021, 6, 1, tzinfo=datetime.UTC)
 COUNT, PLACES = 400, 90
 
 
-def segment(vectors, table):
-    return types.SimpleNamespace(
-        kind="flat", rows=len(vectors), dimension=vectors.shape[1], table=Metadata.of(table), vectors_of=lambda rows: vectors[rows]
-    )
+def gallery_of(*segments, tombstones=()):
+    """A gallery of vectors and tables."""
+    held = [types.SimpleNamespace(dimension=vectors.shape[1], vectors_of=vectors.__getitem__) for vectors, _ in segments]
+    return Gallery(LocalShards(held), [Metadata.of(table) for _, table in segments], tombstones=tombstones)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,7 @@ def world():
             ),
         }
     )
-    gallery = Gallery(
-        LocalShards([segment(vectors[:150], rows.slice(0, 150)), segment(vectors[150:], rows.slice(150))]), tombstones=["0003", "0222"]
-    )
+    gallery = gallery_of((vectors[:150], rows.slice(0, 150)), (vectors[150:], rows.slice(150)), tombstones=["0003", "0222"])
     return gallery, vectors, places, hours
 
 
@@ -102,6 +100,6 @@ def test_the_same_place_on_other_dates(world):
 
 def test_an_index_that_knows_no_places_says_so(world):
     table = pa.table({"tile_id": ["a"], "geometry": pa.nulls(1, pa.binary()), "datetime": pa.nulls(1, pa.timestamp("us", "UTC"))})
-    gallery = Gallery(LocalShards([segment(np.eye(1, 8, dtype=np.float32), table)]))
+    gallery = gallery_of((np.eye(1, 8, dtype=np.float32), table))
     with pytest.raises(QueryError, match="does not know which tiles show the same place"):
         same_place(gallery, "a")

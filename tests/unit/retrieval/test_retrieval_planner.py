@@ -18,7 +18,7 @@ from rayjobs.retrieval.kinds import KINDS, Effort
 from rayjobs.retrieval.manifest import IndexManifest
 from rayjobs.retrieval.planner import widened
 from rayjobs.retrieval.search import Searcher
-from rayjobs.retrieval.segments import build_segment, load_segment
+from rayjobs.retrieval.segments import build_segment, load_segment, load_table
 from rayjobs.retrieval.shards import LocalShards
 from rayjobs.storage import Artefact, open_store
 
@@ -66,7 +66,8 @@ def build(folder, kind, per_segment):
     )  # fmt: skip
     version = draft.publish({"parents": {}, "counts": {}, **manifest.fields()})
     segments = [load_segment(version, entry, manifest, folder) for entry in entries]
-    return Searcher(LocalShards(segments, effort=Effort(nprobe=4, ef=32, k_factor=8))), np.concatenate(held)
+    tables = [load_table(version, entry, folder) for entry in entries]
+    return Searcher(LocalShards(segments, effort=Effort(nprobe=4, ef=32, k_factor=8)), tables), np.concatenate(held)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,7 @@ def test_what_cannot_be_asked_is_refused(exact, arguments, words):
 
 
 def test_a_deleted_tile_is_no_candidate(exact):
-    searcher = Searcher(exact[0].shards, tombstones=[IDS[100], IDS[2007], "none"])
+    searcher = Searcher(exact[0].shards, exact[0].tables, tombstones=[IDS[100], IDS[2007], "none"])
     assert searcher.rows == COUNT - 2
     hits = searcher.search(VECTORS[100], 45)
     assert hits.candidates == COUNT - 2

@@ -16,7 +16,7 @@ from rayjobs.retrieval.filters import SearchFilter, parse_interval
 from rayjobs.retrieval.kinds import Effort
 from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest
 from rayjobs.retrieval.search import Searcher
-from rayjobs.retrieval.segments import build_segment
+from rayjobs.retrieval.segments import build_segment, load_table
 from rayjobs.retrieval.shards import load_shards
 from rayjobs.storage import Artefact, open_store
 
@@ -88,7 +88,8 @@ def published(folder, vectors, table, per_segment=1000, change=None):
 def searcher_of(folder, vectors, table, per_segment=1000, tombstones=()):
     version = published(folder, vectors, table, per_segment)
     manifest = read_index_manifest(version.manifest, "here")
-    return Searcher(load_shards(version, manifest, folder), tombstones=tombstones)
+    tables = [load_table(version, entry, folder) for entry in manifest.segments]
+    return Searcher(load_shards(version, manifest, folder), tables, tombstones=tombstones)
 
 
 def passes(place, date, bbox, interval):

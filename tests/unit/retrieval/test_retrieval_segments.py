@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ from rayjobs.errors import IndexCorruptError
 from rayjobs.retrieval import segments as room
 from rayjobs.retrieval.kinds import KINDS, Effort
 from rayjobs.retrieval.manifest import IndexManifest
-from rayjobs.retrieval.segments import build_segment, load_segment
+from rayjobs.retrieval.segments import build_segment, load_segment, load_table
 from rayjobs.storage import Artefact, open_store
 
 DIM = 8
@@ -74,11 +75,13 @@ def published(folder, vectors, kind="flat", change=None):
 
 def loaded(folder, vectors, kind="flat", change=None, **fields):
     version, manifest = published(folder, vectors, kind, change)
-    return load_segment(version, manifest.segments[0], dataclasses.replace(manifest, **fields), folder)
+    manifest = dataclasses.replace(manifest, **fields)
+    load_table(version, manifest.segments[0], folder)
+    return load_segment(version, manifest.segments[0], manifest, folder)
 
 
 def never(*_args):
-    pytest.fail("faiss was asked to read a file that differs from its digest")
+    pytest.fail("a file that differs from its digest was read")
 
 
 @pytest.mark.parametrize("ending", ["vectors", "faiss", "parquet"])
@@ -88,8 +91,10 @@ def test_a_file_that_differs_from_its_digest_is_never_read(tmp_path, monkeypatch
     path = version.store.fetch(f"{version.prefix}segment-00000.{ending}", tmp_path)
     path.write_bytes(alter(path.read_bytes()))
     monkeypatch.setattr(room.faiss, "read_index", never)
+    monkeypatch.setattr(room.Metadata, "open", never)
+    load = load_table if ending == "parquet" else functools.partial(load_segment, manifest=manifest)
     with pytest.raises(IndexCorruptError, match="differs from its manifest"):
-        load_segment(version, manifest.segments[0], manifest, tmp_path)
+        load(version, manifest.segments[0], cache=tmp_path)
 
 
 def garbage(name, data):
