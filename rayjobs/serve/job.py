@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
+    from rayjobs.retrieval.manifest import IndexManifest
     from rayjobs.serve.section import ServeSection
     from rayjobs.storage import Version
 
@@ -39,12 +40,23 @@ class Result:
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
-    """Return what the service would serve, and its memory."""
+    """Return what the service would serve, and what the largest of its shards maps into memory."""
     version = _checked_index(experiment)
     manifest = read_index_manifest(version.manifest, version.version)
-    rows = sum(entry.rows for entry in manifest.segments)
-    size = sum(entry.size for entry in version.files)
-    return {"url": _url(experiment), "index_version": version.version, "rows": rows, "memory_per_replica_bytes": size}
+    return {
+        "url": _url(experiment),
+        "index_version": version.version,
+        "rows": sum(entry.rows for entry in manifest.segments),
+        "shards": experiment.serve.shards,
+        "mapped_bytes_per_shard": max(_bytes_of_shards(version, manifest, experiment.serve.shards)),
+    }
+
+
+def _bytes_of_shards(version: Version, manifest: IndexManifest, shards: int) -> list[int]:
+    """Return the size of the vectors and codes that each shard maps."""
+    sizes = {entry.name: entry.size for entry in version.files}
+    segments = [sizes[f"{entry.name}.vectors"] + sizes.get(f"{entry.name}.faiss", 0) for entry in manifest.segments]
+    return [sum(segments[shard::shards]) for shard in range(shards)]
 
 
 def run(experiment: Experiment, console: Console) -> Result:
