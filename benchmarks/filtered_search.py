@@ -12,17 +12,12 @@ Figures: `wrong_exact`, answers that say `exact` and are not; `short`, answers w
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import functools
-import json
-import platform
-import shlex
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
+from benchmarks import command
 from benchmarks.search import DIM, THINGS, made
 from rayjobs.geo import BBox
 from rayjobs.retrieval.choice import choose, tuned
@@ -289,7 +285,7 @@ def measured(rows: int, queries: int, shapes: int) -> dict[str, Any]:
                 tally.count(hits, asked, scores[number], query, world)
             if start // BLOCK % 32 == 0:
                 _say(f"{start + len(block)} queries after {time.time() - begun:.0f} s: {figures_of(tally)}")
-    return {"kind": kind, **figures_of(tally)}
+    return figures_of(tally)
 
 
 def figures_of(tally: Tally) -> dict[str, Any]:
@@ -314,21 +310,12 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Measure, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the tiles and queries")
-    options = parser.parse_args()
+    options = command.parser("filtered_search", __doc__, quick="a tenth of the tiles and queries").parse_args()
     figures = measured(*(QUICK if options.quick else FULL), QUICK_SHAPES if options.quick else SHAPES)
     for name, value in figures.items():
         print(f"{name:<24}{value:>12.4f}" if isinstance(value, float) else f"{name:<24}{value:>12}")
     if options.json:
-        versions = {name: metadata.version(name) for name in ("faiss-gpu", "numpy", "shapely", "pyarrow")}
-        command = shlex.join(["python", "-m", "benchmarks.filtered_search", *sys.argv[1:]])
-        print(
-            json.dumps(
-                {"figures": figures, "machine": platform.processor() or platform.machine(), "versions": versions, "command": command}
-            )
-        )
+        command.end("filtered_search", figures, ("rayjobs", "numpy", "shapely", "pyarrow", command.FAISS))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,11 @@ import hashlib
 import json
 import math
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +36,7 @@ import pyarrow as pa
 import shapely
 import usearch.index
 
+from benchmarks import command
 from rayjobs.retrieval.choice import choose, tuned
 from rayjobs.retrieval.kinds import KINDS, Effort, inner_products, sample_rows, sample_size
 from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest
@@ -359,8 +357,8 @@ def measure_memory(folder: Path, kind: str, effort: Effort) -> None:
 def memory(folder: Path, kind: str, effort: Effort) -> dict[str, float]:
     """Return bytes per vector, anonymous and mapped, of a process of its own."""
     said = json.dumps(dataclasses.asdict(effort))
-    command = [sys.executable, "-m", "benchmarks.search", "--measure", str(folder), kind, said]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    measuring = [sys.executable, "-m", "benchmarks.search", "--measure", str(folder), kind, said]
+    done = subprocess.run(measuring, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -449,9 +447,7 @@ def median_of(name: str, points: Sequence[Point], measured: dict[int, tuple[floa
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help="50,000 vectors, fewer queries and rounds")
+    parser = command.parser("search", __doc__, quick="50,000 vectors, fewer queries and rounds")
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "KIND", "EFFORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -464,12 +460,7 @@ def main() -> None:
     print(f"its own (anonymous) bytes per vector         {figures['auto_bytes_per_vector']:.1f}")
     print(f"its mapped bytes per vector                  {figures['auto_mapped_bytes_per_vector']:.0f}")
     if options.json:
-        faiss_name = "faiss-gpu" if sys.platform == "linux" and platform.machine() == "x86_64" else "faiss-cpu"
-        packages = ("rayjobs", "numpy", faiss_name, "hnswlib", "usearch", "lancedb")
-        versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("search", figures, ("rayjobs", "numpy", command.FAISS, "hnswlib", "usearch", "lancedb"))
 
 
 if __name__ == "__main__":

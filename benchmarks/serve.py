@@ -10,13 +10,11 @@ second with 64 queries in each request. Added latency is what a request takes on
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import hashlib
 import json
 import os
-import platform
 import shlex
 import shutil
 import signal
@@ -25,9 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import faiss
 import httpx
@@ -35,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
+from benchmarks import command
 from benchmarks.load import Load, load
 from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
@@ -125,15 +123,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int, path: str, environment: dict[str, str], log: Path) -> Iterator[None]:
+def running(started: list[str], port: int, path: str, environment: dict[str, str], log: Path) -> Iterator[None]:
     """Run a server for the length of the block, which begins when it answers."""
     with log.open("wb") as said:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(started, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
         while not answers(port, path):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{shlex.join(command)} does not come up: {log.read_text()[-3000:]}")
+                raise RuntimeError(f"{shlex.join(started)} does not come up: {log.read_text()[-3000:]}")
             time.sleep(0.5)
         yield
     finally:
@@ -163,8 +161,8 @@ def bare(folder: Path, version: Version, kind: str, effort: Effort) -> Iterator[
         if entry.name.startswith("segment-"):
             (flat / entry.name).symlink_to(version.store.fetch(entry.key(version.prefix), folder))
     arguments = [str(flat), str(port), kind, str(effort.nprobe or 1), str(effort.k_factor or 1)]
-    command = [sys.executable, "-m", "benchmarks.bare_server", *arguments]
-    with running(command, port, "/openapi.json", os.environ | {"OMP_NUM_THREADS": "1"}, folder / "bare.log"):
+    started = [sys.executable, "-m", "benchmarks.bare_server", *arguments]
+    with running(started, port, "/openapi.json", os.environ | {"OMP_NUM_THREADS": "1"}, folder / "bare.log"):
         yield port
 
 
@@ -179,13 +177,13 @@ def ours(folder: Path, proxy: str) -> Iterator[int]:
     }
     config.write_text(json.dumps({"name": "benchmark", **sections, "ray": {"object_store_mb": 100, "num_cpus": 2}}))
     options = {"port": port, "proxy": proxy, "check_tiles": 0, "watch_s": 0}
-    command = [sys.executable, "-m", "rayjobs.serve", "--config", str(config)]
-    command += [part for name, value in options.items() for part in (f"--serve.{name}", str(value))]
+    started = [sys.executable, "-m", "rayjobs.serve", "--config", str(config)]
+    started += [part for name, value in options.items() for part in (f"--serve.{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     temporary = tempfile.mkdtemp(prefix="rayjobs-serve-", dir="/tmp")  # Ray's sockets want a short path
     environment |= {"RAY_TMPDIR": temporary, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     try:
-        with running(command, port, "/healthz", environment, folder / f"{proxy}.log"):
+        with running(started, port, "/healthz", environment, folder / f"{proxy}.log"):
             yield port
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -286,19 +284,12 @@ def run(*, quick: bool) -> dict[str, float]:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} vectors, shorter and fewer rounds")
-    options = parser.parse_args()
+    options = command.parser("serve", __doc__, quick=f"{QUICK_ROWS:,} vectors, shorter and fewer rounds").parse_args()
     figures = run(quick=options.quick)
     print(f"requests/s behind HAProxy over bare uvicorn, one query each     {figures['single_ratio']:.2f}")
     print(f"queries/s behind HAProxy over bare uvicorn, {BATCH} queries each     {figures['batch_ratio']:.2f}")
     if options.json:
-        packages = ("rayjobs", "ray", "fastapi", "uvicorn", "numpy")
-        versions: dict[str, Any] = {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-        machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-        command = shlex.join(["python", "-m", "benchmarks.serve", *sys.argv[1:]])
-        print(json.dumps({"figures": figures, "machine": machine, "versions": versions, "command": command}))
+        command.end("serve", figures, ("rayjobs", "ray", "fastapi", "uvicorn", "numpy"))
 
 
 if __name__ == "__main__":
