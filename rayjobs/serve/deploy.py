@@ -16,7 +16,7 @@ from rayjobs.errors import ServiceError
 from rayjobs.serve.declared import Application, declare, running_http_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ray.serve.schema import ApplicationStatusOverview
 
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def deployed(args: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
+def deployed(args: Mapping[str, Any], options: Mapping[str, Any], *, say: Callable[[str], None] = _LOG.warning) -> Iterator[str]:
     """Run the application at `/` for the length of the block, under the name that is yielded.
 
     At the end the application goes, and Ray Serve too where this process started it and nothing else runs there.
@@ -40,6 +40,7 @@ def deployed(args: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[st
     Args:
         args: `AppSettings` as JSON.
         options: of `ray.serve.start`, `http_options` among them, which cannot be changed while Ray Serve runs.
+        say: told what the start waits for, such as room on the cluster.
 
     Raises:
         ServiceError: Ray Serve runs already with one of our applications or with other options, or the application does not start.
@@ -47,7 +48,7 @@ def deployed(args: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[st
     ours_to_end = not _runs_for_others(options["http_options"])
     name = f"{_APPLICATION}-{secrets.token_hex(4)}"
     try:
-        _start(name, args, options)
+        _start(name, args, options, say)
         yield name
     finally:
         if ours_to_end and not set(ray.serve.status().applications) - {name}:
@@ -80,11 +81,11 @@ def _runs_for_others(wanted: Mapping[str, object]) -> bool:
     return True
 
 
-def _start(name: str, args: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def _start(name: str, args: Mapping[str, Any], options: Mapping[str, Any], say: Callable[[str], None]) -> None:
     try:
         ray.serve.start(**options)
         declare(_application(name, args))
-        _wait(name)
+        _wait(name, say)
     except (RayServeException, RuntimeError, TimeoutError) as error:  # the port or the path is taken; a replica or a proxy does not start
         said = [str(error) or repr(error), *_complaints(name)]
         _LOG.exception("application %s does not start: %s", name, "\n".join(said))
@@ -96,9 +97,14 @@ def _application(name: str, args: Mapping[str, Any]) -> Application:
     return {"name": name, "route_prefix": "/", "import_path": _BUILDER, "args": dict(args), "runtime_env": environment}
 
 
-def _wait(name: str) -> None:
-    """Wait until the application answers. Raises `RuntimeError` where it will not."""
+def _wait(name: str, say: Callable[[str], None]) -> None:
+    """Wait until the application answers, and say once of each deployment what it lacks. Raises `RuntimeError` where it will not."""
+    told: set[str] = set()
     while (application := _status(name)) is None or application.status.value in _STARTING:
+        for deployment, status in application.deployments.items() if application else ():
+            if status.message and deployment not in told:
+                say(status.message)
+                told.add(deployment)
         time.sleep(_POLL_S)
     if application.status.value != "RUNNING":
         raise RuntimeError(application.message)

@@ -69,7 +69,11 @@ def run(experiment: Experiment, console: Console) -> Result:
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which takes SIGTERM for itself
             signal.signal(number, _interrupt)
         console.say(f"serve            starting index {workspace.index.name} {version.version}")
-        with deployed(settings.model_dump(mode="json"), _options(experiment.serve)):
+        with deployed(
+            settings.model_dump(mode="json"),
+            _options(experiment.serve),
+            say=lambda words: console.say(f"serve            waiting: {words}"),
+        ):
             _tell(console, experiment, version)
             _stay(console)
     return Result(url=_url(experiment), index_version=version.version)

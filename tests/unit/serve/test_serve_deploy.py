@@ -155,6 +155,15 @@ def test_why_the_application_cannot_be_built_is_said_in_one_line(cluster):
         pytest.fail("it came up")
 
 
+def test_what_the_start_waits_for_is_said_once(cluster, monkeypatch):
+    lacking, told = "Deployment 'Shard1' has 1 replicas that have taken more than 30s to be scheduled.", []
+    states = [application("DEPLOYING", Ingress="", Shard1=said) for said in ("", lacking, lacking)] + [application()]
+    monkeypatch.setattr(deploy, "_POLL_S", 0)
+    monkeypatch.setattr(deploy, "_status", lambda _: states.pop(0))
+    with deploy.deployed(ARGS, {"http_options": HTTP}, say=told.append):
+        assert told == [lacking]
+
+
 def test_what_the_driver_ships_goes_to_the_processes_too(cluster, monkeypatch):
     told = []
     monkeypatch.setattr(deploy, "declare", lambda wanted: (told.append(wanted), cluster.declare(wanted)))
