@@ -111,10 +111,11 @@ def _segment(plan: SegmentPlan, name: str, pieces: Sequence[tuple[pa.Table, Vect
 
 
 def _part(embeddings: Version, name: str) -> tuple[pa.Table, Vectors]:
-    """Return the rows of a part of an embedding table, and their vectors."""
+    """Return the rows of a part of an embedding table, with the set that each comes from, and their vectors."""
     table = pq.read_table(io.BytesIO(embeddings.read(name))).replace_schema_metadata(None)
-    column = table["embedding"].combine_chunks()
-    return table.drop_columns(["embedding"]), column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    column, tiles = table["embedding"].combine_chunks(), table.drop_columns(["embedding"])
+    sets = pa.repeat(embeddings.manifest["parents"]["set"], len(tiles))  # an index that is appended to has tiles of several
+    return tiles.append_column("set", sets), column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _alive(parent: Version, manifest: IndexManifest, name: str, dead: pa.Array) -> tuple[pa.Table, Vectors]:

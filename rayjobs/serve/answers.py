@@ -35,7 +35,7 @@ from rayjobs.serve.schema import (
     Recall,
     SearchRequest,
 )
-from rayjobs.storage import Artefact, Version
+from rayjobs.storage import Artefact, Store, Version
 from rayjobs.tiles.chips import Chip, read_chips, shard_name
 from rayjobs.tiles.render import picture, png
 
@@ -87,6 +87,7 @@ class Answers:
         self.searcher = open_searcher(version, manifest, cache, load=load)
         """Its tiles."""
         self._manifest, self._version, self._max_limit = manifest, version, max_limit
+        self._set = functools.cache(functools.partial(_set_of, version.store))
 
     @property
     def version(self) -> str:
@@ -111,9 +112,8 @@ class Answers:
 
     @functools.cached_property
     def source(self) -> Version:
-        """The set whose tiles were indexed."""
-        name, _, version = self._version.manifest["parents"]["set"].partition("/")
-        return Artefact(self._version.store, "sets", name).at(version)
+        """The set that was indexed last."""
+        return self._set(self._version.manifest["parents"]["set"])
 
     def info(self) -> Info:
         """Describe the index."""
@@ -311,22 +311,28 @@ class Answers:
     def thumbnail(self, tile_id: str) -> bytes:
         """Return one tile's pixels as PNG. Raises `UnknownTileError`."""
         row = self.searcher.describe([self.searcher.row_of(tile_id)])[0]
-        manifest = self.source.manifest
-        chip = read_chips(self.source.read(shard_name(row["shard"])), {tile_id})[0]
+        source = self._set(row["set"])
+        manifest, chip = source.manifest, read_chips(source.read(shard_name(row["shard"])), {tile_id})[0]
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
 
     def stored(self, most: int) -> tuple[list[Chip], Vector]:
         """Return the pixels of some tiles, all of one shard, and their (tiles, dim) vectors in the index."""
-        shard = self.searcher.describe([0])[0]["shard"]
+        first = self.searcher.describe([0])[0]
         known: list[Chip] = []
         vectors: list[Vector] = []
-        for chip in read_chips(self.source.read(shard_name(shard))):
+        for chip in read_chips(self._set(first["set"]).read(shard_name(first["shard"]))):
             with contextlib.suppress(UnknownTileError):  # of another split, or deleted
                 vectors.append(self.searcher.vector_of(chip.tile_id))
                 known.append(chip)
             if len(known) == most:
                 break
         return known, np.stack(vectors)
+
+
+def _set_of(store: Store, name: str) -> Version:
+    """Return a set of tiles by name and version, `NAME/VERSION`. Raises `NotFoundError` where it is gone."""
+    name, _, version = name.partition("/")
+    return Artefact(store, "sets", name).at(version)
 
 
 def filter_of(filters: Ground) -> SearchFilter:

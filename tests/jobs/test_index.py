@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -10,7 +11,11 @@ import signal
 from pathlib import Path
 
 import httpx
+import numpy as np
+import PIL.Image
 import pytest
+import rasterio
+import rasterio.windows
 
 from rayjobs.index.versions import newest
 from rayjobs.retrieval.search import open_searcher
@@ -55,6 +60,25 @@ def served(cluster, options):
         service.kill()
 
 
+def taken_up(url, service, version):
+    """Wait until the service answers from a version."""
+    assert httpx.post(f"{url}/v1/refresh", timeout=120).json()["index_version"] == version
+    service.wait_until(lambda: httpx.get(f"{url}/v1/info", timeout=60).json()["index_version"] == version, "the swap")
+
+
+def assert_thumbnail_is_of_the_scene(url, scene, folder):
+    """The picture of a tile shows the scene's pixels, stretched: what is darker here is darker there."""
+    asked = {"positives": [{"embedding": [1.0] * 8}], "limit": 1, "scenes": [scene]}
+    [hit] = httpx.post(f"{url}/v1/search", json=asked, timeout=60).json()["features"]
+    shown = PIL.Image.open(io.BytesIO(httpx.get(f"{url}/v1/tiles/{hit['id']}/thumbnail.png", timeout=60).content))
+    said = hit["properties"]
+    window = rasterio.windows.Window(said["col"], said["row"], said["width"], said["height"])
+    with rasterio.open(folder / f"{scene}.tif") as file:
+        pixels = file.read(window=window).astype(float)
+    small = np.asarray(shown.convert("RGB").resize((said["width"], said["height"]), PIL.Image.Resampling.BOX), float).transpose(2, 0, 1)
+    assert np.corrcoef(pixels.ravel(), small.ravel())[0, 1] > 0.9
+
+
 def assert_answers_as_one_process(url, published, cache):
     """Searches of each sort have the very answers that a process has which holds all segments."""
     answers = Answers(published.version, cache=cache, max_limit=1000)
@@ -95,16 +119,18 @@ def test_an_index_lives(cluster, config, workspace, tmp_path):
     assert (appended["rows"], appended["told"]["appended"]) == (2048, 1024)
     assert not done(cluster.run("index", "append", *given))["fresh"]
 
-    deleted = done(cluster.run("index", "delete", *given, "--scene", "one"))
-    assert (deleted["rows"], deleted["deleted"]) == (1024, 1024)
-    before = opened(newest(index), tmp_path / "cache")
     with served(cluster, [*given, *SHARDS]) as (url, service):
         assert len([pid for pid in cluster.processes("ray::ServeReplica:") if "Shard" in Path(f"/proc/{pid}/cmdline").read_text()]) == 2
+        for scene in ("one", "two"):  # each in a set of its own
+            assert_thumbnail_is_of_the_scene(url, scene, tmp_path)
+        deleted = done(cluster.run("index", "delete", *given, "--scene", "one"))
+        assert (deleted["rows"], deleted["deleted"]) == (1024, 1024)
+        before = opened(newest(index), tmp_path / "cache")
+        taken_up(url, service, deleted["version"])
         assert_answers_as_one_process(url, newest(index), tmp_path / "cache")
         compacted = done(cluster.run("index", "compact", *given))
         assert (compacted["rows"], compacted["deleted"]) == (1024, 0)
-        assert httpx.post(f"{url}/v1/refresh", timeout=120).json()["index_version"] == compacted["version"]
-        service.wait_until(lambda: httpx.get(f"{url}/v1/info", timeout=60).json()["index_version"] == compacted["version"], "the swap")
+        taken_up(url, service, compacted["version"])
         assert_answers_as_one_process(url, newest(index), tmp_path / "cache")
     after = opened(newest(index), tmp_path / "cache")
     for row in range(0, 1024, 100):

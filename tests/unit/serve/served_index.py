@@ -40,7 +40,7 @@ def tile_table() -> pa.Table:
             "tile_id": IDS, "scene_id": ["scene"] * COUNT, "label": ["field", None] * (COUNT // 2),
             "datetime": pa.array([first + datetime.timedelta(days=number) for number in range(COUNT)], pa.timestamp("us", tz="UTC")),
             "row": [0] * COUNT, "col": [8 * number for number in range(COUNT)], "height": [8] * COUNT, "width": [8] * COUNT,
-            "shard": [0] * COUNT, "place_id": [f"place-{number % 7}" for number in range(COUNT)],
+            "set": ["places/one"] * COUNT, "shard": [0] * COUNT, "place_id": [f"place-{number % 7}" for number in range(COUNT)],
             "geometry": pa.array(footprints, pa.binary()),
         }
     )  # fmt: skip
