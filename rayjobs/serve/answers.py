@@ -169,6 +169,12 @@ class Answers:
         return np.array(found, np.float32).reshape(-1, self._manifest.dimension)
 
     def _given(self, example: Example) -> Vector:
+        made_by = example.encoder_fingerprint
+        if made_by is not None and not self.encoder_fingerprint.startswith(made_by):
+            raise QueryError(
+                f"the embedding was made by encoder {made_by[:12]}, the index by {self.encoder_fingerprint[:12]}; they cannot be compared: "
+                "embed the image again"
+            )
         vector = np.array(example.embedding, np.float64)
         if len(vector) != self._manifest.dimension:
             raise QueryError(f"the embedding has {len(vector)} numbers, the index {self._manifest.dimension}")

@@ -52,11 +52,15 @@ class Example(_Strict):
     point: Point | None = None
     embedding: Annotated[list[Finite], pydantic.Field(min_length=1, max_length=_LARGEST_DIMENSION)] | None = None
     """As `/v1/embed` returns it, or another of the index's dimension; any length but zero."""
+    encoder_fingerprint: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    """Of the encoder that made the embedding, or its first digits: refused where it is not the index's."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_three(self) -> Example:
         if sum(value is not None for value in (self.tile_id, self.point, self.embedding)) != 1:
             raise ValueError("give exactly one of tile_id, point and embedding")
+        if self.encoder_fingerprint is not None and self.embedding is None:
+            raise ValueError("encoder_fingerprint says which encoder made an embedding; give it with one")
         return self
 
 

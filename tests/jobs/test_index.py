@@ -71,7 +71,7 @@ def assert_thumbnail_is_of_the_scene(url, scene, folder):
     asked = {"positives": [{"embedding": [1.0] * 8}], "limit": 1, "scenes": [scene]}
     [hit] = httpx.post(f"{url}/v1/search", json=asked, timeout=60).json()["features"]
     shown = PIL.Image.open(io.BytesIO(httpx.get(f"{url}/v1/tiles/{hit['id']}/thumbnail.png", timeout=60).content))
-    said = hit["properties"]
+    said = hit["properties"]["window"]
     window = rasterio.windows.Window(said["col"], said["row"], said["width"], said["height"])
     with rasterio.open(folder / f"{scene}.tif") as file:
         pixels = file.read(window=window).astype(float)

@@ -70,9 +70,9 @@ def indexed(source, files, *, version="one"):
     """Embed a set by an encoder (`model.json`, `model.safetensors`) and publish an index of it."""
     encoder = from_files(files["model.json"], files["model.safetensors"])
     encoder.module.eval()
-    name = f"{source.manifest['name']}/{source.version}"
+    of_set = f"{source.manifest['name']}/{source.version}"
     tiles = read_geoparquet(source.read("tiles.parquet")).replace_schema_metadata(None)
-    tiles = tiles.append_column("set", pa.repeat(name, len(tiles)))
+    tiles = tiles.append_column("set", pa.repeat(of_set, len(tiles)))
     vectors = np.empty((tiles.num_rows, encoder.spec.dim), np.float32)
     row_of = {tile_id: row for row, tile_id in enumerate(tiles["tile_id"].to_pylist())}
     for shard in range(source.manifest["shards"]):
@@ -89,7 +89,7 @@ def indexed(source, files, *, version="one"):
         encoder_uri="encoder", encoder_fingerprint=encoder.fingerprint, distance="cosine", dimension=encoder.spec.dim, kind="flat",
         why="as small as it is", effort=Effort(), recall=None, quantiser=None, segments=(entry,), deleted=0,
     )  # fmt: skip
-    return draft.publish({"parents": {"set": name}, "counts": {"rows": tiles.num_rows}, **manifest.fields()})
+    return draft.publish({"parents": {"set": of_set}, "counts": {"rows": tiles.num_rows}, **manifest.fields()})
 
 
 class Here:

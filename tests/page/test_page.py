@@ -118,6 +118,11 @@ def test_a_dropped_image_is_its_own_first_hit(opened, service):
     assert hits(page) == before  # the embedding itself is in the address
 
 
+def test_an_image_of_another_encoder_is_refused(opened):
+    page = opened("#like=image.0123456789ab.AAABAAIAAwAEAA", quiet=False)
+    page.get_by_text("made by encoder 0123456789ab").wait_for()
+
+
 def test_what_is_no_image_is_refused_with_the_services_words(opened, tmp_path):
     page = opened(quiet=False)
     page.wait_for_selector("#map .scene")

@@ -53,6 +53,11 @@ def test_several_examples_are_averaged(answers):
     ("examples", "error", "words"),
     [
         ([Example(embedding=[1.0, 0.0])], QueryError, "2 numbers, the index 4"),
+        (
+            [Example(embedding=[1.0] * DIM, encoder_fingerprint="0123456789ab")],
+            QueryError,
+            "made by encoder 0123456789ab, .* embed the image",
+        ),
         ([Example(embedding=[0.0] * DIM)], QueryError, "no direction"),
         ([Example(embedding=[1e38] * DIM)], None, ""),
         ([Example(embedding=VECTORS[0].tolist()), Example(embedding=(-VECTORS[0]).tolist())], QueryError, "no direction"),
@@ -68,6 +73,12 @@ def test_examples_that_are_none(answers, examples, error, words):
         return
     with pytest.raises(error, match=words):
         answers.query_vector(examples)
+
+
+def test_an_embedding_may_name_its_encoder(answers):
+    for digits in (8, 12, 64):
+        example = Example(embedding=VECTORS[0].tolist(), encoder_fingerprint=answers.encoder_fingerprint[:digits])
+        np.testing.assert_allclose(answers.query_vector([example])[0], VECTORS[0], atol=1e-6)
 
 
 def test_hits_are_those_of_all_comparisons(answers):
@@ -116,6 +127,8 @@ def test_an_index_that_carries_another_encoder_is_refused(tmp_path):
         {"positives": [{"tile_id": "../secret"}]},
         {"positives": [{"point": {"lon": 181, "lat": 0}}]},
         {"positives": [{"embedding": [float("nan")]}]},
+        {"positives": [{"tile_id": IDS[0], "encoder_fingerprint": "0123456789ab"}]},
+        {"positives": [{"embedding": [1.0], "encoder_fingerprint": "latest"}]},
         {"positives": [{"tile_id": IDS[0]}] * 65},
         {"positives": [{"tile_id": IDS[0]}], "limit": 0},
         {"positives": [{"tile_id": IDS[0]}], "bbox": [0, 0, 1]},

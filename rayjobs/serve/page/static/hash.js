@@ -4,6 +4,7 @@
 /** @typedef {import("./store.js").Example} Example */
 
 const TILE = /^[0-9a-f]{20}$/;
+const IMAGE = /^image\.([0-9a-f]{12})\.([\w-]+)$/;
 const DAY = /^\d{4}-\d{2}-\d{2}$/;
 const STEPS = 32767;
 
@@ -51,7 +52,7 @@ export function fromHash(hash) {
 
 /** @param {Example} example */
 function written(example) {
-  return example.kind === "tile" ? example.id : `image.${packed(example.embedding)}`;
+  return example.kind === "tile" ? example.id : `image.${example.encoder}.${packed(example.embedding)}`;
 }
 
 /**
@@ -60,8 +61,9 @@ function written(example) {
  */
 function read(word) {
   if (TILE.test(word)) return { kind: "tile", id: word };
-  const embedding = word.startsWith("image.") ? unpacked(word.slice(6)) : null;
-  return embedding && { kind: "image", name: "image", embedding };
+  const [, encoder, text] = IMAGE.exec(word) ?? [];
+  const embedding = text ? unpacked(text) : null;
+  return embedding && { kind: "image", name: "image", embedding, encoder };
 }
 
 /**

@@ -50,9 +50,9 @@ async function take(store, file) {
   const form = new FormData();
   form.append("image", file);
   try {
-    const { embedding } = await (await post("v1/embed", form)).json();
+    const { embedding, encoder_fingerprint } = await (await post("v1/embed", form)).json();
     const picture = SHOWN_BY_BROWSERS.test(file.type) ? URL.createObjectURL(file) : undefined;
-    searchFor(store, { kind: "image", name: file.name, embedding, picture });
+    searchFor(store, { kind: "image", name: file.name, embedding, encoder: encoder_fingerprint.slice(0, 12), picture });
   } catch (fault) {
     notice(`${file.name}: ${fault.message}`);
   } finally {

@@ -33,7 +33,8 @@ export function examplesOf(state) {
 }
 
 /** @param {Example} example */
-const asAsked = (example) => (example.kind === "tile" ? { tile_id: example.id } : { embedding: example.embedding });
+const asAsked = (example) =>
+  example.kind === "tile" ? { tile_id: example.id } : { embedding: example.embedding, encoder_fingerprint: example.encoder };
 
 /**
  * Search whenever what is searched for has changed; an answer that is overtaken is dropped.

@@ -2,7 +2,7 @@
  * What the page knows, in one place; whoever shows a part of it watches that part.
  *
  * @typedef {{ kind: "tile", id: string }} TileExample
- * @typedef {{ kind: "image", name: string, embedding: number[], picture?: string }} ImageExample
+ * @typedef {{ kind: "image", name: string, embedding: number[], encoder: string, picture?: string }} ImageExample
  * @typedef {TileExample | ImageExample} Example
  * @typedef {{ type: "Feature", id: string, geometry: object | null, properties: Record<string, any> }} Feature
  * @typedef {{ status: "idle" | "loading" | "done" | "error", features: Feature[], exact?: boolean, candidates?: number, problem?: Error }} Answer
