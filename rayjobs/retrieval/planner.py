@@ -24,11 +24,13 @@ FEW_ROWS, FEW_SHARE = 10_000, 0.02
 """A segment of which a filter leaves no more than this many rows, or this share, is searched exactly: that is faster then."""
 DEEP_SHARE = 0.05
 """So is one of which more than this share is asked for."""
-_TUNED_AT = 10
+TUNED_AT = 10
 """Hits for which an index version's effort was chosen."""
 _WIDENING = 0.75
 _NEIGHBOURS = 100
 """Nearest tiles without the filter, among which the share that passes is counted."""
+_NEARLY_ALL = 0.9
+"""Where a filter leaves this share, no query can lie far from what passes: deleted tiles are a filter, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,10 @@ def nearest(segment: Segment, queries: Vectors, task: Task, effort: Effort) -> N
     if task.exact or segment.kind == "flat" or not _worth_approximating(segment.rows, task.candidates, count):
         scores, rows = segment.exact(queries, count, chosen)
         return Nearest(rows, scores, np.ones(len(queries), np.bool_))
-    share = task.candidates / segment.rows if chosen is None else _local_share(segment, queries, chosen, effort)
-    sought = max(count, _TUNED_AT)  # fewer are refined less
+    share = task.candidates / segment.rows
+    if chosen is not None and share < _NEARLY_ALL:
+        share = min(share, _local_share(segment, queries, chosen, effort))
+    sought = max(count, TUNED_AT)  # fewer are refined less
     scores, rows = segment.approximate(queries, sought, chosen, widened(effort, share, count))
     scores, rows = scores[:, :count], rows[:, :count]
     short = np.asarray((rows < 0).any(axis=1), np.bool_)
@@ -86,13 +90,13 @@ def _worth_approximating(rows: int, candidates: int, count: int) -> bool:
 
 
 def _local_share(segment: Segment, queries: Vectors, chosen: BoolArray, effort: Effort) -> float:
-    """Return the least share of rows that pass among those near one of the queries, or among all if that is less.
+    """Return the least share of rows that pass among those near one of the queries.
 
     Where a filter by place leaves ground on which nothing is like the query, what passes lies in lists far from it.
     """
     _, near = segment.approximate(queries, _NEIGHBOURS, None, effort)
     passing = (chosen[near] & (near >= 0)).sum(axis=1).min()
-    return min(float(chosen.mean()), float(passing + 1) / (_NEIGHBOURS + 1))
+    return float(passing + 1) / (_NEIGHBOURS + 1)
 
 
 def widened(effort: Effort, share: float, count: int) -> Effort:
@@ -101,5 +105,5 @@ def widened(effort: Effort, share: float, count: int) -> Effort:
     The nearest `count` of a share lie as far away as the nearest count / share of all. Recall falls more slowly than that grows: a power
     below 1 keeps it, measured by `benchmarks/filtered_search.py`. Codes are compared per hit, so that more hits need no more of them each.
     """
-    narrow, deep = max(1.0, 1 / share) ** _WIDENING, max(1.0, count / _TUNED_AT / share) ** _WIDENING
+    narrow, deep = max(1.0, 1 / share) ** _WIDENING, max(1.0, count / TUNED_AT / share) ** _WIDENING
     return dataclasses.replace(effort.widened(deep), k_factor=effort.widened(narrow).k_factor)

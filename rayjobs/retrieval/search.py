@@ -159,7 +159,7 @@ class Searcher(Gallery):
     def _spread(self, query: Vectors, asked: _Asked, remaining: Selection, spread_m: float) -> _Ranking:
         """Rank greedily by score what lies apart, deeper until there is enough or nothing left."""
         rounds: list[_Ranking] = []
-        depth, wanted = max(_LEAST_ROUND, 4 * asked.depth), asked.depth
+        depth, wanted = min(max(_LEAST_ROUND, 4 * asked.depth), _MOST_ROUND), asked.depth
         while wanted > 0 and remaining.total:
             found = self._ranked(query, depth, remaining, exact=asked.exact)[0]
             middles = self.middles(found.rows)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from rayjobs.retrieval.kinds import Effort
-from rayjobs.retrieval.planner import Nearest, Task, nearest
+from rayjobs.retrieval.kinds import KINDS, Effort
+from rayjobs.retrieval.planner import TUNED_AT, Nearest, Task, nearest
 from rayjobs.retrieval.segments import load_segment
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Shards(Protocol):
         """Numbers in a vector."""
 
     @property
-    def remote(self) -> bool:
-        """Whether a search waits for other processes."""
+    def cost_ns(self) -> float:
+        """About how long this process searches all segments without a filter, nanoseconds; infinite where it waits for others."""
 
     def nearest(self, queries: Vectors, tasks: Sequence[Task]) -> list[Nearest]:
         """Search some segments for (q, dim) float32 queries: what `planner.nearest` returns, for each task."""
@@ -42,8 +43,6 @@ class Shards(Protocol):
 
 class LocalShards:
     """Segments that are searched in this process."""
-
-    remote = False
 
     def __init__(self, segments: Sequence[Segment], *, effort: Effort | None = None) -> None:
         """Take loaded segments.
@@ -60,6 +59,11 @@ class LocalShards:
     def dimension(self) -> int:
         """Numbers in a vector."""
         return self.segments[0].dimension
+
+    @functools.cached_property
+    def cost_ns(self) -> float:
+        """About how long a search of all segments takes; see `Shards`."""
+        return sum(KINDS[one.kind].cost_ns(one.index if one.base is None else one.base, self._effort, TUNED_AT) for one in self.segments)
 
     def nearest(self, queries: Vectors, tasks: Sequence[Task]) -> list[Nearest]:
         """Search some segments; see `Shards`."""

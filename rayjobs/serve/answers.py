@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayjobs import geo
-from rayjobs.errors import FingerprintError, QueryError, RayjobsError, UnknownTileError
+from rayjobs.errors import FingerprintError, QueryError, RayjobsError
 from rayjobs.models.fingerprint import fingerprint_of
 from rayjobs.models.spec import ModelSpec
 from rayjobs.rasters.uploads import TileGround
@@ -50,9 +49,9 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 _THUMBNAIL_SIDE = 192
 _BATCH_LIMITS = 10
-"""Times the most hits of one search that the searches of a batch may ask for together."""
+"""Times the most hits of one search that the searches of a batch may ask for together, those before the first counted."""
 _QUICK = {"positives", "limit", "index_version"}
-_FEW_HITS, _FEW_ROWS = 100, 20_000
+_FEW_HITS, _QUICK_NS = 100, 1e6
 _EXAMPLES = {"positives", "negatives", "method", "index_version"}
 """Fields of a search in which searches that are made together may differ."""
 
@@ -106,9 +105,9 @@ class Answers:
         return None if resolution_m is None else TileGround(resolution_m=resolution_m, side=self.spec.tile_size)
 
     def is_quick(self, request: SearchRequest) -> bool:
-        """Whether a search takes about a millisecond: in this process, no filter, and few vectors or a compressed index."""
-        plain = request.model_fields_set <= _QUICK and request.limit <= _FEW_HITS and not self.searcher.shards.remote
-        return plain and (self._manifest.kind != "flat" or self.searcher.rows <= _FEW_ROWS)
+        """Whether a search takes about a millisecond: no filter, no place to look up, and little to compare, in this process."""
+        plain = request.model_fields_set <= _QUICK and request.limit <= _FEW_HITS
+        return plain and self.searcher.shards.cost_ns < _QUICK_NS and all(example.point is None for example in request.positives)
 
     @functools.cached_property
     def source(self) -> Version:
@@ -197,8 +196,10 @@ class Answers:
         Raises:
             RayjobsError: one cannot be answered; says which.
         """
-        if (wanted := sum(request.limit for request in requests)) > _BATCH_LIMITS * self._max_limit:
-            raise QueryError(f"the searches ask for {wanted:,} hits together, above the {_BATCH_LIMITS * self._max_limit:,} of a batch")
+        if (wanted := sum(request.offset + request.limit for request in requests)) > _BATCH_LIMITS * self._max_limit:
+            raise QueryError(
+                f"the searches ask for {wanted:,} hits together, offsets counted, above the {_BATCH_LIMITS * self._max_limit:,} of a batch"
+            )
         queries = [self._numbered_query(number, request) for number, request in enumerate(requests)]
         answers: dict[int, Found] = {}
         for numbers in _alike(requests):
@@ -214,6 +215,8 @@ class Answers:
 
     def _searched(self, vectors: Vector, filters: Filters, without: Sequence[Collection[str]]) -> list[Found]:
         self._check_limit(filters.limit)
+        if filters.spread_m is not None:  # each hit that is passed over costs a search
+            self._check_limit(filters.offset + filters.limit, "with spread_m, offset and limit together")
         found = self.searcher.search_batch(
             vectors,
             filters.limit,
@@ -256,9 +259,9 @@ class Answers:
             candidates=candidates,
         )
 
-    def _check_limit(self, limit: int) -> None:
+    def _check_limit(self, limit: int, what: str = "limit") -> None:
         if limit > self._max_limit:
-            raise QueryError(f"limit {limit} is above the {self._max_limit} that this service gives")
+            raise QueryError(f"{what} {limit} is above the {self._max_limit} that this service gives")
 
     def _taken(self, rows: Rows) -> pa.Table:
         return self.searcher.take(rows, columns=self._shown)
@@ -276,9 +279,10 @@ class Answers:
 
     def same_place(self, tile_id: str) -> Found:
         """Return the other tiles that show a tile's place, earliest first, each with its similarity to it. Raises `UnknownTileError`."""
-        rows = same_place(self.searcher, tile_id)[: self._max_limit]
+        found = same_place(self.searcher, tile_id)
+        rows = found[: self._max_limit]
         scores = self.searcher.vectors_of(rows) @ self.searcher.vector_of(tile_id)
-        return self._listed(rows, scores.tolist(), len(rows))
+        return self._listed(rows, scores.tolist(), len(found))
 
     def changes(self, request: ChangesRequest) -> ChangesAnswer:
         """Return the places whose embedding moved most between two times."""
@@ -322,17 +326,17 @@ class Answers:
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
 
     def stored(self, most: int) -> tuple[list[Chip], Vector]:
-        """Return the pixels of some tiles, all of one shard, and their (tiles, dim) vectors in the index."""
-        first = self.searcher.describe([0])[0]
-        known: list[Chip] = []
-        vectors: list[Vector] = []
-        for chip in read_chips(self._set(first["set"]).read(shard_name(first["shard"]))):
-            with contextlib.suppress(UnknownTileError):  # of another split, or deleted
-                vectors.append(self.searcher.vector_of(chip.tile_id))
-                known.append(chip)
-            if len(known) == most:
-                break
-        return known, np.stack(vectors)
+        """Return the pixels of some tiles, drawn from all of the index, and their (tiles, dim) vectors in it.
+
+        Raises:
+            StorageError: the tiles' pixels are gone.
+        """
+        rows = self.searcher.sample(most)
+        ids: dict[tuple[str, int], set[str]] = {}
+        for known in self.searcher.describe(rows):
+            ids.setdefault((known["set"], known["shard"]), set()).add(known["tile_id"])
+        chips = [chip for (name, shard), wanted in ids.items() for chip in read_chips(self._set(name).read(shard_name(shard)), wanted)]
+        return chips, self.searcher.vectors_of(np.array([self.searcher.row_of(chip.tile_id) for chip in chips], np.int64))
 
 
 def _set_of(store: Store, name: str) -> Version:

@@ -11,7 +11,7 @@ import pydantic
 from rayjobs.errors import PinnedVersionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ Loaded = TypeVar("Loaded", bound=Versioned)
 
 
 class Held(Generic[Loaded]):
-    """What was loaded from at most two index versions.
+    """What was loaded from at most two index versions, and from as many more that somebody asks for who is ahead or behind.
 
-    Readers take one reference and use it to their end: `take_up` assigns another and changes nothing that was loaded.
+    Readers take one reference and use it to their end: `follow` assigns another and changes nothing that was loaded.
     """
 
     def __init__(self, load: Callable[[str], Loaded]) -> None:
@@ -52,6 +52,7 @@ class Held(Generic[Loaded]):
         """
         self._load, self._one_at_a_time = load, asyncio.Lock()
         self._loaded: tuple[Loaded, ...] = ()
+        self._asked_for: tuple[Loaded, ...] = ()
         self.last_error: str | None = None
         """Why a version that was asked for is not served."""
 
@@ -73,7 +74,7 @@ class Held(Generic[Loaded]):
         """
         if version is None:
             return self.current
-        found = next((loaded for loaded in self._loaded if loaded.version == version), None)
+        found = _of(version, self._loaded)
         if found is None:
             raise PinnedVersionError(f"index version {version[:80]!r} is not served; {self.current.version} is: search again without a pin")
         return found
@@ -86,26 +87,42 @@ class Held(Generic[Loaded]):
         Raises:
             Exception: the first version cannot be served.
         """
-        async with self._one_at_a_time:
-            try:
-                target = Target.model_validate(user_config)
+        try:
+            target = Target.model_validate(user_config)
+            async with self._one_at_a_time:
                 await self._take_up(target.index_version)
-                self.last_error = target.last_error
-            except Exception as error:
-                if not self._loaded:
-                    raise
-                _LOG.exception("a version is refused; %s is served still", self.current.version)
-                self.last_error = f"refused {user_config.get('index_version')}: {error}"
+            self.last_error = target.last_error
+        except Exception as error:
+            if not self._loaded:
+                raise
+            _LOG.exception("a version is refused; %s is served still", self.current.version)
+            self.last_error = f"refused {user_config.get('index_version')}: {error}"
 
     async def ensure(self, version: str) -> Loaded:
-        """Return what was loaded from a version, which is taken up first where it is not held. Raises what loading raises."""
-        if version not in self.versions:
-            async with self._one_at_a_time:
-                await self._take_up(version)
-        return self.pinned(version)
+        """Return what was loaded from a version that another process serves; what this one is to serve stays as it is.
+
+        Raises:
+            Exception: it cannot be loaded.
+        """
+        if (known := _of(version, (*self._loaded, *self._asked_for))) is not None:
+            return known
+        async with self._one_at_a_time:
+            loaded = await self._get(version)
+            if loaded not in (*self._loaded, *self._asked_for):
+                self._asked_for = (loaded, *self._asked_for[:1])
+        return loaded
 
     async def _take_up(self, version: str) -> None:
         if version in self.versions[:1]:
             return
-        loaded = self.pinned(version) if version in self.versions else await asyncio.to_thread(self._load, version)
+        loaded = await self._get(version)
         self._loaded = (loaded, *self._loaded[:1])
+        self._asked_for = tuple(other for other in self._asked_for if other is not loaded)
+
+    async def _get(self, version: str) -> Loaded:
+        known = _of(version, (*self._loaded, *self._asked_for))
+        return known if known is not None else await asyncio.to_thread(self._load, version)
+
+
+def _of(version: str, loaded: Sequence[Loaded]) -> Loaded | None:
+    return next((one for one in loaded if one.version == version), None)

@@ -5,6 +5,7 @@ Ray Serve reads the types of methods' arguments, so that annotations here are no
 """
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -83,7 +84,7 @@ class Shard:
 class RemoteShards:
     """The vectors of one index version, searched by the deployments that hold them: all asked at once, one request for each."""
 
-    remote = True
+    cost_ns = math.inf
 
     def __init__(self, version: Version, manifest: IndexManifest, _: Path, *, handles: Sequence[DeploymentHandle[Any]]) -> None:
         """Have every shard load its segments.

@@ -34,6 +34,8 @@ def compare(answers: Answers, embed: Callable[[Sequence[tuple[Array, Array]]], A
     if count == 0:
         return
     chips, stored = answers.stored(count)
+    if not chips:  # all tiles are deleted
+        return
     anew = embed([(chip.pixels, chip.valid) for chip in chips])
     cosines = np.sum(_unit(stored) * _unit(anew), axis=1)
     worst = int(np.argmin(cosines))

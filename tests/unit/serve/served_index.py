@@ -50,7 +50,7 @@ def pixels_of(number: int) -> np.ndarray:
     return np.full((3, 8, 8), 20 * number, np.uint8)
 
 
-def publish(store, *, of_encoder=0, said_encoder=0):
+def publish(store, *, of_encoder=0, said_encoder=0, deleted=(IDS[3],)):
     sets = Artefact(store, "sets", "places").draft("one")
     rows = [
         chips.row(chips.Chip(tile_id=tile_id, pixels=pixels_of(number), valid=np.ones((8, 8), bool))) for number, tile_id in enumerate(IDS)
@@ -64,11 +64,11 @@ def publish(store, *, of_encoder=0, said_encoder=0):
         entries.append(entry)
         for name, data in files.items():
             draft.write(name, data)
-    draft.write(TOMBSTONES, tombstone_bytes([IDS[3]]))
+    draft.write(TOMBSTONES, tombstone_bytes(list(deleted)))
     for name, data in to_files(build(SPEC, seed=of_encoder), SPEC).items():
         draft.write(f"encoder/{name}", data)
     manifest = IndexManifest(
         encoder_uri="encoder", encoder_fingerprint=fingerprint(SPEC, build(SPEC, seed=said_encoder).state_dict()), distance="cosine",
-        dimension=DIM, kind="flat", why="few", effort=Effort(), recall=None, quantiser=None, segments=tuple(entries), deleted=1,
+        dimension=DIM, kind="flat", why="few", effort=Effort(), recall=None, quantiser=None, segments=tuple(entries), deleted=len(deleted),
     )  # fmt: skip
     return draft.publish({"parents": {"set": "places/one"}, "counts": {}, **manifest.fields()})

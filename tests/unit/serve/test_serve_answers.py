@@ -14,7 +14,7 @@ from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.schema import ChangesRequest, Example, Filters, Ground, Page, SearchRequest
 from rayjobs.storage import open_store
-from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS, place, publish
+from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS, pixels_of, place, publish
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,23 @@ def test_a_batch_answers_as_its_searches_alone(answers):
 def test_a_batch_says_which_search_cannot_be_answered(answers):
     with pytest.raises(UnknownTileError, match=r"searches\[1\]: the index holds no tile"):
         answers.search_batch([request_of(1), request_of(3)])
-    with pytest.raises(QueryError, match="1,100 hits together, above the 1,000 of a batch"):
-        answers.search_batch([request_of(1, limit=100)] * 11)
+    with pytest.raises(QueryError, match="1,100 hits together, offsets counted, above the 1,000 of a batch"):
+        answers.search_batch([request_of(1, limit=50, offset=50)] * 11)
+
+
+def test_hits_that_lie_apart_are_counted_from_the_first(answers):
+    with pytest.raises(QueryError, match="offset and limit together 101 is above the 100"):
+        answers.search(VECTORS[0], Filters(limit=1, offset=100, spread_m=1.0), without=[])
+
+
+@pytest.mark.parametrize("left", [0, 1, 7])
+def test_what_is_tried_is_what_can_be_found(tmp_path, left):
+    version = publish(open_store(f"file:{tmp_path}"), deleted=IDS[left:])
+    chips, vectors = Answers(version, cache=tmp_path, max_limit=10).stored(8)
+    assert sorted(chip.tile_id for chip in chips) == IDS[:left]
+    numbers = [IDS.index(chip.tile_id) for chip in chips]
+    np.testing.assert_array_equal(vectors, VECTORS[numbers].reshape(-1, DIM))
+    assert all((chip.pixels == pixels_of(number)).all() for number, chip in zip(numbers, chips, strict=True))
 
 
 def test_filters_of_a_request_reach_the_search(answers):
@@ -234,3 +249,9 @@ def test_what_is_quick_has_no_filter(answers):
     assert answers.is_quick(request_of(1))
     assert not answers.is_quick(request_of(1, labels=["x"]))
     assert not answers.is_quick(request_of(1, negatives=[]))
+    assert not answers.is_quick(SearchRequest(positives=[{"point": {"lon": 0.0, "lat": 40.0, "datetime": "2020-01-01"}}]))
+
+
+def test_a_search_of_much_is_not_quick(answers, monkeypatch):
+    monkeypatch.setattr(answers.searcher.shards, "cost_ns", 2e6)
+    assert not answers.is_quick(request_of(1))

@@ -61,6 +61,23 @@ def test_going_back_loads_nothing_anew(held, shelf):
     assert (held.versions, shelf.loaded) == (["v1", "v2"], ["v1", "v2"])
 
 
+def test_what_others_ask_for_moves_nothing_that_is_served(held, shelf):
+    """A process that is ahead, or behind, or tries a version that will be refused."""
+
+    async def asked():
+        for version in ("v9", "v8", "v9", "v2"):
+            assert (await held.ensure(version)).version == version
+        await held.follow({"index_version": "v8"})
+
+    follow(held, "v1", "v2")
+    asyncio.run(asked())
+    assert (held.versions, shelf.loaded) == (["v8", "v2"], ["v1", "v2", "v9", "v8"])
+    shelf.broken.add("bad")
+    with pytest.raises(IndexCorruptError):
+        asyncio.run(held.ensure("bad"))
+    assert (held.versions, held.last_error) == (["v8", "v2"], None)
+
+
 def test_the_same_version_again_changes_nothing(held, shelf):
     follow(held, "v1", "v1")
     assert (held.versions, shelf.loaded) == (["v1"], ["v1"])
