@@ -21,6 +21,7 @@ from rayjobs.retrieval.shards import LocalShards, load_shards
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.calls import answering
 from rayjobs.serve.held import Held
+from rayjobs.serve.masks import PackedMask, packed, unpacked
 from rayjobs.serve.settings import AppSettings
 from rayjobs.storage import Version
 
@@ -28,6 +29,8 @@ Item = TypeVar("Item")
 Array = np.ndarray[Any, Any]
 Part = tuple[int, Array]
 """Number of a segment, and rows within it."""
+SentTask = tuple[Task, PackedMask | None]
+"""A task without its mask, and that."""
 
 _ANSWER_S = 60.0
 """A searcher that answers later is taken for lost; the request itself ends earlier, by `serve.request_timeout_s`."""
@@ -64,10 +67,10 @@ class Shard:
         """Load the segments of an index version, unless they are there. Raises what loading raises."""
         await self._held.ensure(version)
 
-    async def nearest(self, version: str, queries: Array, tasks: list[Task]) -> list[Nearest]:
+    async def nearest(self, version: str, queries: Array, tasks: list[SentTask]) -> list[Nearest]:
         """Search some segments of an index version; see `retrieval.shards.Shards`. Segments are numbered within the shard."""
         share = await self._held.ensure(version)
-        return await asyncio.to_thread(share.shards.nearest, queries, tasks)
+        return await asyncio.to_thread(lambda: share.shards.nearest(queries, [_received(*task) for task in tasks]))
 
     async def vectors_of(self, version: str, parts: list[Part]) -> list[Array]:
         """Return vectors of some rows, numbered as for `nearest`."""
@@ -105,7 +108,7 @@ class RemoteShards:
     def nearest(self, queries: Array, tasks: Sequence[Task]) -> list[Nearest]:
         """Search some segments; see `retrieval.shards.Shards`. Raises `ServiceError` where a shard does not answer."""
         numbers = [task.number for task in tasks]
-        within = [replace(task, number=task.number // len(self._handles)) for task in tasks]
+        within = [_sent(replace(task, number=task.number // len(self._handles))) for task in tasks]
         return self._scattered("nearest", numbers, within, queries)
 
     def vectors_of(self, parts: Sequence[Part]) -> list[Array]:
@@ -124,6 +127,14 @@ class RemoteShards:
         pending = [method.remote(self._version, *further, of_shard) for method, of_shard in zip(methods, asked.values(), strict=True)]
         found = {shard: iter(answer) for shard, answer in zip(asked, _gathered(pending, _ANSWER_S), strict=True)}
         return [next(found[shard]) for shard in shards]
+
+
+def _sent(task: Task) -> SentTask:
+    return replace(task, chosen=None), None if task.chosen is None else packed(task.chosen)
+
+
+def _received(task: Task, mask: PackedMask | None) -> Task:
+    return task if mask is None else replace(task, chosen=unpacked(mask))
 
 
 def _gathered(pending: Sequence[Any], timeout_s: float) -> list[Any]:
