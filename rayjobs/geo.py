@@ -525,6 +525,13 @@ def bbox_of(geometry: Any) -> BBox:
     return BBox(*map(float, bboxes(np.array([geometry], object))[0]))
 
 
+def polygon_of_box(west: float, south: float, east: float, north: float) -> Any:
+    """Return a box as a Polygon, or as a MultiPolygon cut at the antimeridian where west > east."""
+    if west <= east:
+        return shapely.box(west, south, east, north)
+    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
+
+
 def parse_bbox(values: Sequence[float]) -> BBox:
     """Check a box that a person wrote.
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.job import embed, encoder_files, newest_checkpoint, tell_encoder
 from rayjobs.errors import FingerprintError
 from rayjobs.index.build import SegmentPlan, segment_of_parts
 from rayjobs.index.job import Building, grouped
-from rayjobs.index.versions import Contents, Published, Result, name_of, newest, next_segment, publish, writing
+from rayjobs.index.versions import FORMAT, Contents, Published, Result, made_of, name_of, newest, next_segment, publish, writing
 from rayjobs.index.workers import OnRay, Workers
 from rayjobs.retrieval.choice import choose
 from rayjobs.retrieval.manifest import QUANTISER
@@ -108,14 +106,13 @@ def compare(tiles: pa.Table, parent: Published) -> Wanted:
     ids = tiles["tile_id"].combine_chunks()
     held = np.zeros(len(ids), bool)
     for entry in parent.manifest.segments:
-        segment = pq.read_table(io.BytesIO(parent.version.read(f"{entry.name}.parquet")), columns=["tile_id"])["tile_id"]
-        held |= _is_in(ids, segment)
+        held |= _is_in(ids, parent.ids_of(entry))
     gone = _is_in(ids, pa.array(parent.tombstones, pa.string())) | _is_in(ids, pa.array(parent.removed, pa.string()))
     return Wanted(new=tiles.filter(pa.array(~held & ~gone)), held=int((held & ~gone).sum()), kept_out=int(gone.sum()))
 
 
 def _is_in(ids: pa.Array, others: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    found: np.ndarray[Any, np.dtype[np.bool_]] = pc.is_in(ids, value_set=others.cast(pa.string())).to_numpy(zero_copy_only=False)
+    found: np.ndarray[Any, np.dtype[np.bool_]] = pc.is_in(ids, value_set=others).to_numpy(zero_copy_only=False)
     return found
 
 
@@ -159,9 +156,8 @@ class Appending:
         Raises:
             PublishConflictError: `parent` is not current any more.
         """
-        draft = self._index.draft(
-            name_of("append", parent.version.version, table.version, self._settings.rows_per_segment), after=parent.version
-        )
+        settings = (self._settings.rows_per_segment, self._settings.recall)
+        draft = self._index.draft(name_of("append", FORMAT, parent.version.version, table.version, *settings), after=parent.version)
         draft.adopt(parent.version, [*parent.shared(), *parent.files_of(parent.manifest.segments)])
         quantiser = parent.version.entry(QUANTISER) if parent.manifest.quantiser else None
         plan = SegmentPlan(store=draft.artefact.store, prefix=draft.prefix, kind=parent.manifest.kind, quantiser=quantiser)
@@ -169,12 +165,11 @@ class Appending:
         added = self._building.segments(draft, functools.partial(segment_of_parts, plan=plan, embeddings=table), groups)
         segments = (*parent.manifest.segments, *(segment.entry for segment in added))
         manifest = self._building.measured(draft, dataclasses.replace(parent.manifest, segments=segments))
-        parents = {"set": table.manifest["parents"]["set"], "embeddings": table.version, "index": parent.version.version}
         contents = Contents(
             action="append",
             manifest=manifest,
             spec=parent.spec,
-            parents=parents,
+            parents={**made_of(table), "index": parent.version.version},
             build=parent.version.manifest["build"],
             tombstones=parent.tombstones,
             removed=parent.removed,

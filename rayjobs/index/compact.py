@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rayjobs.cluster.session import joined
 from rayjobs.errors import NoTilesError
 from rayjobs.index.build import SegmentPlan, segment_of_segments
 from rayjobs.index.job import Building
-from rayjobs.index.versions import Contents, Published, Result, name_of, newest, next_segment, publish, segment_name, writing
+from rayjobs.index.versions import FORMAT, Contents, Published, Result, name_of, newest, next_segment, publish, segment_name, writing
 from rayjobs.index.workers import OnRay, Workers
 from rayjobs.retrieval.manifest import QUANTISER
 
@@ -135,8 +133,7 @@ def _alive(parent: Published) -> Mapping[str, int]:
 
 
 def _count(parent: Published, entry: SegmentEntry, dead: pa.Array) -> int:
-    ids = pq.read_table(io.BytesIO(parent.version.read(f"{entry.name}.parquet")), columns=["tile_id"])["tile_id"].cast(pa.string())
-    return int(pc.sum(pc.is_in(ids, value_set=dead)).as_py())
+    return int(pc.sum(pc.is_in(parent.ids_of(entry), value_set=dead)).as_py())
 
 
 class Compacting:
@@ -153,7 +150,8 @@ class Compacting:
         Raises:
             PublishConflictError: `parent` is not current any more.
         """
-        draft = self._index.draft(name_of("compact", parent.version.version, planned.merged, planned.dropped), after=parent.version)
+        named = name_of("compact", FORMAT, parent.version.version, planned.merged, planned.dropped, self._settings.recall)
+        draft = self._index.draft(named, after=parent.version)
         draft.adopt(parent.version, [*parent.shared(), *parent.files_of(planned.kept)])
         quantiser = parent.version.entry(QUANTISER) if parent.manifest.quantiser else None
         plan_of_all = SegmentPlan(store=draft.artefact.store, prefix=draft.prefix, kind=parent.manifest.kind, quantiser=quantiser)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rayjobs.index.versions import as_drafted
 from rayjobs.retrieval.choice import tuned
-from rayjobs.retrieval.kinds import KINDS, Effort
+from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort
 from rayjobs.retrieval.manifest import IndexManifest
 from rayjobs.retrieval.segments import Segment, build_segment, load_segment
 from rayjobs.storage import Artefact, LocalStore
@@ -28,7 +28,6 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 AT = 10
 """Hits per query."""
 _RUNS = 3
-_LAST_BITS = 1e-6
 _FLOAT_BYTES = 4
 _SEGMENT = "segment-00000"
 
@@ -131,7 +130,7 @@ def _unknown(rows: int) -> pa.Table:
 
 
 def _recall(segment: Segment, queries: Vectors, effort: Effort) -> float:
-    least = segment.exact(queries, AT)[0].min(axis=1, keepdims=True) - _LAST_BITS
+    least = segment.exact(queries, AT)[0].min(axis=1, keepdims=True) - LAST_BITS
     found = segment.approximate(queries, AT, None, effort)[0]
     return float((found >= least).mean())
 

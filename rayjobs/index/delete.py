@@ -14,7 +14,7 @@ import numpy as np
 
 from rayjobs.errors import ConfigError, NoTilesError, QueryError, first_few
 from rayjobs.geo import parse_bbox
-from rayjobs.index.versions import Contents, Published, Result, name_of, newest, publish, writing
+from rayjobs.index.versions import FORMAT, Contents, Published, Result, name_of, newest, publish, writing
 from rayjobs.retrieval.filters import SearchFilter, passing
 from rayjobs.retrieval.metadata import Metadata
 from rayjobs.retrieval.places import area_of
@@ -182,7 +182,7 @@ def delete(index: Artefact, parent: Published, ids: Sequence[str], experiment: E
         PublishConflictError: `parent` is not current any more.
     """
     tombstones = sorted({*parent.tombstones, *ids})
-    draft = index.draft(name_of("delete", parent.version.version, *tombstones), after=parent.version)
+    draft = index.draft(name_of("delete", FORMAT, parent.version.version, *tombstones), after=parent.version)
     draft.adopt(parent.version, [*parent.shared(), *parent.files_of(parent.manifest.segments)])
     contents = Contents(
         action="delete",

@@ -11,7 +11,19 @@ from rayjobs.embed import job as embed_job
 from rayjobs.embed.job import embed, encoder_files, newest_checkpoint, tell_encoder
 from rayjobs.errors import DamagedError, NotFoundError, NoTilesError
 from rayjobs.index.build import BuiltSegment, SegmentPlan, built, measure, segment_of_parts, train_quantiser
-from rayjobs.index.versions import ENCODER, Contents, Published, Result, as_drafted, name_of, publish, segment_name, writing
+from rayjobs.index.versions import (
+    ENCODER,
+    FORMAT,
+    Contents,
+    Published,
+    Result,
+    as_drafted,
+    made_of,
+    name_of,
+    publish,
+    segment_name,
+    writing,
+)
 from rayjobs.index.workers import OnRay, Workers
 from rayjobs.models.checkpoint import from_files
 from rayjobs.models.spec import ModelSpec
@@ -27,9 +39,6 @@ if TYPE_CHECKING:
     from rayjobs.experiment import Experiment
     from rayjobs.index.section import IndexSection
     from rayjobs.retrieval.choice import Choice
-
-_FORMAT = 2
-"""Raised when the same embeddings would give another index."""
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
@@ -71,7 +80,7 @@ def run(experiment: Experiment, console: Console) -> Result:
 
 def _version_name(settings: IndexSection, embeddings: Version) -> str:
     kind = (settings.kind, settings.recall, settings.bytes_per_vector, settings.training_rows)
-    return name_of(_FORMAT, embeddings.version, settings.rows_per_segment, *kind)
+    return name_of(FORMAT, embeddings.version, settings.rows_per_segment, *kind)
 
 
 def _choice(settings: IndexSection, rows: int, dimension: int) -> Choice:
@@ -139,7 +148,7 @@ class Building:
         )
         manifest = self.measured(draft, drawn)
         parent = self._index.leads_to()
-        parents = {"set": table.manifest["parents"]["set"], "embeddings": table.version, "index": parent}
+        parents = {**made_of(table), "index": parent}
         contents = Contents(action="build", manifest=manifest, spec=spec, parents=parents, build=draft.version)
         return publish(draft, contents, experiment, lease, self._console)
 

@@ -1,7 +1,7 @@
 """What other tools read of an index: a STAC Collection, an Item per segment and an Item of the encoder, as JSON beside the manifest.
 
 An Item per segment, and not per scene: an Item stands for files, a segment's files hold tiles of many scenes, and what is said of a segment
-is the same in every version that takes it over.
+is the same in every version that takes it over, but for the Item's id, which names the version, and the time of publishing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.mlm import InputStructure, MLMExtension, ModelInput, ModelOutput, ResultStructure, TaskType
 from pystac.extensions.raster import DataType
 
+from rayjobs.geo import polygon_of_box
 from rayjobs.tiles.section import GridSampler
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def documents(draft: Draft, manifest: IndexManifest, spec: ModelSpec, parents: M
         draft: the version, with its segments and its encoder counted in.
         manifest: what it says of itself.
         spec: what its encoder is.
-        parents: the `set` and the `embeddings` that it was made of.
+        parents: the `set` and the `embeddings` that it was made of, both NAME/VERSION.
         tiles: how the tiles of the set were chosen.
     """
     written = _Written(draft, manifest, spec)
@@ -109,7 +110,7 @@ class _Written:
         made.add_link(
             pystac.Link("emb:source-data", f"{_WORKSPACE}sets/{parents['set']}/scenes.parquet", title="scenes of the tiles (Parquet)")
         )
-        table = f"{_WORKSPACE}embeddings/{self._name}/{parents['embeddings']}/manifest.json"
+        table = f"{_WORKSPACE}embeddings/{parents['embeddings']}/manifest.json"
         made.add_link(pystac.Link("via", table, _JSON, "table of the vectors added last (GeoParquet)"))
         made.add_links([pystac.Link("item", f"./{entry.name}.json", _GEOJSON) for entry in manifest.segments])
         made.add_asset("manifest", pystac.Asset("../manifest.json", media_type=_JSON, roles=["metadata"]))
@@ -165,7 +166,7 @@ class _Written:
         first, last = (None, None) if dates is None else map(_instant, dates)
         item = pystac.Item(
             id=f"{self._name}-{self._version}-{name}",
-            geometry=None if bounds is None else shapely.geometry.mapping(_box(*bounds)),
+            geometry=None if bounds is None else shapely.geometry.mapping(polygon_of_box(*bounds)),
             bbox=None if bounds is None else list(bounds),
             datetime=self._now if first is None else None,
             start_datetime=first,
@@ -192,12 +193,6 @@ _OF_VECTORS = "FAISS IndexFlatIP: after file:header_size bytes, {rows} x {dim} f
 
 def _instant(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
-
-
-def _box(west: float, south: float, east: float, north: float) -> Any:
-    if west <= east:
-        return shapely.box(west, south, east, north)
-    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
 
 
 def _input(spec: ModelSpec) -> ModelInput:

@@ -30,6 +30,8 @@ ENCODER = ("encoder/model.json", "encoder/model.safetensors")
 """Files of a version, shared by all that have this encoder."""
 REMOVED = "removed.parquet"
 """File of a version after compaction: ids of tiles that were deleted and are in no segment any more. `append` does not bring them back."""
+FORMAT = 3
+"""Raised when the same embeddings, or the same action on the same version, would give another version."""
 _DIGITS = 16
 
 
@@ -81,12 +83,18 @@ class Published:
         """Ids of deleted tiles that compaction took out of the segments, sorted."""
         if all(entry.name != REMOVED for entry in self.version.files):
             return ()
+        return tuple(self._ids(REMOVED).to_pylist())
+
+    def ids_of(self, segment: SegmentEntry) -> pa.ChunkedArray:
+        """Return the ids of a segment's tiles, deleted ones too: (rows,) text, sorted. Raises `IndexCorruptError`."""
+        return self._ids(f"{segment.name}.parquet")
+
+    def _ids(self, name: str) -> pa.ChunkedArray:
+        data = self.version.read(name)
         try:
-            return tuple(pq.read_table(io.BytesIO(self.version.read(REMOVED)))["tile_id"].cast(pa.string()).to_pylist())
-        except (pa.ArrowException, KeyError) as error:
-            raise IndexCorruptError(
-                f"{self.version.store.address(self.version.key(REMOVED))} cannot be read ({error}); roll back"
-            ) from error
+            return pq.read_table(io.BytesIO(data), columns=["tile_id"])["tile_id"].cast(pa.string())
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise IndexCorruptError(f"{self.version.store.address(self.version.key(name))} cannot be read ({error}); roll back") from error
 
     @property
     def spec(self) -> ModelSpec:
@@ -136,6 +144,11 @@ def name_of(*parts: Any) -> str:
     return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:_DIGITS]
 
 
+def made_of(table: Version) -> dict[str, str]:
+    """Return the `parents` of what is made of an embedding table: `embeddings` and its `set`, both NAME/VERSION."""
+    return {"set": table.manifest["parents"]["set"], "embeddings": f"{table.manifest['name']}/{table.version}"}
+
+
 def as_drafted(draft: Draft) -> Version:
     """Return a version that is being written as its readers will have it."""
     return Version(
@@ -153,7 +166,7 @@ class Contents:
     spec: ModelSpec
     """What its encoder is."""
     parents: Mapping[str, Any]
-    """`set`, `embeddings` and `index` that it was made of."""
+    """`set` and `embeddings` (NAME/VERSION) and `index` (VERSION) that it was made of."""
     build: str
     """Name of the version that was built anew, from which this one descends by the other actions."""
     tombstones: Sequence[str] = ()
@@ -201,7 +214,11 @@ def sweep(index: Artefact, console: Console) -> None:
 
 
 def next_segment(manifest: IndexManifest) -> int:
-    """Return the number of the next segment; numbers count on through an index's history."""
+    """Return the number of a segment that is added to a version: one above its greatest.
+
+    No segment of that version has the name, but one of another version may: of one that was rolled back, or of one whose last segment
+    compaction dropped.
+    """
     return 1 + max(int(entry.name.rpartition("-")[2]) for entry in manifest.segments)
 
 

@@ -11,7 +11,7 @@ import shapely
 import shapely.geometry
 
 from rayjobs.errors import BandError, ConfigError, EmptySearchError, first_few
-from rayjobs.geo import parse_bbox
+from rayjobs.geo import parse_bbox, polygon_of_box
 from rayjobs.rasters import dates
 from rayjobs.rasters.candidates import Candidate, build_scene, default_bands, offered
 from rayjobs.rasters.files import list_files
@@ -110,12 +110,9 @@ def area(section: RastersSection) -> Any | None:
     if isinstance(section.aoi, str):
         return _geojson(section.aoi)
     try:
-        west, south, east, north = parse_bbox(section.aoi)
+        return polygon_of_box(*parse_bbox(section.aoi))
     except ValueError as error:
         raise ConfigError(f"rasters.aoi: {error}") from None
-    if west <= east:
-        return shapely.box(west, south, east, north)
-    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
 
 
 def _geojson(uri: str) -> Any:

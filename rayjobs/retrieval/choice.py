@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayjobs.errors import ConfigError
-from rayjobs.retrieval.kinds import KINDS, Effort, Kind
+from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort, Kind
 from rayjobs.retrieval.manifest import RecallEstimate
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _LOSSLESS = 0.9995
 """Above this recall an approximate search saves nothing."""
 _SAME = 1e-5
 """A hit as near to its query is the query's own row, or one equal to it."""
-_LAST_BITS = 1e-6
 _SURE = 2.0
 """Standard errors by which an estimate lies above the wanted recall: one time in forty the truth is below it."""
 
@@ -141,7 +140,7 @@ class _Sample:
         scores = self._merged(segment.exact(queries, count + 1)[0] for segment in segments)
         self._own = scores[:, 0] >= 1 - _SAME
         last = np.take_along_axis(scores, (count - 1 + self._own)[:, None], axis=1)
-        self._least = np.maximum(last, -2) - _LAST_BITS  # no vector scores below -1: where fewer are wanted than there are, all count
+        self._least = np.maximum(last, -2) - LAST_BITS  # no vector scores below -1: where fewer are wanted than there are, all count
         self._wanted = np.minimum(np.isfinite(scores).sum(axis=1) - self._own, count)
 
     def _merged(self, scores: Iterable[Scores]) -> Scores:

@@ -16,7 +16,7 @@ import pydantic
 import shapely
 
 from rayjobs.errors import IndexCorruptError
-from rayjobs.geo import BBox, bbox_of
+from rayjobs.geo import BBox, bbox_of, polygon_of_box
 from rayjobs.retrieval.kinds import KINDS, Effort
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ class SegmentEntry:
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
 
     name: str
-    """`segment-00000`, counting on through an index's history. The files are `<name>.vectors`, `<name>.parquet` and, of every kind but
-    `flat`, `<name>.faiss`; their digests are in the version's `files`."""
+    """`segment-00000`, unique in a version, where a new segment is numbered one above the greatest. Another version may have another
+    segment of that name. The files are `<name>.vectors`, `<name>.parquet` and, of every kind but `flat`, `<name>.faiss`; their digests are
+    in the version's `files`."""
     rows: int
     bounds: tuple[float, float, float, float] | None
     """west, south, east, north in degrees of all its tiles (west > east over the antimeridian); None where none has a place."""
@@ -119,9 +120,8 @@ class IndexManifest:
     @property
     def bounds(self) -> BBox | None:
         """west, south, east, north of all tiles, degrees; None where none has a place."""
-        boxes = [entry.bounds for entry in self.segments if entry.bounds]
-        halves = [half for box in boxes for half in _halves(*box)]
-        return bbox_of(shapely.GeometryCollection([shapely.box(*half) for half in halves])) if halves else None
+        boxes = [polygon_of_box(*entry.bounds) for entry in self.segments if entry.bounds]
+        return bbox_of(shapely.GeometryCollection(list(shapely.get_parts(boxes)))) if boxes else None
 
     @property
     def dates(self) -> tuple[str, str] | None:
@@ -132,11 +132,6 @@ class IndexManifest:
     def fields(self) -> dict[str, Any]:
         """Return the manifest's own fields, to be published."""
         return {"index": dataclasses.asdict(self)}
-
-
-def _halves(west: float, south: float, east: float, north: float) -> list[BBox]:
-    """Cut a box at the antimeridian, if it crosses it."""
-    return [BBox(west, south, east, north)] if west <= east else [BBox(west, south, 180.0, north), BBox(-180.0, south, east, north)]
 
 
 def read_index_manifest(manifest: Mapping[str, Any], address: str) -> IndexManifest:

@@ -21,7 +21,7 @@ import shapely
 
 from rayjobs import geo
 from rayjobs.errors import IndexCorruptError
-from rayjobs.retrieval.kinds import KINDS, Effort, Kind, inner_products
+from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort, Kind, inner_products
 from rayjobs.retrieval.manifest import IndexManifest, SegmentEntry
 from rayjobs.retrieval.metadata import Metadata
 
@@ -39,8 +39,6 @@ Found = tuple[Vectors, Rows]
 _UNIT_TOLERANCE = 1e-3
 _SPARE = 8
 """Hits asked for beyond those wanted: where a tie ends among them, it needs no second look."""
-_LAST_BITS = 1e-6
-"""Products of matrices differ by less from products of single pairs."""
 _CORNERS = {"xmin": 0, "ymin": 1, "xmax": 2, "ymax": 3}
 
 
@@ -89,14 +87,14 @@ class Segment:
         _, rows = self.index.search(queries, min(wanted + _SPARE, available), params=parameters)
         scores, rows = _ranked(inner_products(queries, self.index, rows), rows)
         if rows.shape[1] < available:
-            for number in np.flatnonzero(scores[:, wanted - 1] - scores[:, -1] < _LAST_BITS):  # the tie may go on
+            for number in np.flatnonzero(scores[:, wanted - 1] - scores[:, -1] < LAST_BITS):  # the tie may go on
                 scores[number, :wanted], rows[number, :wanted] = self._above(queries[number], scores[number, wanted - 1], wanted, chosen)
         return _padded(scores[:, :wanted], rows[:, :wanted], count)
 
     def _above(self, query: Vectors, score: np.float32, count: int, chosen: BoolArray | None) -> Found:
         """Return the first `count` of all rows that score at least `score`, of which there are as many or more: (count,) both."""
         parameters = None if chosen is None else faiss.SearchParameters(sel=_selector(chosen))
-        _, _, rows = self.index.range_search(query[None], float(score) - _LAST_BITS, params=parameters)
+        _, _, rows = self.index.range_search(query[None], float(score) - LAST_BITS, params=parameters)
         scores, rows = _ranked(inner_products(query[None], self.index, rows[None]), rows[None])
         return scores[0, :count], rows[0, :count]
 

@@ -261,6 +261,15 @@ def test_rows_that_no_list_holds_are_refused(tmp_path, kind):
         opened(tmp_path, kind, clustered(SMALL), lambda _: KINDS[kind].dumped(index))
 
 
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_pq", "ivf_rabitq"])
+def test_rows_that_lists_hold_twice_are_refused(tmp_path, kind):
+    index, _ = renumbered(kind)
+    index.add_with_ids(clustered(SMALL)[:3], np.arange(3))
+    index.ntotal = SMALL
+    with pytest.raises(IndexCorruptError, match="more or fewer vectors than it says"):
+        opened(tmp_path, kind, clustered(SMALL), lambda _: KINDS[kind].dumped(index))
+
+
 def bent(part, where, value):
     index = KINDS["hnsw"].filled(None, clustered(SMALL))
     graph = index.hnsw

@@ -320,6 +320,13 @@ def test_a_grown_box_holds_all_points_within_the_distance(corner, width, height,
     assert geo.in_bbox(reached, wider).all()
 
 
+def test_a_box_is_a_polygon_cut_where_it_crosses_the_antimeridian():
+    assert geo.polygon_of_box(10, -5, 20, 5).bounds == (10, -5, 20, 5)
+    cut = geo.polygon_of_box(170, -5, -160, 5)
+    assert [part.bounds for part in cut.geoms] == [(170, -5, 180, 5), (-180, -5, -160, 5)]
+    assert geo.bbox_of(cut) == (170, -5, -160, 5)
+
+
 def test_geoparquet_metadata_names_types_and_the_box_across_the_antimeridian():
     shapes = [geo.footprint(grid_at("EPSG:32660", lon, -17)) for lon in (179.0, 180.0)]
     meta = json.loads(geo.geoparquet_metadata(np.array([*shapes, None], object)))

@@ -157,6 +157,32 @@ class Kind(abc.ABC):
         """Return about how long one query for `count` hits takes, nanoseconds of one core: to compare efforts, not to promise."""
 
 
+class Refined(Kind):
+    """A kind that compares codes, and ranks the candidates which it finds so again by their exact vectors."""
+
+    factors: ClassVar[tuple[int | None, ...]]
+    """Candidates per hit that are worth trying; see `Effort.k_factor`."""
+
+    def attached(self, index: Any, exact: Any) -> Any:
+        """Join codes and exact vectors."""
+        return faiss.IndexRefine(index, exact)
+
+    def parameters(self, effort: Effort, selector: Any = None) -> Any:
+        """Return how to find candidates, and how many to compare exactly."""
+        candidates = self.candidates(effort, selector)
+        return faiss.IndexRefineSearchParameters(k_factor=float(effort.k_factor or 1), base_index_params=candidates)
+
+    def candidates(self, effort: Effort, selector: Any) -> Any:
+        """Return FAISS search parameters of the codes alone; arguments as of `parameters`."""
+        del effort
+        return faiss.SearchParameters(sel=selector)
+
+    def efforts(self, index: Any) -> list[list[Effort]]:
+        """Return a ladder of factors."""
+        del index
+        return [[Effort(k_factor=factor) for factor in self.factors]]
+
+
 def refuse_unless(true: bool, what: str) -> None:  # noqa: FBT001  reads as a sentence
     """Raise `IndexCorruptError` that says what is wrong with an index file, unless a condition holds."""
     if not true:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import faiss
 import numpy as np
 
-from rayjobs.retrieval.kinds.kind import Effort, Kind, Vectors, check_shape, ladder, refuse_unless
+from rayjobs.retrieval.kinds.kind import Effort, Refined, Vectors, check_shape, ladder, refuse_unless
 
 _SEED = 1234
 _ITERATIONS = 10
@@ -20,8 +20,6 @@ _LEAST_PER_LIST = 39
 """Vectors that k-means wants per centroid (FAISS's own least)."""
 _SAMPLE_PER_LIST = 64
 _LEAST_SAMPLE = 10_000
-_K_FACTORS = (12, 10, 8, 16, 4, 6, 2, 3, 5, 7, 9, 11, 13, 14, 18, 20, 24, 28, 32, 40, 48, 64, 96, 128)
-"""Likely ones first: what these cost spares trying dearer ones."""
 _ID_BYTES = 8
 _CENTROID_NS = 0.04
 """Per dimension: comparing a centroid, many queries at once."""
@@ -43,13 +41,13 @@ def sample_size(rows: int) -> int:
     return max(_LEAST_SAMPLE, _SAMPLE_PER_LIST * lists_for(rows))
 
 
-class _Lists(Kind):
+class _Lists(Refined):
     """What inverted files have in common."""
 
     trains: ClassVar[bool] = True
     made: ClassVar[type]
-    refines: ClassVar[bool] = True
-    """Whether hits are ranked again by their exact vectors."""
+    factors: ClassVar[tuple[int | None, ...]] = (12, 10, 8, 16, 4, 6, 2, 3, 5, 7, 9, 11, 13, 14, 18, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+    """Likely ones first: what these cost spares trying dearer ones."""
 
     @abc.abstractmethod
     def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
@@ -94,16 +92,9 @@ class _Lists(Kind):
         self.check_codes(index)
         _check_lists(index, rows)
 
-    def attached(self, index: Any, exact: Any) -> Any:
-        """Join codes and exact vectors."""
-        return faiss.IndexRefine(index, exact) if self.refines else index
-
-    def parameters(self, effort: Effort, selector: Any = None) -> Any:
-        """Return lists to open and, where codes are compared, how many candidates to compare exactly."""
-        lists = faiss.SearchParametersIVF(nprobe=effort.nprobe or 1, sel=selector)
-        if not self.refines:
-            return lists
-        return faiss.IndexRefineSearchParameters(k_factor=float(effort.k_factor or 1), base_index_params=lists)
+    def candidates(self, effort: Effort, selector: Any) -> Any:
+        """Return how many lists to open."""
+        return faiss.SearchParametersIVF(nprobe=effort.nprobe or 1, sel=selector)
 
     def bytes_per_vector(self, dimension: int) -> float:
         """Return code and id."""
@@ -111,23 +102,30 @@ class _Lists(Kind):
 
     def efforts(self, index: Any) -> list[list[Effort]]:
         """Return a ladder of lists to open, for each factor of candidates."""
-        factors = _K_FACTORS if self.refines else (None,)
-        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in ladder(1, index.nlist)] for factor in factors]
+        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in ladder(1, index.nlist)] for factor in self.factors]
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count centroids, codes and exact vectors compared."""
         codes = min(effort.nprobe or 1, index.nlist) * int(index.ntotal) / index.nlist
-        refined = (effort.k_factor or 0) * count if self.refines else 0
         candidate = _CANDIDATE_NS + _REFINE_NS * index.d
-        return float(_CENTROID_NS * index.d * index.nlist + self.scan_ns(index.d) * codes + candidate * refined)
+        return float(_CENTROID_NS * index.d * index.nlist + self.scan_ns(index.d) * codes + candidate * (effort.k_factor or 0) * count)
 
 
 class IvfFlat(_Lists):
-    """Whole vectors in lists: no loss but by lists that are not opened; as large as the vectors."""
+    """Whole vectors in lists: no loss but by lists that are not opened, nothing to rank again; as large as the vectors."""
 
     name: ClassVar[str] = "ivf_flat"
     made: ClassVar[type] = faiss.IndexIVFFlat
-    refines: ClassVar[bool] = False
+    factors: ClassVar[tuple[int | None, ...]] = (None,)
+
+    def attached(self, index: Any, exact: Any) -> Any:
+        """Return the index alone."""
+        del exact
+        return index
+
+    def parameters(self, effort: Effort, selector: Any = None) -> Any:
+        """Return how many lists to open."""
+        return self.candidates(effort, selector)
 
     def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
         """See `_Lists`."""
@@ -220,10 +218,11 @@ def _check_lists(index: Any, rows: int) -> None:
     else:
         fits = type(lists) is faiss.ArrayInvertedLists and lists.code_size == index.code_size
     refuse_unless(fits and lists.nlist == index.nlist, "its lists have another layout")
+    refuse_unless(sum(map(lists.list_size, range(index.nlist))) == rows, "its lists hold more or fewer vectors than it says")
     seen = np.zeros(rows, bool)
     for number in range(index.nlist):
         if size := lists.list_size(number):
             ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
             refuse_unless(bool(ids.min() >= 0 and ids.max() < rows), "a list leads to a row that does not exist")
             seen[ids] = True
-    refuse_unless(bool(seen.all()), "its lists leave rows out")
+    refuse_unless(bool(seen.all()), "its lists leave rows out")  # and, being as many, hold none twice

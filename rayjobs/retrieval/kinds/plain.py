@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import faiss
 import numpy as np
 
-from rayjobs.retrieval.kinds.kind import Effort, Kind, Rows, Vectors, check_shape, refuse_unless
+from rayjobs.retrieval.kinds.kind import Effort, Kind, Refined, Rows, Vectors, check_shape, refuse_unless
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,8 +17,8 @@ _BYTE_NS = 0.1
 """A core reads about 10 GB a second."""
 _REFINE_NS = 0.7
 """Per dimension: fetching and comparing one exact vector."""
-_SQ_FACTORS = (1, 2, 3, 4, 8, 16)
-_SIGN_FACTORS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+LAST_BITS = 1e-6
+"""Products of matrices, and those of another order of adding, differ by less from what `inner_products` gives for a pair."""
 
 
 class Flat(Kind):
@@ -57,11 +57,12 @@ class Flat(Kind):
         return float(_BYTE_NS * 4 * index.d * index.ntotal)
 
 
-class Sq8(Kind):
+class Sq8(Refined):
     """Each dimension in 8 bits between its least and greatest value, ranked again exactly: a quarter of the bytes."""
 
     name: ClassVar[str] = "sq8"
     trains: ClassVar[bool] = True
+    factors: ClassVar[tuple[int | None, ...]] = (1, 2, 3, 4, 8, 16)
 
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
         """Learn the range of each dimension."""
@@ -79,33 +80,20 @@ class Sq8(Kind):
         refuse_unless(index.code_size == sq.code_size == dimension, "its codes have another length")
         refuse_unless(index.codes.size() == dimension * rows, "its codes are cut short")
 
-    def attached(self, index: Any, exact: Any) -> Any:
-        """Join codes and exact vectors."""
-        return faiss.IndexRefine(index, exact)
-
-    def parameters(self, effort: Effort, selector: Any = None) -> Any:
-        """Return how many candidates to compare exactly."""
-        inner = faiss.SearchParameters(sel=selector)
-        return faiss.IndexRefineSearchParameters(k_factor=float(effort.k_factor or 1), base_index_params=inner)
-
     def bytes_per_vector(self, dimension: int) -> float:
         """Return a byte a dimension."""
         return dimension
-
-    def efforts(self, index: Any) -> list[list[Effort]]:
-        """Return a ladder of factors."""
-        del index
-        return [[Effort(k_factor=factor) for factor in _SQ_FACTORS]]
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count bytes read, and exact vectors."""
         return float(index.d * (2 * _BYTE_NS * index.ntotal + _REFINE_NS * count * (effort.k_factor or 1)))
 
 
-class Binary(Kind):
+class Binary(Refined):
     """The sign of each dimension, compared by Hamming distance, ranked again exactly: for embeddings trained to be hashed."""
 
     name: ClassVar[str] = "binary"
+    factors: ClassVar[tuple[int | None, ...]] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
         """Return an empty index of as many bits as dimensions, filled up to whole bytes."""
@@ -138,19 +126,9 @@ class Binary(Kind):
         """Join bits and exact vectors."""
         return _Rescored(bits=index, exact=exact)
 
-    def parameters(self, effort: Effort, selector: Any = None) -> Any:
-        """Return how many candidates to compare exactly."""
-        inner = faiss.SearchParameters(sel=selector)
-        return faiss.IndexRefineSearchParameters(k_factor=float(effort.k_factor or 1), base_index_params=inner)
-
     def bytes_per_vector(self, dimension: int) -> float:
         """Return a bit a dimension."""
         return _bits(dimension) / 8
-
-    def efforts(self, index: Any) -> list[list[Effort]]:
-        """Return a ladder of factors."""
-        del index
-        return [[Effort(k_factor=factor) for factor in _SIGN_FACTORS]]
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count bytes read, and exact vectors."""

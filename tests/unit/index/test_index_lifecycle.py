@@ -147,6 +147,19 @@ def test_the_same_action_again_is_the_same_version(made):
     assert versions[0] == versions[1]
 
 
+def test_of_another_recall_an_append_and_a_compaction_are_other_versions(made):
+    low, high = made(kind="binary", recall=0.3), made(kind="binary", recall=1.0)
+    built = low.build(range(100))
+    appended = low.append(range(150))
+    compacted = low.compact()
+    low.index.go_back(built.version.version)
+    assert high.append(range(150)).version.version != appended.version.version
+    assert high.current().manifest.effort.k_factor > appended.manifest.effort.k_factor
+    low.index.go_back(appended.version.version)
+    assert high.compact().version.version != compacted.version.version
+    assert high.current().manifest.effort.k_factor > compacted.manifest.effort.k_factor
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf_pq", "ivf_rabitq"])
 def test_effort_and_recall_are_measured_on_what_is_there(made, kind):
     published = made(kind=kind, recall=0.9, rows_per_segment=300).build(range(300))

@@ -96,6 +96,33 @@ def test_vectors_can_be_read_by_what_an_item_says(made, documents):
     assert not [name for asset in item["assets"].values() for name in asset if name.startswith("emb:")]
 
 
+def links(document):
+    """Where a document leads to."""
+    assets = document["assets"].values() if "assets" in document else ()
+    return [entry["href"] for entry in (*document["links"], *assets)]
+
+
+def test_every_relative_link_leads_to_a_file_whatever_was_done(tmp_path):
+    made = Made(f"file:{tmp_path}/workspace", kind="sq8")
+    made.store.write("sets/made/s1/scenes.parquet", b"of the set")
+    actions = {
+        "build": lambda: made.build(range(100)),
+        "append": lambda: made.append(range(120)),
+        "delete": lambda: made.delete(range(10)),
+        "compact": made.compact,
+    }
+    for action, act in actions.items():
+        version = act().version
+        names = [entry.name for entry in version.files if entry.name.startswith("stac/")]
+        for name in names:
+            for link in links(json.loads(version.read(name))):
+                key = posixpath.normpath(posixpath.join(version.prefix, "stac", link))
+                there = {posixpath.normpath(f"{version.prefix}{other}") for other in names}
+                assert key in there or made.store.size(key), (action, name, link)
+        parent = made.current().version.manifest["parents"]["embeddings"]
+        assert parent.startswith("made/" if action == "build" else "made-appended/"), action
+
+
 def test_items_are_the_same_in_a_version_that_takes_the_segment_over(made, documents):
     later = json.loads(made.delete([1]).version.read("stac/segment-00000.json"))
     assert later["assets"] == documents["segment-00000"]["assets"]
