@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ def read_chips(data: bytes, wanted: Collection[str] | None = None) -> list[Chip]
     """Return the chips of a shard in the order of their tile ids; `wanted` leaves only those."""
     table = pq.read_table(io.BytesIO(data), columns=["tile_id", "shape", "chip", "valid"])
     dtype = np.dtype(table.schema.metadata[b"dtype"].decode())
-    entries = (entry for entry in table.to_pylist() if entry["chip"] is not None)
-    return [_chip(entry, dtype) for entry in entries if wanted is None or entry["tile_id"] in wanted]
+    if wanted is not None:  # before rows become Python's, which costs more than all else
+        table = table.filter(pc.is_in(table["tile_id"], pa.array(list(wanted), table["tile_id"].type)))
+    return [_chip(entry, dtype) for entry in table.to_pylist() if entry["chip"] is not None]
 
 
 def _chip(entry: dict[str, Any], dtype: np.dtype[Any]) -> Chip:
