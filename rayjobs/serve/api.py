@@ -1,7 +1,9 @@
 """The HTTP interface: routes, errors as problem JSON, and what stands in front of them."""
 
+import math
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 import fastapi
 from fastapi.exceptions import RequestValidationError
@@ -20,17 +22,36 @@ from rayjobs.serve.tokens import Tokens
 __all__ = ["build_api", "current_service"]
 
 
-def _our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
-    status = status_of(type(error))
-    headers = {"retry-after": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-    return JSONResponse(problem(status, str(error)), int(status), headers, media_type=PROBLEM)
+_MOST_FAULTS = 10
+"""Of a request that are told."""
+_LONGEST_FAULT = 500
+"""Characters of one of them, which may quote the request."""
+
+
+def _refusals(retry_after_s: float) -> Callable[[fastapi.Request, Exception], JSONResponse]:
+    """Return what answers an error of ours; a 503 says after how many seconds to ask again."""
+    busy = {"retry-after": str(math.ceil(retry_after_s))}
+
+    def our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
+        status = status_of(type(error))
+        headers = busy if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        return JSONResponse(problem(status, str(error)), int(status), headers, media_type=PROBLEM)
+
+    return our_error
 
 
 def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
     faults = cast("RequestValidationError", error).errors()
-    detail = "; ".join(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in faults)
+    told = [_told(fault) for fault in faults[:_MOST_FAULTS]]
+    more = [f"and {len(faults) - _MOST_FAULTS:,} more"] if len(faults) > _MOST_FAULTS else []
     status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return JSONResponse(problem(status, detail, title="Unprocessable Content"), status, media_type=PROBLEM)  # its name since RFC 9110
+    body = problem(status, "; ".join(told + more), title="Unprocessable Content")  # its name since RFC 9110
+    return JSONResponse(body, status, media_type=PROBLEM)
+
+
+def _told(fault: Mapping[str, Any]) -> str:
+    words = f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
+    return words if len(words) <= _LONGEST_FAULT else f"{words[:_LONGEST_FAULT]} ..."
 
 
 def _no_such_thing(_: fastapi.Request, error: Exception) -> JSONResponse:
@@ -38,12 +59,6 @@ def _no_such_thing(_: fastapi.Request, error: Exception) -> JSONResponse:
     refusal = cast("HTTPException", error)
     status = HTTPStatus(refusal.status_code)
     return JSONResponse(problem(status, str(refusal.detail)), status, refusal.headers, media_type=PROBLEM)
-
-
-def _our_fault(_: fastapi.Request, __: Exception) -> JSONResponse:
-    """Answer an unexpected fault without saying more; Starlette raises it again, so that the replica's log has it."""
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    return JSONResponse(problem(status, "a fault of the service; its log says more"), status, media_type=PROBLEM)
 
 
 def build_api(service: ServiceSection | None = None, tokens: Tokens | None = None) -> fastapi.FastAPI:
@@ -56,9 +71,9 @@ def build_api(service: ServiceSection | None = None, tokens: Tokens | None = Non
     api = fastapi.FastAPI(title="rayjobs", version="1", description="Find every place that looks like the one you point at.")
     api.include_router(router)
     api.include_router(page)
-    api.add_exception_handler(RayjobsError, _our_error)
+    service = service or ServiceSection()
+    api.add_exception_handler(RayjobsError, _refusals(service.retry_after_s))
     api.add_exception_handler(RequestValidationError, _wrong_request)
     api.add_exception_handler(HTTPException, _no_such_thing)
-    api.add_exception_handler(Exception, _our_fault)
-    put_in_front(api, service or ServiceSection(), tokens)
+    put_in_front(api, service, tokens)
     return api

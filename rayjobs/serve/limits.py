@@ -29,15 +29,27 @@ ADMIN_PATHS = frozenset({"/v1/refresh"})
 _CHANGES = frozenset({"PUT", "PATCH", "DELETE"})
 """Methods that change what the service holds; POST asks, since a search is too long for a path."""
 
+_FORM = b"multipart/form-data"
+
 _ANYBODY = Holder(name="anybody", scopes=frozenset({READ, WRITE, ADMIN}))
 
 
 class Gate:
     """Refuses who has no token (401) or not the scope (403), who asks too often (429), and bodies too large (413) or too slow (408)."""
 
-    def __init__(self, app: ASGIApp, *, body: BodyLimits, tokens: Tokens | None = None, rate: Rate | None = None) -> None:
-        """Take the application behind; without tokens everybody may do everything, without a rate as often as they like."""
-        self._app, self._body, self._tokens, self._rate = app, body, tokens, rate
+    def __init__(
+        self, app: ASGIApp, *, body: BodyLimits, uploads: BodyLimits, tokens: Tokens | None = None, rate: Rate | None = None
+    ) -> None:
+        """Take the application behind; without tokens everybody may do everything, without a rate as often as they like.
+
+        Args:
+            app: what answers those who are let through.
+            body: what bodies must keep to, such as JSON, which takes many times its length once it is read.
+            uploads: what multipart forms must keep to, which hold images.
+            tokens: of which a request must bear one.
+            rate: how often a bearer may ask.
+        """
+        self._app, self._body, self._uploads, self._tokens, self._rate = app, body, uploads, tokens, rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -45,11 +57,12 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        refused = self._refusal(scope, headers)
+        limits = self._uploads if headers.get(b"content-type", b"").lower().startswith(_FORM) else self._body
+        refused = self._refusal(scope, headers) or limits.refusal(headers)
         if refused:
             await answer(send, *refused)
             return
-        measured = Measured(receive, send, self._body)
+        measured = Measured(receive, send, limits)
         try:
             await self._app(scope, measured.receive, measured.send)
         except Exception:  # frameworks put an error of their own in place of the one that ended the reading
@@ -66,7 +79,7 @@ class Gate:
         if needed not in holder.scopes:
             return HTTPStatus.FORBIDDEN, f"this asks for a token with the scope {needed!r}; yours has {', '.join(sorted(holder.scopes))}"
         scope.setdefault("state", {})["holder"] = holder.name
-        return self._too_often(scope, holder) or self._body.refusal(headers)
+        return self._too_often(scope, holder)
 
     def _holder(self, path: str, headers: dict[bytes, bytes]) -> Holder | None:
         if self._tokens is None or path in _OPEN:

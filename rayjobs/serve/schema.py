@@ -27,6 +27,10 @@ Value = bool | int | Finite | Word | None
 _MOST_EXAMPLES = 64
 _LARGEST_DIMENSION = 8192
 _MOST_WORDS = 100
+_MOST_COLUMNS = 20
+_MOST_POSITIONS = 20_000
+"""Of a ring; a polygon has no more vertices either, which is checked where it is used."""
+_MOST_RINGS = _MOST_POSITIONS // 4
 _FURTHEST = 10_000
 _HALF_ROUND_M = 20_100_000.0
 """No two places of the Earth lie further apart."""
@@ -36,7 +40,23 @@ class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
-class Point(_Strict):
+def _no_more_than(given: Any, most: int) -> Any:
+    """Refuse an object by its size, before each of its entries becomes a fault of its own."""
+    if isinstance(given, dict) and len(given) > most:
+        raise ValueError(f"has {len(given):,} fields, of which no more than {most} can be known")
+    return given
+
+
+class _Asked(_Strict):
+    """A part of a request. What is wrong with one makes few faults, however large it is: lists end at the first."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        return _no_more_than(given, len(cls.model_fields))
+
+
+class Point(_Asked):
     """A place, in degrees of WGS 84."""
 
     lon: Longitude
@@ -45,12 +65,12 @@ class Point(_Strict):
     """Only tiles of this instant or interval are taken to show the place."""
 
 
-class Example(_Strict):
+class Example(_Asked):
     """One thing to search for: exactly one of a tile, a place, or an embedding."""
 
     tile_id: TileId | None = None
     point: Point | None = None
-    embedding: Annotated[list[Finite], pydantic.Field(min_length=1, max_length=_LARGEST_DIMENSION)] | None = None
+    embedding: Annotated[list[Finite], pydantic.Field(min_length=1, max_length=_LARGEST_DIMENSION, fail_fast=True)] | None = None
     """As `/v1/embed` returns it, or another of the index's dimension; any length but zero."""
     encoder_fingerprint: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
     """Of the encoder that made the embedding, or its first digits: refused where it is not the index's."""
@@ -64,28 +84,40 @@ class Example(_Strict):
         return self
 
 
-Position = Annotated[list[Finite], pydantic.Field(min_length=2, max_length=4)]
-Ring = Annotated[list[Position], pydantic.Field(min_length=4)]
+Position = Annotated[list[Finite], pydantic.Field(min_length=2, max_length=4, fail_fast=True)]
+Ring = Annotated[list[Position], pydantic.Field(min_length=4, max_length=_MOST_POSITIONS, fail_fast=True)]
+Rings = Annotated[list[Ring], pydantic.Field(min_length=1, max_length=_MOST_RINGS, fail_fast=True)]
+Bounds = Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4, fail_fast=True)]
+"""west, south, east, north in degrees."""
+Words = Annotated[list[Word], pydantic.Field(max_length=_MOST_WORDS, fail_fast=True)]
+Values = Annotated[list[Value], pydantic.Field(max_length=_MOST_WORDS, fail_fast=True)]
+
+
+def _few_columns(given: Any) -> Any:
+    return _no_more_than(given, _MOST_COLUMNS)
+
+
+Columns = Annotated[dict[Word, Value | Values], pydantic.BeforeValidator(_few_columns), pydantic.Field(max_length=_MOST_COLUMNS)]
 
 
 class Polygon(pydantic.BaseModel):
     """A GeoJSON Polygon; longitudes past 180 degrees, and edges longer than half a turn, cross the antimeridian."""
 
     type: Literal["Polygon"]
-    coordinates: Annotated[list[Ring], pydantic.Field(min_length=1)]
+    coordinates: Rings
 
 
 class MultiPolygon(pydantic.BaseModel):
     """A GeoJSON MultiPolygon."""
 
     type: Literal["MultiPolygon"]
-    coordinates: Annotated[list[Annotated[list[Ring], pydantic.Field(min_length=1)]], pydantic.Field(min_length=1)]
+    coordinates: Annotated[list[Rings], pydantic.Field(min_length=1, max_length=_MOST_RINGS, fail_fast=True)]
 
 
-class Ground(_Strict):
+class Ground(_Asked):
     """Which tiles may be answered by where and when they are, in the words of STAC."""
 
-    bbox: Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4)] | None = None
+    bbox: Bounds | None = None
     """west, south, east, north in degrees; west greater than east crosses the antimeridian."""
     intersects: Annotated[Polygon | MultiPolygon, pydantic.Field(discriminator="type")] | None = None
     """Tiles whose footprint meets this ground pass."""
@@ -93,7 +125,7 @@ class Ground(_Strict):
     """An instant or an interval `FROM/TO` of RFC 3339; `..` leaves an end open."""
 
 
-class Page(_Strict):
+class Page(_Asked):
     """Which part of an answer is wanted."""
 
     limit: Annotated[int, pydantic.Field(ge=1)] = 10
@@ -107,11 +139,11 @@ class Page(_Strict):
 class Filters(Ground, Page):
     """Which tiles may be answered, and how they are searched."""
 
-    labels: Annotated[list[Word], pydantic.Field(max_length=_MOST_WORDS)] = []
+    labels: Words = []
     """Tiles that have one of these labels pass; empty lets all pass."""
-    scenes: Annotated[list[Word], pydantic.Field(max_length=_MOST_WORDS)] = []
+    scenes: Words = []
     """Tiles of one of these scenes pass; empty lets all pass."""
-    where: Annotated[dict[Word, Value | Annotated[list[Value], pydantic.Field(max_length=_MOST_WORDS)]], pydantic.Field(max_length=20)] = {}
+    where: Columns = {}
     """Columns of the metadata, each with the value or the values that tiles may have there; null stands for none."""
     threshold: Annotated[float, pydantic.Field(ge=-1, le=1)] | None = None
     """Least score of a hit."""
@@ -124,18 +156,18 @@ class Filters(Ground, Page):
 class SearchRequest(Filters):
     """A search by examples."""
 
-    positives: Annotated[list[Example], pydantic.Field(min_length=1, max_length=_MOST_EXAMPLES)]
+    positives: Annotated[list[Example], pydantic.Field(min_length=1, max_length=_MOST_EXAMPLES, fail_fast=True)]
     """What the hits should look like; the first is the query that the others refine."""
-    negatives: Annotated[list[Example], pydantic.Field(max_length=_MOST_EXAMPLES)] = []
+    negatives: Annotated[list[Example], pydantic.Field(max_length=_MOST_EXAMPLES, fail_fast=True)] = []
     """What they should not look like."""
     method: Literal["mean", "rocchio", "linear"] | None = None
     """How examples become one query; default `rocchio` where there are negatives, else `mean`."""
 
 
-class BatchRequest(_Strict):
+class BatchRequest(_Asked):
     """Several searches, answered from one index version."""
 
-    searches: Annotated[list[SearchRequest], pydantic.Field(min_length=1, max_length=256)]
+    searches: Annotated[list[SearchRequest], pydantic.Field(min_length=1, max_length=256, fail_fast=True)]
 
 
 class ChangesRequest(Page):
@@ -145,7 +177,7 @@ class ChangesRequest(Page):
     """When places were seen first, as `datetime` of a search."""
     after: Annotated[Interval, pydantic.Field(alias="to")]
     """When they were seen again."""
-    bbox: Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4)] | None = None
+    bbox: Bounds | None = None
     """As in a search."""
     intersects: Annotated[Polygon | MultiPolygon, pydantic.Field(discriminator="type")] | None = None
     """As in a search."""
@@ -154,10 +186,10 @@ class ChangesRequest(Page):
 class Window(_Strict):
     """A tile's place in its scene, in pixels."""
 
-    row: int
-    col: int
-    height: int
-    width: int
+    row: int | None
+    col: int | None
+    height: int | None
+    width: int | None
 
 
 class Properties(_Strict):

@@ -40,7 +40,7 @@ class ServiceSection:
     max_queued_requests: Count = 256
     """Requests that wait for such a place, per proxy (with HAProxy: per process); further ones are answered 503 at once."""
     retry_after_s: Positive = 1.0
-    """What an answer 503 says under `Retry-After`."""
+    """What an answer 503 says under `Retry-After`, in whole seconds."""
     max_batch_size: Count = 16
     """Images that one encoder embeds together."""
     watch_s: Annotated[float, pydantic.Field(ge=0)] = 10.0
@@ -49,8 +49,11 @@ class ServiceSection:
     """Tiles of an index that the encoder embeds anew before the index is served; all must match."""
     max_limit: Count = 1000
     """Most hits that a request may ask for."""
+    max_json_mb: Positive = 8.0
+    """Largest request body of JSON, in MiB, which takes up to thirty times as much while it is read: 256 searches by embeddings of 1024
+    numbers fit, and 64 examples of 4096."""
     max_upload_mb: Positive = 32.0
-    """Largest request body, in MiB."""
+    """Largest request body with an image, in MiB."""
     max_upload_megapixels: Positive = 25.0
     """Largest uploaded image."""
     max_decoded_mb: Positive = 256.0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import threading
+import tracemalloc
 
 import httpx
 import numpy as np
 import PIL.Image
 import pytest
 
-from rayjobs.errors import PinnedVersionError, UnknownTileError
+from rayjobs.errors import PinnedVersionError, ServiceError, UnknownTileError
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve import api as interface
 from rayjobs.serve import routes
@@ -75,7 +77,9 @@ def service():
 
 @pytest.fixture
 def application(service):
-    made = interface.build_api(ServiceSection(max_upload_mb=LIMIT / 2**20))
+    made = interface.build_api(
+        ServiceSection(max_json_mb=LIMIT / 2**20, max_upload_mb=LIMIT / 2**20, retry_after_s=2.5, cors_origins=("https://maps.example",))
+    )
     made.dependency_overrides[interface.current_service] = lambda: service
     return made
 
@@ -170,6 +174,83 @@ def test_a_fault_of_ours_reaches_the_log_of_the_server(application):
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(asked())
+
+
+def test_a_fault_of_ours_is_answered_with_its_id_and_to_its_origin(application):
+    given = ask(application, "GET", "/v1/info", headers={"origin": "https://maps.example"})
+    assert given.status_code == 500
+    assert len(given.headers["x-request-id"]) == 32
+    assert given.headers["access-control-allow-origin"] == "https://maps.example"
+
+
+def test_where_the_service_is_busy_the_setting_says_when_to_ask_again(application, service):
+    def busy():
+        raise ServiceError("no encoder is free")
+
+    service.answers.info = busy
+    given = ask(application, "GET", "/v1/info")
+    assert (given.status_code, given.headers["retry-after"]) == (503, "3")
+
+
+RING, BATCH = ('{"positives": [{}], "intersects": {"type": "Polygon", "coordinates": [[', "]]}}"), ('{"searches": [', "]}")
+HOSTILE = {
+    "positions": ("/v1/search", *RING, "0"),
+    "empty positions": ("/v1/search", *RING, "[]"),
+    "embedding": ("/v1/search", '{"positives": [{"embedding": [', "]}]}", "1"),
+    "words as an embedding": ("/v1/search", '{"positives": [{"embedding": [', "]}]}", '"x"'),
+    "examples": ("/v1/search", '{"positives": [', "]}", "{}"),
+    "labels": ("/v1/search", '{"positives": [{}], "labels": [', "]}", "0"),
+    "values": ("/v1/search", '{"positives": [{}], "where": {"x": [', "]}}", "[]"),
+    "searches": ("/v1/search/batch", *BATCH, "{}"),
+    "heat": ("/page/heat", *RING, "0"),
+    "unknown fields": ("/v1/search", "{", "}", '"%d":0'),
+    "unknown fields of an example": ("/v1/search", '{"positives": [{', "}]}", '"%d":0'),
+    "columns": ("/v1/search", '{"positives": [{}], "where": {', "}}", '"%d":[]'),
+    "one long name": ("/v1/search", '{"', '": 0}', "x"),
+    "a long tag": ("/v1/search", '{"positives": [{}], "intersects": {"type": "', '"}}', "x"),
+}
+
+
+def hostile(name, size):
+    """A path, and a body of about so many bytes that makes as many faults as can be."""
+    path, before, after, piece = HOSTILE[name]
+    numbered = "%" in piece
+    pieces = (piece % number if numbered else piece for number in range(size // (len(piece) + 4 * numbered + 1)))
+    return path, (before + ("" if piece == "x" else ",").join(pieces) + after).encode()
+
+
+@pytest.fixture
+def usual(service):
+    made = interface.build_api(ServiceSection(access_log=False))
+    made.dependency_overrides[interface.current_service] = lambda: service
+    return made
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_body_makes_few_faults_and_a_short_answer(usual, name):
+    path, body = hostile(name, 2 * 2**20)
+    answer = ask(usual, "POST", path, headers=JSON, content=body)
+    assert answer.status_code == 422
+    assert len(answer.content) < 6000
+    [faults] = re.findall(r"and ([\d,]+) more$", answer.json()["detail"]) or ["0"]
+    assert int(faults) < 200
+
+
+def test_a_hostile_body_takes_no_more_memory_than_reading_it(usual):
+    path, body = hostile("positions", 2**19)
+    ask(usual, "POST", path, headers=JSON, content=b"{}")  # what is loaded when it is first needed
+    tracemalloc.start()
+    ask(usual, "POST", path, headers=JSON, content=body)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * len(body), "8 bytes for each of its numbers, and the body; a fault of each would be over 400"
+
+
+def test_of_many_faults_the_first_are_told(application):
+    where = {f"column{number}": [[]] for number in range(20)}
+    detail = ask(application, "POST", "/v1/search", json={"positives": [{"tile_id": TILE}], "where": where}).json()["detail"]
+    assert detail.count("; ") == 10
+    assert re.search(r"; and \d+ more$", detail)
 
 
 def test_an_image_is_embedded_and_searched(application, service):

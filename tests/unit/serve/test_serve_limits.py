@@ -11,6 +11,7 @@ from rayjobs.serve.rates import Rate
 from rayjobs.serve.tokens import tokens_of
 
 BODY = BodyLimits(max_bytes=10, pause_s=5.0, whole_s=60.0)
+UPLOADS = BodyLimits(max_bytes=20, pause_s=5.0, whole_s=60.0)
 TOKENS = tokens_of({"RAYJOBS_TOKEN": "s3cret", "RAYJOBS_READ_TOKENS": "reader, other", "RAYJOBS_WRITE_TOKENS": "writer"}, required=True)
 
 
@@ -41,7 +42,7 @@ def ask(
     async def send(message):
         sent.append(message)
 
-    gate = Gate(behind or reading, body=body, tokens=tokens, rate=rate)
+    gate = Gate(behind or reading, body=body, uploads=UPLOADS, tokens=tokens, rate=rate)
     asyncio.run(gate({"type": kind, "method": method, "path": path, "headers": list(headers)}, receive, send))
     start = sent[0] if sent else {"status": None}
     return start["status"], sent[-1]["body"] if sent else b"", taken[0] if taken else None
@@ -66,6 +67,15 @@ def test_a_body_that_declares_nothing_or_lies_is_refused_when_it_grows(headers):
     status, _, taken = ask(headers=headers, parts=[b"12345"] * 3)
     assert status == 413
     assert len(taken) <= 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [(b"multipart/form-data; boundary=b", 20), (b"Multipart/Form-Data", 20), (b"application/json", 10), (b"", 10)]
+)
+@pytest.mark.parametrize("over", [0, 1])
+def test_forms_with_images_may_be_larger_than_other_bodies(kind, most, over):
+    for headers in ([], [(b"Content-Length", str(most + over).encode())]):
+        assert ask(headers=[(b"Content-Type", kind), *headers], parts=[b"x" * (most + over)])[0] == (413 if over else 200)
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1e9", b"", b"0x10", b"9" * 5000, "٣".encode()])
