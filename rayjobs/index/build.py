@@ -101,7 +101,8 @@ def _once(plan: SegmentPlan, name: str, make: Callable[[], Any]) -> dict[str, An
 
 
 def _segment(plan: SegmentPlan, name: str, pieces: Sequence[tuple[pa.Table, Vectors]]) -> dict[str, Any]:
-    table, vectors = pa.concat_tables([table for table, _ in pieces]), np.concatenate([vectors for _, vectors in pieces])
+    table = pa.concat_tables([table for table, _ in pieces], promote_options="permissive")  # columns came and went between appends
+    vectors = np.concatenate([vectors for _, vectors in pieces])
     order = pc.sort_indices(table["tile_id"])
     quantiser = None if plan.quantiser is None else plan.store.read(plan.quantiser.key(plan.prefix))
     entry, files = build_segment(name, vectors[order.to_numpy()], table.take(order).combine_chunks(), kind=plan.kind, quantiser=quantiser)

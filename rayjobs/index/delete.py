@@ -127,7 +127,7 @@ def _metadata(parent: Published, name: str, folder: Path) -> Metadata:
     """Map what is known of a segment's rows, its digest compared."""
     path = folder / f"{name}.parquet"
     path.write_bytes(parent.version.read(path.name))
-    found = Metadata.open(path, folder)
+    found = Metadata.open(path, folder, sha256=parent.version.entry(path.name).sha256)
     path.unlink()
     return found
 

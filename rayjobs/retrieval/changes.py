@@ -39,7 +39,8 @@ class Changes:
 def changes(gallery: Gallery, before: SearchFilter, after: SearchFilter, limit: int, *, offset: int = 0) -> Changes:
     """Return the places whose embedding moved most between two filters, mostly intervals of dates.
 
-    Of several tiles of a place that pass a filter the latest counts, of several of one moment the first row.
+    Of several tiles of a place that pass a filter the latest counts, of several of one moment the first row; those without a date count
+    where no other passes.
 
     Args:
         gallery: the tiles.
@@ -82,8 +83,8 @@ def _pairs(gallery: Gallery, before: IntArray, after: IntArray) -> IntArray:
 
 
 def _latest(gallery: Gallery, rows: IntArray, places: IntArray) -> tuple[IntArray, IntArray]:
-    """Return places, each once, and the latest tile of each."""
-    order = np.lexsort((rows, -gallery.moments(rows), places))
+    """Return places, each once, and the latest tile of each; one without a date is before all others."""
+    order = np.lexsort((-rows, gallery.moments(rows), places))[::-1]  # not by moments negated: `NO_MOMENT` has no opposite
     once, first = np.unique(places[order], return_index=True)
     return once, rows[order[first]]
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from rayjobs import geo
 from rayjobs.errors import QueryError, first_few
-from rayjobs.retrieval.metadata import NO_MOMENT, Metadata
+from rayjobs.retrieval.metadata import NO_MOMENT, Metadata, common_columns
 from rayjobs.retrieval.places import Area, BoxRegion, Region
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -74,6 +74,7 @@ def passing(segments: Sequence[Metadata], only: SearchFilter, *, placed: bool = 
     regions: list[Region] = [] if only.bbox is None else [BoxRegion(only.bbox)]
     regions += [] if only.intersects is None else [Area(only.intersects)]
     _check_dates(segments, only)
+    _check_columns(segments, only)
     masks = [metadata.places.known if placed else np.ones(metadata.rows, bool) for metadata in segments]
     return [mask & _passing(metadata, only, regions) for mask, metadata in zip(masks, segments, strict=True)]
 
@@ -88,6 +89,14 @@ def _check_places(segments: Sequence[Metadata], only: SearchFilter, *, placed: b
 def _check_dates(segments: Sequence[Metadata], only: SearchFilter) -> None:
     if only.interval is not None and not any(metadata.dated for metadata in segments):
         raise QueryError("no tile of the index has a datetime, so that datetime can find none; leave datetime out")
+
+
+def _check_columns(segments: Sequence[Metadata], only: SearchFilter) -> None:
+    names = columns_to_filter(segments) if only.wanted else []
+    for name in (name for name, _ in only.wanted if name not in names):
+        near = difflib.get_close_matches(name, names, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {first_few(names, most=40, between=', ')}"
+        raise QueryError(f"the index has no column {name[:80]!r} to filter by; {remedy}")
 
 
 def _passing(metadata: Metadata, only: SearchFilter, regions: Sequence[Region]) -> BoolArray:
@@ -111,7 +120,7 @@ def _dated(metadata: Metadata, first: Instant, last: Instant) -> BoolArray:
 
 def _one_of(metadata: Metadata, name: str, values: Sequence[Scalar]) -> BoolArray:
     """Tell which rows have one of some values in a column."""
-    column = metadata.column(_known(metadata, name))
+    column = metadata.column(name)
     wanted = [value for value in values if value is not None]
     if pa.types.is_dictionary(column.type):
         words = _equal_to_one(column.dictionary, name, wanted)
@@ -125,19 +134,9 @@ def _one_of(metadata: Metadata, name: str, values: Sequence[Scalar]) -> BoolArra
 
 
 def columns_to_filter(segments: Sequence[Metadata]) -> list[str]:
-    """Return the names of the columns that `SearchFilter.where` takes."""
-    fields = [field for field in segments[0].columns if not pa.types.is_nested(field.type) and field.name != "geometry"]
-    return [field.name for field in fields]
-
-
-def _known(metadata: Metadata, name: str) -> str:
-    """Return the name of a column that can be filtered by, or raise `QueryError` that names the nearest."""
-    names = columns_to_filter([metadata])
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"there are {first_few(names, most=40, between=', ')}"
-    raise QueryError(f"the index has no column {name[:80]!r} to filter by; {remedy}")
+    """Return the names of the columns that `SearchFilter.where` takes: those of values that all segments have."""
+    nested = {field.name for metadata in segments for field in metadata.columns if pa.types.is_nested(field.type)}
+    return [name for name in common_columns(segments) if name not in nested and name != "geometry"]
 
 
 def _equal_to_one(column: pa.Array, name: str, wanted: Sequence[Scalar]) -> BoolArray:
@@ -157,7 +156,7 @@ def _of_kind(value: Scalar, kind: pa.DataType) -> Any:
         raise ValueError("another kind of value")
     if isinstance(value, float) and pa.types.is_integer(kind) and not value.is_integer():
         raise ValueError("not a whole number")
-    return _instant(value, value, end=False) if isinstance(value, str) and pa.types.is_timestamp(kind) else value
+    return _instant(value, value) if isinstance(value, str) and pa.types.is_timestamp(kind) else value
 
 
 def parse_interval(text: str) -> tuple[Instant, Instant]:
@@ -167,19 +166,22 @@ def parse_interval(text: str) -> tuple[Instant, Instant]:
         QueryError: it is none of these, or ends before it begins.
     """
     first, slash, last = text.partition("/")
-    begin, end = _instant(first, text, end=False), _instant(last if slash else first, text, end=True)
+    begin, end = _end_of(first, text), _end_of(last if slash else first, text, day=datetime.time.max)
     if begin and end and end < begin:
         raise QueryError(f"the interval {text!r} ends before it begins")
     return begin, end
 
 
-def _instant(part: str, text: str, *, end: bool) -> Instant:
-    if part in {"", ".."}:
-        return None
+def _end_of(part: str, text: str, *, day: datetime.time = datetime.time.min) -> Instant:
+    """Return an end of an interval; None where it is open."""
+    return None if part in {"", ".."} else _instant(part, text, day=day)
+
+
+def _instant(part: str, text: str, *, day: datetime.time = datetime.time.min) -> datetime.datetime:
+    """Return the instant that a part of a text names; of a date alone the time of `day`."""
     try:
         if _DAY.fullmatch(part):
-            day = datetime.date.fromisoformat(part)
-            return datetime.datetime.combine(day, datetime.time.max if end else datetime.time.min, datetime.UTC)
+            return datetime.datetime.combine(datetime.date.fromisoformat(part), day, datetime.UTC)
         found = datetime.datetime.fromisoformat(part)
         return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
     except (ValueError, OverflowError):

@@ -7,9 +7,6 @@ processes of a machine map, and a geometry is parsed only when it is asked for.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,8 @@ import pyarrow.parquet as pq
 import shapely
 
 from rayjobs import geo
-from rayjobs.errors import IndexCorruptError, StorageError
+from rayjobs.errors import IndexCorruptError
+from rayjobs.retrieval.mapped import mapped
 from rayjobs.retrieval.places import Places, packed_order, unrolled
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -48,10 +46,10 @@ _GEOMETRIES_AT_ONCE = 2**16
 class Metadata:
     """The rows of one segment, sorted by `tile_id`. Immutable: safe to read from several threads."""
 
-    def __init__(self, table: pa.Table) -> None:
-        """Take a table as `prepared` makes it; `open` and `of` are the ways to one."""
-        [self._batch] = table.to_batches()  # taking rows out of a batch costs less than out of a table
-        self.rows: int = table.num_rows
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        """Take rows as `prepared` makes them; `open` and `of` are the ways to one."""
+        self._batch = batch
+        self.rows: int = batch.num_rows
         """How many there are."""
         self.ids = _bytes_of(self._batch["_id"])
         """(rows,) ids as bytes, ascending, shorter ones padded with zeros."""
@@ -63,31 +61,25 @@ class Metadata:
         """Where the tiles lie."""
 
     @classmethod
-    def open(cls, path: Path, cache: Path) -> Metadata:
-        """Map the metadata of a Parquet file whose digest was checked; the first process of a machine makes the file to be mapped.
+    def open(cls, path: Path, cache: Path, *, sha256: str) -> Metadata:
+        """Map the metadata of a Parquet file; the first process of a machine makes the file to be mapped.
 
         Args:
             path: the Parquet file.
-            cache: folder for what is made of it, named after the Parquet file's digest.
+            cache: folder for what is made of it.
+            sha256: the Parquet file's digest, which was checked; what is made of it is named after that.
 
         Raises:
             IndexCorruptError: it is no table with the columns of `NEEDED`, or its rows are not sorted by distinct ids.
-            StorageError: what was made of it belongs to another user.
+            StorageError: what is made of it cannot be written, or belongs to another user.
         """
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        mapped = cache / "metadata" / f"{digest}-{_FORMAT}.arrow"
-        try:
-            if not mapped.exists():
-                _install(prepared(pq.read_table(path)), mapped)
-                pa.default_memory_pool().release_unused()
-            return cls(_mapped(mapped))
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise IndexCorruptError(f"{path.name} cannot be read as metadata ({error}); publish the index again") from error
+        found = cls(mapped(cache / "metadata" / f"{sha256}-{_FORMAT}.arrow", lambda: _read(path)))
+        pa.default_memory_pool().release_unused()
+        return found
 
     @classmethod
     def of(cls, table: pa.Table) -> Metadata:
-        """Return a table's metadata, kept in memory. Raises as `prepared`."""
+        """Return a table's metadata, kept in memory. Raises `IndexCorruptError` as `open` does."""
         return cls(prepared(table))
 
     def _numbers(self, name: str) -> Any:
@@ -127,16 +119,30 @@ class Metadata:
         return pa.record_batch([_spelled_out(column) for column in taken.columns], names)
 
 
+def common_columns(segments: Sequence[Metadata]) -> list[str]:
+    """Return the names of the columns that all of some segments have, in the order of the first: what `take` gives of each of them."""
+    everywhere = set.intersection(*(set(metadata.columns.names) for metadata in segments))
+    return [name for name in segments[0].columns.names if name in everywhere]
+
+
 def _spelled_out(column: pa.Array) -> pa.Array:
     """Return text in place of a dictionary, which differs between segments."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def prepared(table: pa.Table) -> pa.Table:
+def _read(path: Path) -> pa.RecordBatch:
+    try:
+        return prepared(pq.read_table(path))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise IndexCorruptError(f"{path.name} cannot be read as metadata ({error}); publish the index again") from error
+
+
+def prepared(table: pa.Table) -> pa.RecordBatch:
     """Return a metadata table with what search reads as columns of numbers: ids, boxes, moments, and rows packed by place.
 
     Raises:
-        IndexCorruptError: a column of `NEEDED` is absent, there is no row, or rows are not sorted by distinct ids.
+        IndexCorruptError: a column of `NEEDED` is absent, there is no row, rows are not sorted by distinct ids, or they are more than one
+            batch can hold, of which taking rows costs less than of a table.
     """
     absent = [name for name in NEEDED if name not in table.column_names]
     if absent or not table.num_rows:
@@ -149,7 +155,16 @@ def prepared(table: pa.Table) -> pa.Table:
     moments = table["datetime"].cast(_UTC).cast(pa.int64()).fill_null(NO_MOMENT)
     shown = [(name, _stored(table[name])) for name in table.column_names if name not in {"bbox", "embedding"}]
     own = {"_id": ids, "_moment": moments, **dict(zip(_BOX, map(pa.array, boxes.T), strict=True)), "_order": packed_order(boxes)}
-    return pa.table(dict(shown) | own).combine_chunks()
+    return _only_batch(pa.table(dict(shown) | own).combine_chunks())
+
+
+def _only_batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.to_batches()
+    if len(batches) != 1:  # a column of text of more than 2 GiB stays in pieces
+        raise IndexCorruptError(
+            f"the metadata of {table.num_rows:,} rows is more than one batch holds; choose a lower index.rows_per_segment, and build anew"
+        )
+    return batches[0]
 
 
 def _padded(ids: pa.ChunkedArray) -> pa.Array:
@@ -182,23 +197,3 @@ def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_string(column.type) and pc.count_distinct(column).as_py() <= min(_MOST_WORDS, len(column) // 2):
         return pa.chunked_array([column.combine_chunks().dictionary_encode()])
     return column
-
-
-def _install(table: pa.Table, path: Path) -> None:
-    """Write a table where others may be doing the same: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=table.num_rows)
-        Path(aside).replace(path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-
-
-def _mapped(path: Path) -> pa.Table:
-    if path.stat().st_uid != os.getuid():
-        raise StorageError(f"{path} belongs to another user, who could alter it; remove it, or set another folder for temporary files")
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    table.validate(full=True)  # offsets within their buffers: what was cut short is refused here, and not by a crash
-    return table

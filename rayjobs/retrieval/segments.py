@@ -244,7 +244,8 @@ def load_segment(version: Version, entry: SegmentEntry, manifest: IndexManifest,
 
 def load_table(version: Version, entry: SegmentEntry, cache: Path) -> Metadata:
     """Fetch a segment's metadata to this machine and open it; arguments and errors as of `load_segment`."""
-    table = Metadata.open(_verified_path(version, f"{entry.name}.parquet", cache), cache)
+    name = f"{entry.name}.parquet"
+    table = Metadata.open(_verified_path(version, name, cache), cache, sha256=_digest(version, name).sha256)
     if table.rows != entry.rows:
         raise IndexCorruptError(
             f"{entry.name} has {table.rows} rows of metadata, not the {entry.rows} of its manifest; publish the index again"

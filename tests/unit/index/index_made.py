@@ -82,14 +82,14 @@ def tile_table(numbers):
     )
 
 
-def write_embeddings(store, name, numbers):
-    """Publish an embedding table of some tiles, parts of `PART`."""
+def write_embeddings(store, name, numbers, change=lambda table: table):
+    """Publish an embedding table of some tiles, parts of `PART`; `change` gives what is known of them other columns."""
     numbers = list(numbers)
     version = hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
     draft = Artefact(store, "embeddings", name).draft(version)
     rows = {}
     for number, start in enumerate(range(0, len(numbers), PART)):
-        table = tile_table(numbers[start : start + PART])
+        table = change(tile_table(numbers[start : start + PART]))
         by_id = {tile_id(tile): vector_of(tile) for tile in numbers[start : start + PART]}
         vectors = np.stack([by_id[name] for name in table["tile_id"].to_pylist()])
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
@@ -125,12 +125,12 @@ class Made:
         with writing(self.index) as lease:
             return Building(*self._arguments).publish(table, encoder_files(), self.experiment, lease)
 
-    def append(self, numbers, parent=None):
+    def append(self, numbers, parent=None, **changed):
         """Append what is new of some tiles."""
         parent = parent or self.current()
         wanted = compare(tile_table(numbers), parent)
         new = set(wanted.new["tile_id"].to_pylist())
-        table = write_embeddings(self.store, "made-appended", [number for number in numbers if tile_id(number) in new])
+        table = write_embeddings(self.store, "made-appended", [number for number in numbers if tile_id(number) in new], **changed)
         with writing(self.index) as lease:
             return Appending(*self._arguments).publish(parent, table, self.experiment, lease)
 

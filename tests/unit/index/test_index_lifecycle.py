@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayjobs.errors import NoTilesError, PublishConflictError
 from rayjobs.index.compact import plan
+from rayjobs.retrieval.filters import SearchFilter, columns_to_filter
 from rayjobs.retrieval.kinds import KINDS
+from rayjobs.retrieval.metadata import common_columns
 from tests.unit.index.index_made import Made, answers, searcher, tile_id, tile_table, vector_of, write_embeddings
 
 QUERIES = range(0, 200, 17)
@@ -87,6 +90,24 @@ def test_deleted_tiles_stay_out_before_and_after_compaction(made):
     index.delete(range(50, 60))
     index.compact()
     assert len(index.current().removed) == 20
+
+
+def test_an_append_may_know_more_or_less_of_its_tiles(made, tmp_path):
+    index = made(rows_per_segment=100)
+    index.build(range(40))
+
+    def other(table):
+        return table.drop_columns(["label", "split"]).append_column("cloud", pa.array([3] * len(table)))
+
+    index.append(range(80), change=other)
+    for published in (index.current(), index.compact()):
+        opened = searcher(published, tmp_path)
+        known = {row["tile_id"]: row.get("cloud") for row in opened.describe(opened.all.rows)}
+        assert known == {tile_id(number): 3 if number >= 40 else None for number in range(80)}
+        assert ("cloud" in columns_to_filter(opened.tables)) == (len(opened.tables) == 1)
+        hits = opened.search(vector_of(5), 60, only=SearchFilter(scenes=("scene-000", "scene-005")))
+        assert len(opened.take(hits.rows, columns=common_columns(opened.tables))) == 20
+    assert len(opened.tables) == 1
 
 
 def test_compaction_takes_over_what_is_compact(made):

@@ -89,6 +89,21 @@ def test_changes_of_some_ground(world):
     assert changes(world[0], *filters, 1000).later.tolist() == [later for _, later, _ in wanted]
 
 
+def test_a_tile_without_a_date_is_not_the_latest():
+    vectors = np.eye(4, 8, dtype=np.float32)
+    table = pa.table(
+        {
+            "tile_id": ["a", "b", "c", "d"],
+            "place_id": ["here", "here", "here", "there"],
+            "label": ["x", "x", "y", "x"],
+            "geometry": pa.nulls(4, pa.binary()),
+            "datetime": pa.array([None, DAY, DAY + datetime.timedelta(hours=1), None], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    found = changes(gallery_of((vectors, table)), SearchFilter(labels=("x",)), SearchFilter(labels=("y",)), 10)
+    assert (found.earlier.tolist(), found.later.tolist()) == ([1], [2])
+
+
 def test_the_same_place_on_other_dates(world):
     gallery, _, places, hours = world
     others = [row for row in range(COUNT) if places[row] == places[7] and row not in {7, 3, 222}]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rayjobs.errors import QueryError
 from rayjobs.geo import BBox
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, passing
-from rayjobs.retrieval.metadata import Metadata
+from rayjobs.retrieval.metadata import Metadata, common_columns
 
 DAY = datetime.datetime(2021, 6, 1, tzinfo=datetime.UTC)
 COUNT = 300
@@ -103,6 +103,8 @@ def test_all_of_a_filter_must_pass(world):
         ({"label": 3}, "'label' holds"),
         ({"clear": 1}, "'clear' holds bool"),
         ({"datetime": "last tuesday"}, "not FROM/TO"),
+        ({"datetime": ".."}, "not FROM/TO"),
+        ({"datetime": ["2021-06-01", ""]}, "not FROM/TO"),
         ({"datetime": 5}, "'datetime' holds timestamp"),
     ],
 )
@@ -113,6 +115,19 @@ def test_what_cannot_be_compared_is_refused(world, where, message):
 
 def test_the_columns_that_can_be_asked_are_named(world):
     assert columns_to_filter(world[0]) == ["tile_id", "datetime", "label", "scene_id", "place_id", "cloud", "purity", "clear"]
+
+
+def test_what_only_some_segments_have_cannot_be_asked(world):
+    [first, second], _ = world
+    fewer = Metadata.of(
+        pa.table({"tile_id": ["z"], "geometry": pa.nulls(1, pa.binary()), "datetime": pa.nulls(1, pa.timestamp("us", "UTC")), "own": [1]})
+    )
+    assert columns_to_filter([first, second, fewer]) == columns_to_filter([fewer, first]) == ["tile_id", "datetime"]
+    assert common_columns([first, fewer]) == ["tile_id", "geometry", "datetime"]
+    assert fewer.take(np.array([0]), columns=common_columns([first, fewer])).num_rows == 1
+    for name in ("cloud", "own"):
+        with pytest.raises(QueryError, match=f"no column '{name}' to filter by; there are tile_id, datetime"):
+            passing([first, fewer], SearchFilter(where={name: 1}))
 
 
 def test_spread_is_named_where_no_tile_has_a_place(world):

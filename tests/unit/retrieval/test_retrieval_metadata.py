@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 import shapely
 
 from rayjobs import geo
-from rayjobs.errors import IndexCorruptError, StorageError
+from rayjobs.errors import IndexCorruptError
 from rayjobs.retrieval import metadata as room
 from rayjobs.retrieval.metadata import NO_MOMENT, Metadata
 
@@ -36,7 +37,8 @@ def table_of(count=50, **columns):
 def opened(tmp_path):
     def build(table):
         pq.write_table(table, tmp_path / "a.parquet")
-        return Metadata.open(tmp_path / "a.parquet", tmp_path / "cache")
+        digest = hashlib.sha256((tmp_path / "a.parquet").read_bytes()).hexdigest()
+        return Metadata.open(tmp_path / "a.parquet", tmp_path / "cache", sha256=digest)
 
     return build
 
@@ -124,16 +126,33 @@ def test_a_table_that_is_no_metadata_is_refused(opened, table, words):
         opened(table)
 
 
-def test_what_is_mapped_and_cut_short_is_refused(opened, tmp_path):
-    opened(table_of())
-    [mapped] = (tmp_path / "cache" / "metadata").iterdir()
-    mapped.write_bytes(mapped.read_bytes()[:-2000])
-    with pytest.raises(IndexCorruptError):
-        opened(table_of())
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-2000],
+        lambda data: bytes(len(data)),
+        lambda data: data[:2000] + bytes(len(data) - 2000),
+        lambda _: b"",
+        lambda data: data[: len(data) // 2],
+    ],
+    ids=["cut", "zeros", "zeros at the end", "empty", "half"],
+)
+def test_what_is_mapped_and_damaged_is_made_again(opened, tmp_path, damage):
+    rows = opened(table_of()).take(np.arange(50)).to_pylist()
+    [path] = (tmp_path / "cache" / "metadata").iterdir()
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(damage(whole))
+    assert opened(table_of()).take(np.arange(50)).to_pylist() == rows
+    assert path.read_bytes() == whole
 
 
-def test_what_another_user_made_is_not_mapped(opened, monkeypatch):
-    opened(table_of())
-    monkeypatch.setattr(room.os, "getuid", lambda: 12345)
-    with pytest.raises(StorageError, match="another user"):
-        opened(table_of())
+def test_a_table_in_several_pieces_is_one(opened):
+    table = pa.concat_tables([table_of().slice(0, 20), table_of().slice(20)])
+    assert len(table.to_batches()) == 2
+    assert Metadata.of(table).take(np.array([3, 30])).to_pylist() == opened(table).take(np.array([3, 30])).to_pylist()
+
+
+def test_more_rows_than_one_batch_holds_are_refused():
+    with pytest.raises(IndexCorruptError, match="of 100 rows is more than one batch holds; choose a lower"):
+        room._only_batch(pa.concat_tables([table_of(), table_of()]))
