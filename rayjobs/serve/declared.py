@@ -7,6 +7,7 @@ makes, which would need the cluster's dashboard.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.context import _get_global_client  # no public function declares, or tells HTTP options
@@ -22,6 +23,8 @@ Application = dict[str, Any]
 
 _GOING = "DELETING"
 
+_LOG = logging.getLogger(__name__)
+
 
 def declared() -> dict[str, Application]:
     """Return the declared applications by name, those that are being deleted left out."""
@@ -33,10 +36,37 @@ def declared() -> dict[str, Application]:
     }
 
 
-def declare(application: Application) -> None:
-    """Add an application, or change it; other declared applications stay as they are."""
-    wanted = declared() | {application["name"]: application}
+def declare(application: Application, *, known: Mapping[str, Application] | None = None) -> None:
+    """Add an application, or change it; other declared applications stay as they are.
+
+    Ray Serve takes all applications at once or none, without a condition: what somebody else declares meanwhile may be lost, and is logged.
+
+    Args:
+        application: what to declare.
+        known: the declared applications, where they were read before; what has changed since is logged.
+    """
+    name, before = application["name"], declared()
+    if known is not None:
+        _tell_changes(name, known, before)
+    wanted = before | {name: application}
     _client().deploy_apps(ServeDeploySchema.model_validate({"applications": list(wanted.values())}))
+    _tell_changes(name, _but(name, before), _but(name, declared()))
+
+
+def _but(name: str, applications: Mapping[str, Application]) -> dict[str, Application]:
+    return {other: application for other, application in applications.items() if other != name}
+
+
+def _tell_changes(name: str, before: Mapping[str, Application], after: Mapping[str, Application]) -> None:
+    """Log which applications somebody else changed while one was declared."""
+    changed = sorted(other for other in before.keys() | after.keys() if before.get(other) != after.get(other))
+    if changed:
+        _LOG.error(
+            "while application %s was declared, somebody else changed %s; Ray Serve takes all declared applications at once, so that one "
+            "of the changes may be lost: look at `serve config`, and declare them again where they are not as they should be",
+            name,
+            ", ".join(changed),
+        )
 
 
 def set_user_config(name: str, deployments: Collection[str], user_config: Mapping[str, Any]) -> None:
@@ -45,7 +75,8 @@ def set_user_config(name: str, deployments: Collection[str], user_config: Mappin
     Raises:
         ServiceError: the application was not declared.
     """
-    application = declared().get(name)
+    known_applications = declared()
+    application = known_applications.get(name)
     if application is None:
         raise ServiceError(
             f"application {name} was started by `serve run`, which Ray Serve cannot change while it runs; start it with `rayjobs serve` or "
@@ -54,7 +85,7 @@ def set_user_config(name: str, deployments: Collection[str], user_config: Mappin
     others = [entry for entry in application.get("deployments", []) if entry["name"] not in deployments]
     known = {entry["name"]: entry for entry in application.get("deployments", [])}
     changed = [{**known.get(deployment, {"name": deployment}), "user_config": dict(user_config)} for deployment in deployments]
-    declare({**application, "deployments": [*others, *changed]})
+    declare({**application, "deployments": [*others, *changed]}, known=known_applications)
 
 
 def running_http_options(names: Collection[str]) -> dict[str, object] | None:

@@ -117,7 +117,8 @@ def _variables(settings: ServeSection, environment: Mapping[str, str]) -> dict[s
         binary = Path(sys.executable).with_name(haproxy.COMMAND)
         if not binary.exists():
             raise ConfigError(f"serve.proxy haproxy needs {binary}; install rayjobs anew, or use --serve.proxy python")
-        ours |= haproxy.environment(binary=str(binary), max_body_bytes=int(settings.max_upload_mb * 2**20))
+        most = int(settings.max_upload_mb * 2**20)
+        ours |= haproxy.environment(binary=str(binary), max_body_bytes=most, retry_after_s=settings.retry_after_s)
     return ours | {name: value for name, value in environment.items() if name.startswith("RAY_SERVE_")}
 
 

@@ -1,4 +1,4 @@
-"""How often somebody may ask: a limit per token, or per address where no token is asked for."""
+"""How often somebody may ask: a limit per token, or one for everybody together where no token is asked for."""
 
 from __future__ import annotations
 

