@@ -4,16 +4,19 @@ Ray Serve reads the types of its fields, so that annotations here are not postpo
 """
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 import pydantic
 
+from rayjobs.errors import StorageError
 from rayjobs.serve.section import ServiceSection
 from rayjobs.storage import Artefact, Version, open_store
 
 CACHE = "RAYJOBS_CACHE"
-"""Variable that names the folder for copies of what lies in a bucket, one per node."""
+"""Variable that names a folder of the node for copies of what lies in a bucket; each user has an own one in it."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class AppSettings(pydantic.BaseModel):
@@ -49,5 +52,21 @@ class AppSettings(pydantic.BaseModel):
 
     @property
     def cache(self) -> Path:
-        """Folder for copies of what lies in a bucket; all processes of a node, and of its user, share it."""
-        return Path(os.environ.get(CACHE) or Path(tempfile.gettempdir(), f"rayjobs-index-{os.getuid()}"))
+        """Folder for copies of what lies in a bucket, made where there is none; all processes of a node, and of its user, share it.
+
+        Raises:
+            StorageError: it cannot be made, or others could alter what is in it.
+        """
+        return _private(Path(os.environ.get(CACHE) or tempfile.gettempdir(), f"rayjobs-index-{os.getuid()}"))
+
+
+def _private(folder: Path) -> Path:
+    """Make a folder that only this user may enter; one that is there must be no one else's: its name in `/tmp` can be foreseen."""
+    try:
+        folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"the folder {folder} for copies of an index cannot be made ({error}); set {CACHE} to one of your own") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _OTHERS_WRITE:
+        raise StorageError(f"other users could alter the copies of an index in {folder}; remove it, or set {CACHE} to a folder of your own")
+    return folder
