@@ -29,8 +29,8 @@ class ServiceSection:
     those that take requests, which is faster as long as one node holds the index."""
     searchers: Count = 1
     """Processes that search each of several shards."""
-    shard_cpus: Positive = 1
-    """Processors that Ray reserves for each of those processes."""
+    shard_cpus: Annotated[float, pydantic.Field(ge=0)] = 1
+    """Processors that Ray reserves for each of those processes; 0 where memory alone decides who has room."""
     shard_memory_mb: Positive | None = None
     """Memory that Ray reserves for each of them, in MiB, so that no node is given more than fit. Default: none."""
     target_ongoing_requests: Positive = 16

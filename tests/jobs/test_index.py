@@ -27,7 +27,7 @@ from tests.three_nodes import free_port, options, write_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SHARDS = ["--serve.shards", "2", "--serve.shard_cpus", "0.5", "--serve.watch_s", "0"]
+SHARDS = ["--serve.shards", "2", "--serve.shard_cpus", "0", "--serve.watch_s", "0"]
 BRIEF = ["--train.epochs", "1", "--mining.every", "0", "--index.kind", "ivf_flat", "--index.rows_per_segment", "600"]
 
 
