@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from rayjobs.errors import ConfigError
 from rayjobs.retrieval.choice import choose, tuned
 from rayjobs.retrieval.kinds import KINDS, Effort
-from rayjobs.retrieval.metadata import Metadata
 from rayjobs.retrieval.segments import Segment
 
 DIM = 24
@@ -53,19 +51,12 @@ def clustered(count, seed):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def segment_of(kind, vectors, first=0):
+def segment_of(kind, vectors):
     exact = KINDS["flat"].filled(KINDS["flat"].trained(vectors), vectors)
     made = KINDS[kind]
     base = None if made.exact else made.filled(made.trained(vectors), vectors)
-    table = pa.table(
-        {
-            "tile_id": [f"{first + row:020x}" for row in range(len(vectors))],
-            "geometry": pa.array([None] * len(vectors), pa.binary()),
-            "datetime": pa.array([None] * len(vectors), pa.timestamp("us", tz="UTC")),
-        }
-    )
     compressed = None if base is None else made.attached(base, exact)
-    return Segment(kind=kind, index=exact, base=base, compressed=compressed, table=Metadata.of(table))
+    return Segment(kind=kind, index=exact, base=base, compressed=compressed)
 
 
 def recall_at(segments, queries, effort, count):
@@ -81,7 +72,7 @@ def recall_at(segments, queries, effort, count):
 @pytest.mark.parametrize("kind", ["ivf_pq", "ivf_flat", "hnsw", "sq8", "binary"])
 def test_the_effort_that_is_found_reaches_the_recall_on_other_queries_too(kind):
     vectors = clustered(8000, 0)
-    segments = [segment_of(kind, vectors[:5000]), segment_of(kind, vectors[5000:], 5000)]
+    segments = [segment_of(kind, vectors[:5000]), segment_of(kind, vectors[5000:])]
     effort, estimate = tuned(kind, segments, clustered(400, 1), recall=0.9)
     assert estimate.at == 10
     assert estimate.queries == 400
