@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,8 @@ import shapely
 
 from rayjobs import geo
 from rayjobs.retrieval.places import middles_of, unrolled
-from rayjobs.serve.schema import Change, ChangeProperties, Feature, Properties, SearchAnswer, Window
+from rayjobs.serve.hits import Found, moments_of, texts_of
+from rayjobs.serve.schema import Change, ChangeProperties, Feature
 
 SHOWN = ("tile_id", "scene_id", "datetime", "label", "row", "col", "height", "width", "place_id", "geometry")
 """Columns of the metadata that features tell of."""
@@ -25,17 +25,9 @@ Row = Mapping[str, Any]
 Geometry = dict[str, Any] | None
 
 
-def features_of(rows: pa.Table, scores: Sequence[float] | None = None) -> list[Feature]:
-    """Return tiles as GeoJSON features.
-
-    Args:
-        rows: columns of `SHOWN`, as far as the index has them.
-        scores: of each row, where there was a query.
-    """
-    known = zip(_rows_of(rows), _geometries_of(rows), scores or itertools.repeat(None, rows.num_rows), strict=True)
-    return [
-        Feature.model_construct(id=row["tile_id"], geometry=geometry, properties=_properties(row, score)) for row, geometry, score in known
-    ]
+def features_of(rows: pa.Table) -> list[Feature]:
+    """Return tiles, columns of `SHOWN` as far as the index has them, as GeoJSON features."""
+    return [Feature.model_validate_json(text) for text in texts_of(rows, None)]
 
 
 def changes_of(earlier: pa.Table, later: pa.Table, change: Sequence[float]) -> list[Change]:
@@ -57,19 +49,6 @@ def _geometries_of(table: pa.Table) -> list[Geometry]:
     return [None if text is None else json.loads(text) for text in written]
 
 
-def _properties(row: Row, score: float | None) -> Properties:
-    window = Window.model_construct(row=row["row"], col=row["col"], height=row["height"], width=row["width"])
-    return Properties.model_construct(
-        tile_id=row["tile_id"],
-        scene_id=row["scene_id"],
-        datetime=_written(row["datetime"]),
-        label=row["label"],
-        window=window,
-        place_id=row["place_id"],
-        score=score,
-    )
-
-
 def _changed(before: Row, after: Row, change: float) -> ChangeProperties:
     return ChangeProperties(
         change=change,
@@ -87,46 +66,54 @@ def _written(moment: Any) -> str | None:
     return None if moment is None else str(moment.isoformat())
 
 
-def _table_of(answer: SearchAnswer) -> tuple[pa.Table, geo.GeometryArray]:
-    """Return an answer's features as a table without geometry, and their geometries."""
-    known = [feature.properties for feature in answer.features]
-    columns: dict[str, pa.Array] = {"rank": pa.array(range(1, len(known) + 1), pa.int32())}
-    columns |= {name: pa.array([getattr(one, name) for one in known], pa.string()) for name in ("tile_id", "scene_id", "datetime", "label")}
-    columns |= {side: pa.array([getattr(one.window, side) for one in known], pa.int32()) for side in ("row", "col", "height", "width")}
-    columns["score"] = pa.array([one.score for one in known], pa.float64())
-    grounds = [None if feature.geometry is None else shapely.geometry.shape(feature.geometry) for feature in answer.features]
-    geometries: geo.GeometryArray = np.empty(len(grounds), object)
-    geometries[:] = grounds
-    return pa.table(columns), geometries
+def _table_of(found: Found) -> pa.Table:
+    """Return hits as a table without their geometry."""
+    rows, count = found.rows, found.rows.num_rows
+    columns: dict[str, Any] = {"rank": pa.array(range(1, count + 1), pa.int32())}
+    columns |= {name: _column(rows, name, pa.string()) for name in ("tile_id", "scene_id")}
+    columns["datetime"] = pa.array(moments_of(rows), pa.string())
+    columns["label"] = _column(rows, "label", pa.string())
+    columns |= {side: _column(rows, side, pa.int32()) for side in ("row", "col", "height", "width")}
+    columns["score"] = pa.nulls(count, pa.float64()) if found.scores is None else pa.array(found.scores, pa.float64())
+    return pa.table(columns)
 
 
-def _as_csv(answer: SearchAnswer) -> bytes:
-    """Return one line per feature, with longitude and latitude of its box's middle and its footprint as WKT."""
-    table, geometries = _table_of(answer)
-    for name, degrees in zip(("lon", "lat"), middles_of(unrolled(geo.bboxes(geometries))).T, strict=True):
+def _column(rows: pa.Table, name: str, kind: pa.DataType) -> Any:
+    return rows[name].cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
+
+
+def _grounds(found: Found) -> geo.GeometryArray:
+    return np.asarray(shapely.from_wkb(found.rows["geometry"].to_numpy()), object)
+
+
+def _as_geojson(found: Found) -> bytes:
+    return found.geojson().encode()
+
+
+def _as_csv(found: Found) -> bytes:
+    """Return one line per hit, with longitude and latitude of its box's middle and its footprint as WKT."""
+    table, grounds = _table_of(found), _grounds(found)
+    for name, degrees in zip(("lon", "lat"), middles_of(unrolled(geo.bboxes(grounds))).T, strict=True):
         table = table.append_column(name, pa.array(degrees, pa.float64(), from_pandas=True))
-    table = table.append_column("geometry", pa.array(shapely.to_wkt(geometries).tolist(), pa.string()))
+    table = table.append_column("geometry", pa.array(shapely.to_wkt(grounds).tolist(), pa.string()))
     sink = io.BytesIO()
     pyarrow.csv.write_csv(table, sink)
     return sink.getvalue()
 
 
-def _as_geoparquet(answer: SearchAnswer) -> bytes:
+def _as_geoparquet(found: Found) -> bytes:
     """Return GeoParquet 1.1 whose key `rayjobs` says which index and encoder answered."""
-    table, geometries = _table_of(answer)
-    table = table.append_column("geometry", pa.array(shapely.to_wkb(geometries).tolist(), pa.binary()))
-    moments = pa.array(
-        [None if feature.properties.datetime is None else feature.properties.datetime for feature in answer.features], pa.string()
+    table, grounds = _table_of(found), _grounds(found)
+    table = table.append_column("geometry", pa.array(shapely.to_wkb(grounds).tolist(), pa.binary()))
+    table = table.set_column(
+        table.column_names.index("datetime"), "datetime", _column(found.rows, "datetime", pa.timestamp("us", tz="UTC"))
     )
-    table = table.set_column(table.column_names.index("datetime"), "datetime", moments.cast(pa.timestamp("us", tz="UTC")))
-    source = answer.model_dump_json(include={"index_version", "encoder_fingerprint", "exact", "candidates"})
+    source = json.dumps(
+        {name: getattr(found, name) for name in ("index_version", "encoder_fingerprint", "exact", "candidates")}, separators=(",", ":")
+    )
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"geo": geo.geoparquet_metadata(geometries), "rayjobs": source}), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata({"geo": geo.geoparquet_metadata(grounds), "rayjobs": source}), sink, compression="zstd")
     return sink.getvalue()
-
-
-def _as_geojson(answer: SearchAnswer) -> bytes:
-    return answer.model_dump_json().encode()
 
 
 GEOJSON, CSV, GEOPARQUET = "application/geo+json", "text/csv", "application/vnd.apache.parquet"
@@ -134,5 +121,5 @@ GEOJSON, CSV, GEOPARQUET = "application/geo+json", "text/csv", "application/vnd.
 FORMATS: Mapping[str, str] = {"geojson": GEOJSON, "csv": CSV, "parquet": GEOPARQUET}
 """Media types that an answer can have, by the name that a request may give."""
 
-WRITTEN: Mapping[str, Callable[[SearchAnswer], bytes]] = {GEOJSON: _as_geojson, CSV: _as_csv, GEOPARQUET: _as_geoparquet}
+WRITTEN: Mapping[str, Callable[[Found], bytes]] = {GEOJSON: _as_geojson, CSV: _as_csv, GEOPARQUET: _as_geoparquet}
 """How an answer is written, by media type."""

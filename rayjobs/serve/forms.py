@@ -36,7 +36,7 @@ def filters_of_form(
         "limit": limit,
         "offset": offset,
         "threshold": threshold,
-        "bbox": None if bbox is None else bbox.split(","),
+        "bbox": numbers_of(bbox),
         "intersects": _json("intersects", intersects),
         "datetime": datetime,
         "labels": labels,

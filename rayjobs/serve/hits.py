@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from rayjobs.serve.features import features_of
-from rayjobs.serve.schema import Feature, SearchAnswer
+from rayjobs.serve.schema import Feature
 
 _NULL = "null"
 
@@ -41,21 +40,11 @@ class Found:
 
     @property
     def features(self) -> list[Feature]:
-        """Each hit as an object."""
-        return features_of(self.rows, self.scores)
-
-    def answer(self) -> SearchAnswer:
-        """Return the answer as an object."""
-        return SearchAnswer.model_construct(
-            features=self.features,
-            index_version=self.index_version,
-            encoder_fingerprint=self.encoder_fingerprint,
-            exact=self.exact,
-            candidates=self.candidates,
-        )
+        """Each hit as an object, read from its text."""
+        return [Feature.model_validate_json(text) for text in self.texts]
 
     def geojson(self) -> str:
-        """Return the answer's text, the same as that of `answer`."""
+        """Return the answer as the text of a `SearchAnswer`."""
         return (
             f'{{"type":"FeatureCollection","index_version":{json.dumps(self.index_version)},'
             f'"encoder_fingerprint":"{self.encoder_fingerprint}","exact":{"true" if self.exact else "false"},'
@@ -73,7 +62,8 @@ def texts_of(rows: pa.Table, scores: Sequence[float] | None) -> list[str]:
     ids, scenes, labels, places = (_strings(rows, name) for name in ("tile_id", "scene_id", "label", "place_id"))
     windows = (_numbers(rows, name) for name in ("row", "col", "height", "width"))
     written = [_NULL] * rows.num_rows if scores is None else [repr(score) for score in scores]
-    known = zip(ids, scenes, _moments(rows), labels, places, *windows, _geometries(rows), written, strict=True)
+    moments = (_NULL if moment is None else f'"{moment}"' for moment in moments_of(rows))
+    known = zip(ids, scenes, moments, labels, places, *windows, _geometries(rows), written, strict=True)
     return [
         f'{{"type":"Feature","id":{tile},"geometry":{ground},"properties":{{"tile_id":{tile},"scene_id":{scene},"datetime":{moment},'
         f'"label":{label},"window":{{"row":{row},"col":{col},"height":{height},"width":{width}}},"place_id":{place},"score":{score}}}}}'
@@ -92,18 +82,23 @@ def _strings(rows: pa.Table, name: str) -> list[str]:
     return [_quoted(value) for value in rows[name].to_pylist()]
 
 
-def _numbers(rows: pa.Table, name: str) -> list[int]:
-    numbers: list[int] = rows[name].to_numpy().tolist()
+def _numbers(rows: pa.Table, name: str) -> list[Any]:
+    if name not in rows.column_names:
+        return [_NULL] * rows.num_rows
+    column = rows[name]
+    if column.null_count:
+        return [_NULL if number is None else number for number in column.to_pylist()]
+    numbers: list[int] = column.to_numpy().tolist()
     return numbers
 
 
-def _moments(rows: pa.Table) -> list[str]:
-    """Return datetimes as RFC 3339, microseconds only where there are any."""
+def moments_of(rows: pa.Table) -> list[str | None]:
+    """Return the datetimes of tiles as RFC 3339, microseconds only where there are any."""
     column = rows["datetime"]
     moments = np.datetime_as_string(column.cast(pa.timestamp("us", tz="UTC")).to_numpy().astype("datetime64[us]"), unit="us")
     missing = column.is_null().to_pylist() if column.null_count else [False] * len(column)
     written = (text.removesuffix(".000000") for text in moments.tolist())
-    return [_NULL if absent else f'"{text}+00:00"' for text, absent in zip(written, missing, strict=True)]
+    return [None if absent else f"{text}+00:00" for text, absent in zip(written, missing, strict=True)]
 
 
 def _geometries(rows: pa.Table) -> list[Any]:

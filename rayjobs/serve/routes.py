@@ -120,7 +120,7 @@ def _searched_by_vector(answers: Answers, vector: Any, filters: Filters, media: 
 
 def _written(found: Found, media: str) -> Response:
     with stage("write"):
-        return Response(found.geojson() if media == GEOJSON else WRITTEN[media](found.answer()), media_type=media)
+        return Response(WRITTEN[media](found), media_type=media)
 
 
 @router.post("/v1/search/image", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES)

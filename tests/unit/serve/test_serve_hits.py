@@ -47,6 +47,28 @@ def found(rows, scores):
     )  # fmt: skip
 
 
+def as_read(value):
+    return json.loads(json.dumps(value))
+
+
+def plain(rows, scores):
+    """Each hit as plain Python, one by one."""
+    taken = [dict.fromkeys(("place_id", "width")) | row for row in rows.to_pylist()]
+    return [
+        {
+            "type": "Feature", "id": row["tile_id"],
+            "geometry": None if row["geometry"] is None else as_read(shapely.geometry.mapping(shapely.from_wkb(row["geometry"]))),
+            "properties": {
+                "tile_id": row["tile_id"], "scene_id": row["scene_id"], "label": row["label"], "place_id": row["place_id"],
+                "datetime": None if row["datetime"] is None else row["datetime"].isoformat(),
+                "window": {side: row[side] for side in ("row", "col", "height", "width")},
+                "score": None if scores is None else scores[number],
+            },
+        }
+        for number, row in enumerate(taken)
+    ]  # fmt: skip
+
+
 SCORES = [1.0, 0.5, -0.25, float(np.float32(0.1)), 1e-9, -0.0]
 
 
@@ -61,17 +83,32 @@ SCORES = [1.0, 0.5, -0.25, float(np.float32(0.1)), 1e-9, -0.0]
         {"label": pa.array(WORDS, pa.string()).dictionary_encode()},
         {"label": pa.nulls(len(WORDS), pa.string()).dictionary_encode()},
         {"geometry": pa.nulls(len(WORDS), pa.large_binary())},
+        {"row": pa.array([1, None, 3, None, 5, 2**31 - 1], pa.int32()), "height": pa.nulls(len(WORDS), pa.int32())},
+        {"width": None},
     ],
-    ids=["all", "without places", "without dates", "milliseconds", "dictionary", "empty dictionary", "without ground"],
+    ids=[
+        "all",
+        "without places",
+        "without dates",
+        "milliseconds",
+        "dictionary",
+        "empty dictionary",
+        "without ground",
+        "without some numbers",
+        "without a column",
+    ],
 )
 def test_the_text_says_what_the_object_says(changed, scores):
     made = found(table(**changed), scores)
-    said = json.loads(made.geojson())
-    assert said == json.loads(made.answer().model_dump_json())
-    assert SearchAnswer.model_validate(said) == made.answer()
+    said = json.loads(made.geojson(), parse_constant=pytest.fail)
+    assert said == {
+        "type": "FeatureCollection", "index_version": 'v"1"', "encoder_fingerprint": "f", "exact": True, "candidates": 9,
+        "features": plain(made.rows, scores),
+    }  # fmt: skip
+    assert SearchAnswer.model_validate(said).features == made.features
 
 
 def test_nothing_found_is_an_empty_collection():
     made = found(table().slice(0, 0), [])
     assert json.loads(made.geojson())["features"] == []
-    assert made.answer().features == []
+    assert made.features == []
