@@ -17,6 +17,7 @@ from rayjobs.retrieval.changes import changes, same_place
 from rayjobs.retrieval.examples import BACKGROUND, Method, query_vector, unit
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter, parse_interval
 from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest
+from rayjobs.retrieval.metadata import common_columns
 from rayjobs.retrieval.places import area_of
 from rayjobs.retrieval.search import Hits, open_searcher
 from rayjobs.retrieval.shards import Shards, load_shards
@@ -268,7 +269,7 @@ class Answers:
 
     @functools.cached_property
     def _shown(self) -> list[str]:
-        known = self.searcher.tables[0].columns.names
+        known = common_columns(self.searcher.tables)
         return [name for name in SHOWN if name in known]
 
     def tiles(self, ground: Ground, page: Page) -> Found:

@@ -23,7 +23,7 @@ from rayjobs.serve.held import Held, Target
 from rayjobs.serve.observe import SERVED, stage
 from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.settings import AppSettings
-from rayjobs.serve.shards import Shard, name_of, open_answers
+from rayjobs.serve.shards import Shard, names_of, open_answers
 from rayjobs.serve.tokens import tokens_of
 from rayjobs.serve.watch import Watcher
 
@@ -138,15 +138,14 @@ def build_app(settings: AppSettings) -> ray.serve.Application:
 def _shards(settings: AppSettings, target: Mapping[str, Any]) -> list[ray.serve.Application]:
     """Bind the shards; none where the ingress searches itself."""
     service = settings.service
-    if service.shards == 1:
-        return []
     memory = {} if service.shard_memory_mb is None else {"memory": int(service.shard_memory_mb * _MEBIBYTE)}
     options = {
         "user_config": target,
         "ray_actor_options": {"num_cpus": service.shard_cpus, **memory},
         **_load_of(service, service.searchers, None),
     }
-    return [ray.serve.deployment(name=name_of(number), **options)(Shard).bind(settings, number) for number in range(service.shards)]
+    names = enumerate(names_of(service.shards))
+    return [ray.serve.deployment(name=name, **options)(Shard).bind(settings, number) for number, name in names]
 
 
 def _load_of(service: ServiceSection, least: int, most: int | None) -> dict[str, Any]:

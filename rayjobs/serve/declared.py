@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Application = dict[str, Any]
 """An entry of `applications` in a Serve YAML."""
 
-_GOING = "DELETING"
+_GOING, _SETTLED = "DELETING", "HEALTHY"
 
 _LOG = logging.getLogger(__name__)
 
@@ -86,6 +86,13 @@ def set_user_config(name: str, deployments: Collection[str], user_config: Mappin
     known = {entry["name"]: entry for entry in application.get("deployments", [])}
     changed = [{**known.get(deployment, {"name": deployment}), "user_config": dict(user_config)} for deployment in deployments]
     declare({**application, "deployments": [*others, *changed]}, known=known_applications)
+
+
+def have_taken_up(name: str, deployments: Collection[str], user_config: Mapping[str, Any]) -> bool:
+    """Return whether all processes of some deployments of an application have been handed a `user_config`."""
+    known = _client().get_serve_details()["applications"][name]["deployments"]
+    found = [known[deployment] for deployment in deployments]
+    return all(one["status"] == _SETTLED and one["deployment_config"]["user_config"] == dict(user_config) for one in found)
 
 
 def running_http_options(names: Collection[str]) -> dict[str, object] | None:

@@ -142,9 +142,9 @@ def _gathered(pending: Sequence[Any], timeout_s: float) -> list[Any]:
         return [response.result(timeout_s=timeout_s) for response in pending]
 
 
-def name_of(number: int) -> str:
-    """Return the name of a shard's deployment."""
-    return f"{Shard.__name__}{number}"
+def names_of(shards: int) -> list[str]:
+    """Return the names of the shards' deployments; none where the ingress searches itself."""
+    return [f"{Shard.__name__}{number}" for number in range(shards)] if shards > 1 else []
 
 
 def open_answers(settings: AppSettings, version: str, shards: Sequence[DeploymentHandle[Any]] = ()) -> Answers:

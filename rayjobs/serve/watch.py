@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 import ray.serve
 
-from rayjobs.serve.declared import set_user_config
+from rayjobs.serve.declared import have_taken_up, set_user_config
 from rayjobs.serve.held import Target
-from rayjobs.serve.shards import name_of
+from rayjobs.serve.shards import names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ray.serve.handle import DeploymentHandle
 
@@ -30,9 +30,12 @@ _AGAIN_S = 60.0
 _LOG = logging.getLogger(__name__)
 
 
-def followers(shards: int) -> tuple[str, ...]:
-    """Return the names of the deployments that serve a version, and of the watcher itself, by the number of shards."""
-    return "Ingress", "Encoder", Watcher.__name__, *(name_of(number) for number in range(shards) if shards > 1)
+FOLLOWERS = ("Ingress", "Encoder", "Watcher")
+"""Deployments that are told of a version, once the shards have taken it up."""
+
+_POLL_S = 0.2
+_PATIENCE_S = 3600.0
+"""Shards that have not taken a version up by then are not waited for: the ingress asks them anyway, and says what is wrong."""
 
 
 class Watcher:
@@ -95,6 +98,15 @@ class Watcher:
     async def _declare(self, target: Target) -> None:
         if target == self._target:
             return
-        name = ray.serve.get_replica_context().app_name
-        await asyncio.to_thread(set_user_config, name, followers(self._settings.service.shards), target.model_dump())
+        name, told = ray.serve.get_replica_context().app_name, target.model_dump()
+        if shards := names_of(self._settings.service.shards):  # first, so that no request waits for one of their processes to load
+            await asyncio.to_thread(set_user_config, name, shards, told)
+            await _until(lambda: have_taken_up(name, shards, told))
+        await asyncio.to_thread(set_user_config, name, FOLLOWERS, told)
         self._target = target
+
+
+async def _until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline and not await asyncio.to_thread(is_true):
+        await asyncio.sleep(_POLL_S)  # noqa: ASYNC110  Ray Serve tells nobody when it is done

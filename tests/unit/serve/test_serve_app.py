@@ -18,6 +18,7 @@ from rayjobs.models.checkpoint import to_files
 from rayjobs.models.spec import ModelSpec
 from rayjobs.serve import app, job, watch
 from rayjobs.serve.section import ServeSection, ServiceSection
+from rayjobs.serve.shards import names_of
 from rayjobs.storage import Artefact, open_store
 
 SPEC = ModelSpec(
@@ -62,7 +63,7 @@ def test_the_names_that_the_watcher_tells_are_those_of_the_deployments(store):
     publish(store, "v1")
     for shards in (1, 3):
         settings = settings_of(store, service=ServiceSection(shards=shards))
-        assert set(watch.followers(shards)) == bound(app.build_app(settings)).keys()
+        assert {*watch.FOLLOWERS, *names_of(shards)} == bound(app.build_app(settings)).keys()
 
 
 class Loaded:

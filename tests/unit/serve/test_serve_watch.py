@@ -73,6 +73,23 @@ def test_a_new_version_is_tried_and_declared_once(index, watcher, encoder, told)
     assert told == [("rayjobs-1", ("Ingress", "Encoder", "Watcher"), {"index_version": "v2", "last_error": None})]
 
 
+def test_shards_have_taken_a_version_up_before_others_are_told(index, encoder, told, monkeypatch):
+    service = ServiceSection(watch_s=0.01, shards=2)
+    watcher = watch.Watcher(AppSettings(workspace=index.store.uri, index="places", service=service), encoder)
+    answers = [False, False, True]
+
+    def asked(*arguments):
+        assert told == [arguments]
+        return answers.pop(0)
+
+    monkeypatch.setattr(watch, "_POLL_S", 0)
+    monkeypatch.setattr(watch, "have_taken_up", asked)
+    publish(index, "v2")
+    look(watcher)
+    assert answers == []
+    assert [deployments for _, deployments, _ in told] == [["Shard0", "Shard1"], ("Ingress", "Encoder", "Watcher")]
+
+
 def test_a_bad_version_is_not_declared_but_why_is(index, watcher, encoder, told, monkeypatch):
     encoder.bad["v2"] = "segment-00000 differs from its manifest"
     publish(index, "v2")

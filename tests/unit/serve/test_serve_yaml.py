@@ -8,7 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from rayjobs.serve.app import AppSettings, build_app
-from rayjobs.serve.watch import followers
+from rayjobs.serve.watch import FOLLOWERS
 
 WRITTEN = yaml.safe_load(Path(__file__).parents[3].joinpath("deploy/serve.yaml").read_text())
 
@@ -18,7 +18,7 @@ def test_ray_serve_takes_it():
     [application] = declared.applications
     module, _, name = application.import_path.partition(":")
     assert (module, name) == (build_app.__module__, build_app.__name__)
-    assert {deployment.name for deployment in application.deployments} <= set(followers(1))
+    assert {deployment.name for deployment in application.deployments} <= set(FOLLOWERS)
 
 
 def test_the_application_takes_its_arguments():
