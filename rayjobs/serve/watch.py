@@ -108,5 +108,5 @@ class Watcher:
 
 async def _until(is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline and not await asyncio.to_thread(is_true):
-        await asyncio.sleep(_POLL_S)  # noqa: ASYNC110  Ray Serve tells nobody when it is done
+    while time.monotonic() < deadline and not await asyncio.to_thread(is_true):  # noqa: ASYNC110  Ray Serve calls nobody back
+        await asyncio.sleep(_POLL_S)
