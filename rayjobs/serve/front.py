@@ -11,6 +11,7 @@ from rayjobs.serve.faults import Faults
 from rayjobs.serve.limits import Gate
 from rayjobs.serve.observe import Observed
 from rayjobs.serve.rates import Rate
+from rayjobs.serve.service import INDEX_VERSION
 
 if TYPE_CHECKING:
     import fastapi
@@ -34,7 +35,14 @@ def put_in_front(api: fastapi.FastAPI, service: ServiceSection, tokens: Tokens |
     api.add_middleware(Faults)
     if service.cors_origins:
         origins = list(service.cors_origins)
-        api.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=_HEADERS, max_age=600)
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_HEADERS,
+            expose_headers=(INDEX_VERSION, "x-request-id"),
+            max_age=600,
+        )
     api.add_middleware(Observed, log=service.access_log)
 
 

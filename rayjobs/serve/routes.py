@@ -35,7 +35,7 @@ from rayjobs.serve.schema import (
     SearchRequest,
     TileId,
 )
-from rayjobs.serve.service import Here, Service
+from rayjobs.serve.service import INDEX_VERSION, Here, Pinned, Service, naming
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def _searched_by_vector(answers: Answers, vector: Any, filters: Filters, media: 
 
 def _written(found: Found, media: str) -> Response:
     with stage("write"):
-        return Response(WRITTEN[media](found), media_type=media)
+        return Response(WRITTEN[media](found), media_type=media, headers={INDEX_VERSION: found.index_version})
 
 
 @router.post("/v1/search/image", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES)
@@ -152,56 +152,63 @@ async def search_batch(service: Here, request: BatchRequest) -> Response:
         found = await run_in_threadpool(answers.search_batch, request.searches)
     searched(found)
     with stage("write"):
-        return Response(f'{{"answers":[{",".join(one.geojson() for one in found)}]}}', media_type="application/json")
+        text = f'{{"answers":[{",".join(one.geojson() for one in found)}]}}'
+        return Response(text, media_type="application/json", headers=naming(answers))
 
 
 @router.post("/v1/embed", tags=["search"], response_class=JSONResponse)
 async def embed(
-    service: Here, image: fastapi.UploadFile, index_version: Annotated[str | None, fastapi.Form(max_length=100)] = None
+    service: Here,
+    response: Response,
+    image: fastapi.UploadFile,
+    index_version: Annotated[str | None, fastapi.Form(max_length=100)] = None,
 ) -> Embedding:
     """Return the embedding of an uploaded image, to be searched for later; the image is read as by `/v1/search/image`."""
     answers = service.pinned(index_version)
+    response.headers.update(naming(answers))
     vector = await _embedded(service, image, answers)
     return Embedding(embedding=vector.tolist(), encoder_fingerprint=answers.encoder_fingerprint, index_version=answers.version)
 
 
 @router.post("/v1/changes", tags=["places"])
-def changes(service: Here, request: ChangesRequest) -> ChangesAnswer:
+def changes(service: Here, response: Response, request: ChangesRequest) -> ChangesAnswer:
     """Find the places that look most unlike what they were: those whose embedding moved most between two times."""
-    return service.pinned(request.index_version).changes(request)
+    answers = service.pinned(request.index_version)
+    response.headers.update(naming(answers))
+    return answers.changes(request)
 
 
 @router.get("/v1/tiles", tags=["tiles"], response_model=SearchAnswer)
 def tiles(
-    service: Here,
+    answers: Pinned,
     bbox: Annotated[str | None, fastapi.Query(max_length=200, description="west,south,east,north")] = None,
     datetime: Annotated[str | None, fastapi.Query(max_length=100)] = None,
     limit: Annotated[int, fastapi.Query(ge=1)] = 100,
     offset: Annotated[int, fastapi.Query(ge=0)] = 0,
-    index_version: Annotated[str | None, fastapi.Query(max_length=100)] = None,
 ) -> Response:
     """List tiles on some ground, for a map; `candidates` says how many there are."""
     try:
         ground = Ground.model_validate({"bbox": numbers_of(bbox), "datetime": datetime})
-        page = Page(limit=limit, offset=offset, index_version=index_version)
+        page = Page(limit=limit, offset=offset)
     except pydantic.ValidationError as error:
         raise RequestValidationError([{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors(include_url=False)]) from None
-    return _written(service.pinned(index_version).tiles(ground, page), GEOJSON)
+    return _written(answers.tiles(ground, page), GEOJSON)
 
 
 @router.get("/v1/tiles/{tile_id}", tags=["tiles"])
-async def tile(service: Here, tile_id: TileId) -> Feature:
+async def tile(answers: Pinned, tile_id: TileId) -> Feature:
     """Describe one tile."""
-    return service.answers.tile(tile_id)
+    return answers.tile(tile_id)
 
 
 @router.get("/v1/tiles/{tile_id}/dates", tags=["places"], response_model=SearchAnswer)
-def dates(service: Here, tile_id: TileId) -> Response:
+def dates(answers: Pinned, tile_id: TileId) -> Response:
     """List the other tiles that show the same place, earliest first; `score` says how alike they are to it."""
-    return _written(service.answers.same_place(tile_id), GEOJSON)
+    return _written(answers.same_place(tile_id), GEOJSON)
 
 
 @router.get("/v1/tiles/{tile_id}/thumbnail.png", tags=["tiles"], response_class=Response, responses={200: {"content": {"image/png": {}}}})
-def thumbnail(service: Here, tile_id: TileId) -> Response:
+def thumbnail(answers: Pinned, tile_id: TileId) -> Response:
     """Show one tile's pixels."""
-    return Response(service.answers.thumbnail(tile_id), media_type="image/png", headers={"cache-control": "max-age=86400"})
+    headers = {"cache-control": "max-age=86400", **naming(answers)}
+    return Response(answers.thumbnail(tile_id), media_type="image/png", headers=headers)

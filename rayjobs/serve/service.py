@@ -49,3 +49,24 @@ async def current_service() -> Service:
 
 Here = Annotated[Service, fastapi.Depends(current_service)]
 """A parameter of a route: the deployment that the request reached."""
+
+INDEX_VERSION = "x-index-version"
+"""The header of an answer that names the index version it is from."""
+
+Pin = Annotated[str | None, fastapi.Query(alias="index_version", max_length=100, description="answer from this version, or with 409")]
+
+
+async def pinned_answers(service: Here, response: fastapi.Response, pin: Pin = None) -> Answers:
+    """Return the index version that a request is answered from, and have the answer's header name it; see `Service.pinned`."""
+    answers = service.pinned(pin)
+    response.headers.update(naming(answers))
+    return answers
+
+
+def naming(answers: Answers) -> dict[str, str]:
+    """Return the header that names an index version, for answers that a route makes whole."""
+    return {INDEX_VERSION: answers.version}
+
+
+Pinned = Annotated[Answers, fastapi.Depends(pinned_answers)]
+"""A parameter of a GET route: the index version to answer from."""

@@ -1,5 +1,6 @@
 """Routes of the search page: its files, pictures of the scenes for its map, and how alike the ground in view is to what is searched."""
 
+import urllib.parse
 import weakref
 from typing import Annotated
 
@@ -9,12 +10,14 @@ import pydantic
 from fastapi.responses import Response
 
 from rayjobs import geo
+from rayjobs.errors import PinnedVersionError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.page.files import FILES, INDEX
 from rayjobs.serve.page.heat import Heat, heat
 from rayjobs.serve.page.overview import Overviews
-from rayjobs.serve.schema import Feature, Finite, SearchRequest
-from rayjobs.serve.service import Here
+from rayjobs.serve.quick import QuickRoute
+from rayjobs.serve.schema import Bounds, Feature, SearchRequest
+from rayjobs.serve.service import Here, Pinned, Service, naming
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -31,7 +34,7 @@ _HEADERS = {
 _MOST_TILES = 20_000
 """Whose similarity one picture of it shows."""
 
-router = fastapi.APIRouter(tags=["page"], include_in_schema=False)
+router = fastapi.APIRouter(route_class=QuickRoute, tags=["page"], include_in_schema=False)
 
 Tag = Annotated[str | None, fastapi.Header(alias="if-none-match")]
 
@@ -60,16 +63,15 @@ class Pictures(pydantic.BaseModel):
 
 
 @router.get("/page/overview")
-def overview(service: Here) -> Pictures:
+def overview(answers: Pinned) -> Pictures:
     """List the pictures that the map is made of."""
-    answers = service.answers
     return Pictures(
         pictures=[
             Picture(
                 scene_id=outline.scene.scene_id,
                 datetime=outline.scene.datetime.isoformat() if outline.scene.datetime else None,
                 bounds=list(outline.bounds),
-                url=f"page/overview/{number}.png?set={answers.source.version}",
+                url=f"page/overview/{number}.png?set={urllib.parse.quote(answers.source.version, safe='')}",
             )
             for number, outline in enumerate(_overviews(answers).outlines)
         ]
@@ -77,35 +79,51 @@ def overview(service: Here) -> Pictures:
 
 
 @router.get("/page/overview/{number}.png")
-def overview_picture(service: Here, number: Annotated[int, fastapi.Path(ge=0)]) -> Response:
-    """Show one scene."""
-    overviews = _overviews(service.answers)
+def overview_picture(
+    service: Here,
+    number: Annotated[int, fastapi.Path(ge=0)],
+    source: Annotated[str | None, fastapi.Query(alias="set", max_length=100)] = None,
+) -> Response:
+    """Show one scene of a set, as `/page/overview` lists them; of the index versions that are served, the newest of that set answers."""
+    answers = service.answers if source is None else _made_from(service, source)
+    overviews = _overviews(answers)
     if number >= len(overviews.outlines):
         raise fastapi.HTTPException(404, f"there are {len(overviews.outlines)} pictures, counted from 0")
-    return Response(overviews.png(number), media_type="image/png", headers={"cache-control": "private, max-age=86400"})
+    headers = {"cache-control": "no-cache" if source is None else "private, max-age=86400", **naming(answers)}
+    return Response(overviews.png(number), media_type="image/png", headers=headers)
+
+
+def _made_from(service: Service, source: str) -> Answers:
+    """Return the index version that is served and was made from a set. Raises `PinnedVersionError` where none was."""
+    held = (service.pinned(version) for version in service.versions)
+    found = next((answers for answers in held if answers.source.version == source), None)
+    if found is None:
+        raise PinnedVersionError(f"no index version that is served was made from set {source[:80]!r}; list the pictures again")
+    return found
 
 
 @router.get("/page/place")
 def place(
-    service: Here,
+    answers: Pinned,
     lon: Annotated[float, fastapi.Query(ge=-180, le=180, allow_inf_nan=False)],
     lat: Annotated[float, fastapi.Query(ge=-90, le=90, allow_inf_nan=False)],
     datetime: Annotated[str | None, fastapi.Query(max_length=100)] = None,
 ) -> Feature:
     """Return the tile that holds a place, on a date if one is given."""
-    return service.answers.tile_at(lon, lat, datetime=datetime)
+    return answers.tile_at(lon, lat, datetime=datetime)
 
 
 class HeatRequest(SearchRequest):
     """What to compare the ground with, and which ground: `bbox`; `limit` says nothing here."""
 
-    bbox: Annotated[list[Finite], pydantic.Field(min_length=4, max_length=4)]
+    bbox: Bounds
 
 
 @router.post("/page/heat")
-def similarity(service: Here, request: HeatRequest) -> Heat:
+def similarity(service: Here, response: Response, request: HeatRequest) -> Heat:
     """Tell how alike the tiles in view are to the examples; of very many tiles, a sample."""
-    answers = service.answers
+    answers = service.pinned(request.index_version)
+    response.headers.update(naming(answers))
     vector, _ = answers.query_vector(request.positives, request.negatives, method=request.method)
     boxes, scores = answers.similarity(vector, request, most=_MOST_TILES)
     return heat(boxes, scores.astype(np.float64), geo.parse_bbox(request.bbox))

@@ -157,6 +157,48 @@ def test_tiles_are_listed_and_described(ask):
     assert ask("GET", f"/v1/tiles/{IDS[1]}/thumbnail.png").headers["content-type"] == "image/png"
 
 
+GETS = [
+    f"/v1/tiles/{IDS[1]}",
+    f"/v1/tiles/{IDS[1]}/dates",
+    f"/v1/tiles/{IDS[1]}/thumbnail.png",
+    "/v1/tiles?limit=1",
+    "/page/place?lon=0.11&lat=40.01",
+]
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_what_is_looked_up_names_its_version_and_can_be_pinned(ask, path):
+    join = "&" if "?" in path else "?"
+    for pin in ("", f"{join}index_version=v1"):
+        answer = ask("GET", path + pin)
+        assert (answer.status_code, answer.headers["x-index-version"]) == (200, "v1")
+    refused = ask("GET", f"{path}{join}index_version=v0")
+    assert (refused.status_code, refused.headers["content-type"]) == (409, "application/problem+json")
+
+
+POSTS = {
+    "/v1/search": {"json": SEARCH},
+    "/v1/search?format=csv": {"json": SEARCH},
+    "/v1/search/batch": {"json": {"searches": [SEARCH]}},
+    "/v1/changes": {"json": {"from": "2020-01-01/2020-01-07", "to": "2020-01-08/.."}},
+    "/page/heat": {"json": {**SEARCH, "bbox": [-1, 39, 2, 41]}},
+    "/v1/search/image": {"files": picture()},
+    "/v1/embed": {"files": picture()},
+}
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_every_answer_names_its_version(ask, path):
+    answer = ask("POST", path, **POSTS[path])
+    assert (answer.status_code, answer.headers["x-index-version"]) == (200, "v1")
+
+
+def test_similarity_can_be_pinned(ask):
+    body = {**SEARCH, "bbox": [-1, 39, 2, 41]}
+    assert ask("POST", "/page/heat", json={**body, "index_version": "v1"}).status_code == 200
+    assert ask("POST", "/page/heat", json={**body, "index_version": "v0"}).status_code == 409
+
+
 BOW = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}
 
 

@@ -58,9 +58,9 @@ async function find(map) {
   said.textContent = "Looking for changes …";
   try {
     const body = { from: the("changes-before").value, to: the("changes-after").value, limit: LIMIT };
-    const { features } = await (await post("v1/changes", body)).json();
+    const { features, index_version: version } = await (await post("v1/changes", body)).json();
     said.textContent = features.length ? `${features.length} places, most changed first` : "No place was seen on both days.";
-    list.replaceChildren(...features.map((/** @type {any} */ feature, /** @type {number} */ index) => pair(map, feature, index + 1)));
+    list.replaceChildren(...features.map((/** @type {any} */ feature, /** @type {number} */ index) => pair(map, feature, index + 1, version)));
     const shown = features.map((/** @type {any} */ feature) => ({ feature, look: "hit", label: `change ${similarity(feature.properties.change)}` }));
     map.showOutlines(shown.reverse());
   } catch (fault) {
@@ -72,8 +72,9 @@ async function find(map) {
  * @param {GroundMap} map
  * @param {any} feature
  * @param {number} rank
+ * @param {string} version  of the index
  */
-function pair(map, feature, rank) {
+function pair(map, feature, rank, version) {
   const { change, from_tile_id: before, to_tile_id: after } = feature.properties;
   const show = () => map.highlight(feature.id, { reveal: true });
   return make(
@@ -82,9 +83,9 @@ function pair(map, feature, rank) {
     make(
       "button",
       { type: "button", class: "pair", "aria-label": `Change ${rank}, ${similarity(change)}: show it on the map`, onclick: show, onfocus: show },
-      thumbnail(before, "before"),
+      thumbnail(before, "before", version),
       make("span", { "aria-hidden": "true" }, "→"),
-      thumbnail(after, "after"),
+      thumbnail(after, "after", version),
       make("b", {}, similarity(change)),
     ),
   );

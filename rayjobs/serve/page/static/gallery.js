@@ -17,9 +17,9 @@ export async function gallery(store) {
 
   async function more() {
     try {
-      const { features } = await get(`v1/tiles?limit=${STEP}&offset=${offset}`);
+      const { features, index_version: version } = await get(`v1/tiles?limit=${STEP}&offset=${offset}`);
       offset += features.length;
-      the("gallery-items").append(...features.map((/** @type {any} */ feature) => item(store, feature)));
+      the("gallery-items").append(...features.map((/** @type {any} */ feature) => item(store, feature, version)));
       the("gallery-more").hidden = features.length < STEP;
     } catch (fault) {
       notice(fault.message);
@@ -37,9 +37,10 @@ export async function gallery(store) {
 /**
  * @param {Store} store
  * @param {import("./store.js").Feature} feature
+ * @param {string} version  of the index
  */
-function item(store, feature) {
+function item(store, feature, version) {
   const name = [feature.properties.label, feature.properties.scene_id].filter(Boolean).join(", ");
   const choose = (/** @type {MouseEvent} */ event) => searchFor(store, { kind: "tile", id: feature.id }, { add: event.shiftKey });
-  return make("li", {}, make("button", { type: "button", "data-id": feature.id, "aria-pressed": "false", "aria-label": `Search for ${name}`, title: name, onclick: choose }, thumbnail(feature.id)));
+  return make("li", {}, make("button", { type: "button", "data-id": feature.id, "aria-pressed": "false", "aria-label": `Search for ${name}`, title: name, onclick: choose }, thumbnail(feature.id, "", version)));
 }

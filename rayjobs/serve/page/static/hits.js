@@ -74,16 +74,16 @@ function stateOf(store, { answer }, onRandom) {
  */
 function cards(store, { answer, limit }, given) {
   if (answer.status === "loading") return Array.from({ length: Math.min(limit, 12) }, () => make("li", { class: "hit skeleton", "aria-hidden": "true" }));
-  return answer.features.map((feature, index) => card(store, feature, index + 1, given));
+  return answer.features.map((feature, index) => card(store, feature, index + 1, { ...given, version: answer.index_version }));
 }
 
 /**
  * @param {Store} store
  * @param {Feature} feature
  * @param {number} rank
- * @param {{ onHover: (id: string | null) => void, onHold: (id: string) => void }} given
+ * @param {{ onHover: (id: string | null) => void, onHold: (id: string) => void, version?: string }} given
  */
-function card(store, feature, rank, { onHover, onHold }) {
+function card(store, feature, rank, { onHover, onHold, version }) {
   const { score, datetime, label, scene_id: scene } = feature.properties;
   const day = datetime?.slice(0, 10) ?? "";
   const about = [`similarity ${similarity(score)}`, label, day, `scene ${scene}`].filter(Boolean).join(", ");
@@ -95,7 +95,7 @@ function card(store, feature, rank, { onHover, onHold }) {
     make(
       "button",
       { type: "button", class: "face", title: about, "aria-label": `Hit ${rank}: ${about}`, onfocus: () => store.update({ current: feature.id }), onclick: () => onHold(feature.id) },
-      thumbnail(feature.id),
+      thumbnail(feature.id, "", version),
       make("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
     ),
     make("p", { class: "caption" }, make("b", {}, similarity(score)), make("span", {}, label ?? day)),

@@ -29,17 +29,22 @@ function forgetOldest() {
  * Make the picture of a tile.
  * @param {string} id
  * @param {string} [alt]
+ * @param {string} [version]  of the index that answered with the tile; where it is not served any more, the one that is will do
  * @returns {HTMLImageElement}
  */
-export function thumbnail(id, alt = "") {
+export function thumbnail(id, alt = "", version) {
+  const path = `v1/tiles/${id}/thumbnail.png`;
+  const paths = version ? [`${path}?index_version=${encodeURIComponent(version)}`, path] : [path];
   const image = new Image(96, 96);
   image.alt = alt;
   image.loading = "lazy";
   image.decoding = "async";
-  image.addEventListener("error", () => image.classList.add("missing"));
-  pictureAt(`v1/tiles/${id}/thumbnail.png`).then(
-    (address) => (image.src = address),
-    () => image.classList.add("missing"),
-  );
+  const next = () => {
+    const wanted = paths.shift();
+    if (!wanted) return image.classList.add("missing");
+    pictureAt(wanted).then((address) => (image.src = address), next);
+  };
+  image.addEventListener("error", next);
+  next();
   return image;
 }

@@ -5,7 +5,7 @@
  * @typedef {{ kind: "image", name: string, embedding: number[], encoder: string, picture?: string }} ImageExample
  * @typedef {TileExample | ImageExample} Example
  * @typedef {{ type: "Feature", id: string, geometry: object | null, properties: Record<string, any> }} Feature
- * @typedef {{ status: "idle" | "loading" | "done" | "error", features: Feature[], exact?: boolean, candidates?: number, problem?: Error }} Answer
+ * @typedef {{ status: "idle" | "loading" | "done" | "error", features: Feature[], index_version?: string, exact?: boolean, candidates?: number, problem?: Error }} Answer
  *
  * @typedef {object} State
  * @property {Example[]} positives  what hits should look like
