@@ -87,7 +87,7 @@ def assert_answers_as_one_process(url, published, cache):
     for asked in (
         {"limit": 50},
         {"limit": 7, "offset": 3, "exact": True},
-        {"limit": 20, "bbox": [west, south, (west + east) / 2, north]},
+        {"limit": 20, "bbox": [west, south, east, (south + north) / 2]},
         {"limit": 10, "spread_m": 700},
         {"limit": 10, "negatives": [{"tile_id": other}], "method": "linear"},
     ):
