@@ -24,6 +24,8 @@ from rayjobs.rasters.handles import FAULTS
 from rayjobs.rasters.reader import Pixels
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_PNG_DEPTH = 24
+"""Where a PNG file says how many bits a value has."""
 _MODES = {"L": "L", "1": "L", "RGB": "RGB", "RGBA": "RGBA", "P": "RGBA", "LA": "RGBA"}
 """What each of Pillow's modes is read as."""
 _BANDS = {"L": 1, "RGB": 3, "RGBA": 3}
@@ -36,6 +38,8 @@ class UploadLimits:
 
     bands: tuple[str, ...]
     """The encoder's, in order; the image must have as many."""
+    dtype: str
+    """Of the tiles' values."""
     max_pixels: int
     """Width times height."""
     max_bytes: int
@@ -54,6 +58,14 @@ class UploadLimits:
             raise QueryError(
                 f"the image has {count} bands, the encoder takes {len(self.bands)} ({', '.join(self.bands)}); "
                 "send these bands, in this order"
+            )
+
+    def check_kind(self, dtype: Any) -> None:
+        """Refuse values of another kind than the tiles', which the encoder would take for dark or bright ones. Raises `QueryError`."""
+        if _kind(dtype) != _kind(self.dtype):
+            raise QueryError(
+                f"the image holds values of type {np.dtype(dtype)}, the tiles {self.dtype}: the encoder cannot compare them; "
+                "send a GeoTIFF with values as the imagery has them"
             )
 
     def check_bytes(self, size: int) -> None:
@@ -75,6 +87,12 @@ class TileGround:
     """Pixels on either side."""
 
 
+def _kind(dtype: Any) -> tuple[str, bool]:
+    """Return what values of a type have in common: fractions or not, and whether 8 bits hold them."""
+    known = np.dtype(dtype)
+    return ("fractions" if known.kind == "f" else "whole"), known.itemsize == 1
+
+
 def read_upload(data: bytes, limits: UploadLimits, *, like: TileGround | None = None) -> Pixels:
     """Decode a PNG, a JPEG or a GeoTIFF, once its header keeps to the limits.
 
@@ -90,11 +108,16 @@ def read_upload(data: bytes, limits: UploadLimits, *, like: TileGround | None = 
     Raises:
         UploadTooLargeError: more pixels or bytes than the limits.
         UploadError: not an image of these three forms, or a broken one.
-        QueryError: other bands than the encoder's.
+        QueryError: other bands or another kind of values than the tiles', or nothing to see.
     """
-    if data[:4] in _TIFF:
-        return _read_tiff(data, limits, like)
-    return _read_picture(data, limits)
+    if not data:
+        raise UploadError("the upload is empty")
+    pixels = _read_tiff(data, limits, like) if data[:4] in _TIFF else _read_picture(data, limits)
+    if not pixels.valid.any():
+        raise QueryError("no pixel of the image can be seen: all are transparent or nodata")
+    if not np.isfinite(pixels.values[:, pixels.valid]).all():
+        raise QueryError("the image holds values that are not finite; declare them as nodata, or leave them out")
+    return pixels
 
 
 def _read_tiff(data: bytes, limits: UploadLimits, like: TileGround | None) -> Pixels:
@@ -106,6 +129,7 @@ def _read_tiff(data: bytes, limits: UploadLimits, like: TileGround | None) -> Pi
                 bands = [band for band in source.indexes if source.colorinterp[band - 1] != rasterio.enums.ColorInterp.alpha]
                 limits.check_bands(len(bands))
                 limits.check_bytes(_decoded_bytes(source))
+                limits.check_kind(source.dtypes[0])
                 sides_m = None if like is None else _pixel_sides_m(source)
                 if like is None or sides_m is None:
                     return Pixels(source.read(bands), source.dataset_mask() > 0)
@@ -171,6 +195,9 @@ def _read_picture(data: bytes, limits: UploadLimits) -> Pixels:
         if mode is None:
             raise UploadError(f"images of mode {picture.mode} are not taken; send 8-bit grey, RGB or RGBA, or a GeoTIFF")
         limits.check_bands(_BANDS[mode])
+        if data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10" and picture.format == "PNG":  # of which Pillow drops half the bits
+            raise UploadError("PNG files of 16 bits are not taken; send 8-bit grey, RGB or RGBA, or a GeoTIFF")
+        limits.check_kind(np.uint8)
         limits.check_bytes(picture.width * picture.height * len(mode))
         values: np.ndarray[Any, Any] = np.asarray(picture.convert(mode))
     except PIL.Image.DecompressionBombError as error:

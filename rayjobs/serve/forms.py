@@ -1,5 +1,7 @@
 """The fields of a multipart form that say what JSON says elsewhere."""
 
+import difflib
+import inspect
 import json
 from typing import Annotated, Any
 
@@ -11,6 +13,23 @@ from rayjobs.serve.schema import Filters
 
 _LONGEST = 1_000_000
 """Characters of a field that holds JSON."""
+
+
+async def known_fields(request: fastapi.Request) -> None:
+    """Refuse fields that a form of `/v1/search/image` does not have; FastAPI leaves them out without a word.
+
+    Raises:
+        RequestValidationError: names them.
+    """
+    unknown = sorted(set(await request.form()) - _FIELDS)
+    if unknown:
+        faults = [{"type": "extra_forbidden", "loc": ("body", name[:100]), "msg": _unknown(name), "input": ""} for name in unknown]
+        raise RequestValidationError(faults)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _FIELDS, n=1)
+    return f"there is no such field; {f'did you mean {near[0]!r}?' if near else 'there are ' + ', '.join(sorted(_FIELDS))}"
 
 
 def filters_of_form(
@@ -66,6 +85,8 @@ def _json(name: str, text: str | None) -> Any:
         fault = {"type": "json_invalid", "loc": ("body", name), "msg": f"JSON decode error: {str(error)[:200]}", "input": text[:100]}
         raise RequestValidationError([fault]) from None
 
+
+_FIELDS = {"image", *inspect.signature(filters_of_form).parameters}
 
 FormFilters = Annotated[Filters, fastapi.Depends(filters_of_form)]
 """A parameter of a route: filters out of a form."""

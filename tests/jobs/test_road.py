@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import rasterio
+import rasterio.windows
 
 from rayjobs.embed.job import read_embeddings
 from rayjobs.storage import Artefact, open_store
@@ -47,7 +48,7 @@ def submitted(cluster, verb, options):
     return json.loads(lines[-1])
 
 
-def test_the_whole_road_through_the_job_api(cluster, zion, s3_server, tmp_path):
+def test_the_whole_road_through_the_job_api(cluster, zion, data, tmp_path):
     sampled = submitted(cluster, "sample", zion)
     assert sampled["counts"]["kept"] > 400
     assert sampled["counts"]["by_split"].keys() >= {"train", "val", "test"}
@@ -70,7 +71,7 @@ def test_the_whole_road_through_the_job_api(cluster, zion, s3_server, tmp_path):
     assert indexed["rows"] == sampled["counts"]["kept"]
     assert indexed["encoder_fingerprint"] == trained["encoder_fingerprint"]
 
-    served_and_asked(cluster, [*zion, *FAST], indexed, tmp_path)
+    served_and_asked(cluster, [*zion, *FAST], indexed, data("zion_north"), tmp_path)
 
 
 def assert_report(evaluated):
@@ -98,7 +99,7 @@ def share_of_like_neighbours(options, name):
     return same[np.arange(len(labels)), apart.argmin(axis=1)][asked].mean()
 
 
-def served_and_asked(cluster, options, indexed, tmp_path):
+def served_and_asked(cluster, options, indexed, imagery, tmp_path):
     port = free_port()
     options = [*options, "--serve.port", str(port)]
     service = Running(cluster.start("serve", *options))
@@ -128,7 +129,13 @@ def served_and_asked(cluster, options, indexed, tmp_path):
         picture = tmp_path / "picture.png"
         picture.write_bytes(thumbnail.content)
         by_picture = cluster.run("query", *options, "--image", str(picture), "--limit", "1")
-        assert by_picture.code == 0, by_picture.err
+        assert by_picture.code == 1
+        assert "type uint8, the tiles uint16" in by_picture.err
+        chip = cut_out(imagery, answer["features"][0]["properties"]["window"], tmp_path / "chip.tif")
+        by_chip = cluster.run("query", *options, "--image", str(chip), "--limit", "1")
+        assert by_chip.code == 0, by_chip.err
+        [found] = by_chip.result["features"]
+        assert (found["id"], found["properties"]["score"]) == (answer["features"][0]["id"], pytest.approx(1, abs=1e-3))
 
         assert_bad_requests(url, tmp_path)
         service.signal(signal.SIGTERM)  # as systemd and containers end it
@@ -136,6 +143,18 @@ def served_and_asked(cluster, options, indexed, tmp_path):
         assert ended.code == 0, ended.err
     finally:
         service.kill()
+
+
+def cut_out(imagery, window, path):
+    """Write the pixels of a tile as a GeoTIFF that lies where they do."""
+    place = rasterio.windows.Window(window["col"], window["row"], window["width"], window["height"])
+    with rasterio.open(imagery / "landsat_b4.tif") as file:
+        profile = {"crs": file.crs, "transform": file.window_transform(place), "dtype": file.dtypes[0]}
+    with rasterio.open(path, "w", driver="GTiff", count=3, width=window["width"], height=window["height"], **profile) as file:
+        for number, band in enumerate(("b4", "b3", "b2"), 1):
+            with rasterio.open(imagery / f"landsat_{band}.tif") as source:
+                file.write(source.read(1, window=place), number)
+    return path
 
 
 def assert_bad_requests(url, tmp_path):

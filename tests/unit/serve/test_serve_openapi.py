@@ -38,7 +38,7 @@ class Service:
         return self._held.pinned(version)
 
     def uploads_for(self, answers):
-        return UploadLimits(bands=answers.spec.bands, max_pixels=10_000, max_bytes=10**6)
+        return UploadLimits(bands=answers.spec.bands, dtype=answers.spec.dtype, max_pixels=10_000, max_bytes=10**6)
 
     async def embed(self, *_):
         return VECTORS[5]

@@ -34,7 +34,7 @@ class Service:
         return self.answers
 
     def uploads_for(self, answers):
-        return UploadLimits(bands=answers.spec.bands, max_pixels=10_000, max_bytes=10**6)
+        return UploadLimits(bands=answers.spec.bands, dtype=answers.spec.dtype, max_pixels=10_000, max_bytes=10**6)
 
     async def embed(self, pixels, valid, answers):
         assert answers is self.answers
@@ -126,6 +126,14 @@ def test_an_image_is_searched_with_the_filters_of_its_form(ask):
     found = ask("POST", "/v1/search/image", files=picture(), data=fields | {"where": '{"scene_id": ["scene"]}'}).json()
     assert ids_of(found) == nearest(VECTORS[5], [0, 2, 4], 2)
     assert found["candidates"] == 3
+
+
+def test_fields_that_a_form_does_not_have_are_refused(ask):
+    for name, words in (("bboxx", "did you mean 'bbox'"), ("method", "there are bbox, datetime")):
+        refused = ask("POST", "/v1/search/image", files=picture(), data={name: "1"})
+        assert refused.status_code == 422
+        assert name in refused.text
+        assert words in refused.text
 
 
 def test_an_embedding_is_an_example_for_later(ask):

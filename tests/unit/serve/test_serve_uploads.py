@@ -25,9 +25,9 @@ LIMIT = 25_000_000
 REFUSALS = (UploadError, UploadTooLargeError)
 
 
-def read(data, *, bands=3, max_pixels=LIMIT, max_bytes=10**9):
+def read(data, *, bands=3, dtype="uint8", max_pixels=LIMIT, max_bytes=10**9):
     names = tuple(f"b{number}" for number in range(bands))
-    return read_upload(data, UploadLimits(bands=names, max_pixels=max_pixels, max_bytes=max_bytes))
+    return read_upload(data, UploadLimits(bands=names, dtype=dtype, max_pixels=max_pixels, max_bytes=max_bytes))
 
 
 def encoded(array, form, mode=None, **options):
@@ -101,7 +101,7 @@ def test_geotiff_keeps_bands_dtype_and_nodata(dtype):
     values[:, 3, 4] = 7
     values[values == 7] = 8
     values[:, 3, 4] = 7
-    pixels = read(geotiff(values, nodata=7, compress="deflate"), bands=5)
+    pixels = read(geotiff(values, nodata=7, compress="deflate"), bands=5, dtype=dtype)
     assert pixels.values.dtype == dtype
     assert np.array_equal(pixels.values, values)
     assert [tuple(place) for place in np.argwhere(~pixels.valid)] == [(3, 4)]
@@ -156,8 +156,8 @@ def test_bands_are_counted_before_any_of_them_is_decoded():
 def test_pixels_count_with_their_size(dtype, size):
     data = sparse(3, 100, dtype)
     with pytest.raises(UploadTooLargeError, match=f"{30_000 * size:,} bytes once decoded"):
-        read(data, max_bytes=30_000 * size - 1)
-    assert read(data, max_bytes=30_000 * size).values.nbytes == 30_000 * size
+        read(data, dtype=dtype, max_bytes=30_000 * size - 1)
+    assert read(data, dtype=dtype, max_bytes=30_000 * size).values.nbytes == 30_000 * size
 
 
 def test_alpha_is_no_band_but_takes_memory():
@@ -180,6 +180,53 @@ def test_blocks_larger_than_the_image_count_whole():
 def test_a_picture_of_other_bands_is_refused_undecoded():
     with pytest.raises(QueryError, match="3 bands, the encoder takes 4"):
         read(png_bytes(8, 8, colour=2), bands=4)  # it has no pixels, so that decoding it would be an error of its own
+
+
+@pytest.mark.parametrize(
+    ("sent", "tiles", "taken"),
+    [
+        ("uint16", "uint16", True), ("int16", "uint16", True), ("float64", "float32", True), ("uint8", "uint8", True),
+        ("uint8", "uint16", False), ("uint16", "uint8", False), ("float32", "uint16", False), ("uint16", "float32", False),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_than_the_tiles_are_refused(sent, tiles, taken):
+    data = geotiff(noise(3, 8, 8, dtype=sent))
+    if taken:
+        assert read(data, dtype=tiles).values.dtype == sent
+        return
+    with pytest.raises(QueryError, match=f"type {sent}, the tiles {tiles}"):
+        read(data, dtype=tiles)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_is_refused_where_tiles_hold_more_than_8_bits(form):
+    with pytest.raises(QueryError, match=r"type uint8, the tiles uint16: .* send a GeoTIFF"):
+        read(encoded(noise(8, 8, 3), form), dtype="uint16")
+
+
+def test_a_png_of_16_bits_is_refused_and_not_halved():
+    rows = zlib.compress(b"".join(b"\0" + bytes(6 * 8) for _ in range(8)))
+    with pytest.raises(UploadError, match="PNG files of 16 bits"):
+        read(png_bytes(8, 8, depth=16, colour=2, rows=rows))
+
+
+def test_an_image_on_which_nothing_can_be_seen_is_refused():
+    with pytest.raises(QueryError, match="no pixel of the image can be seen"):
+        read(encoded(np.zeros((8, 8, 4), np.uint8), "PNG"))
+    with pytest.raises(QueryError, match="no pixel of the image can be seen"):
+        read(geotiff(np.full((3, 8, 8), 7, np.uint16), nodata=7), dtype="uint16")
+
+
+def test_values_that_are_not_finite_are_refused():
+    values = noise(1, 8, 8, dtype=np.float32)
+    values[0, 3, 3] = np.nan
+    with pytest.raises(QueryError, match="not finite"):
+        read(geotiff(values), bands=1, dtype="float32")
+
+
+def test_nothing_is_no_image():
+    with pytest.raises(UploadError, match="the upload is empty"):
+        read(b"")
 
 
 def test_complex_pixels_are_refused():
@@ -301,7 +348,7 @@ def test_a_geotiff_is_read_at_the_encoder_s_resolution(size_m):
     corner = rasterio.Affine(size_m, 0, 500_000 - 100 * size_m, 0, -size_m, 100 * size_m)
     pixels = read_upload(
         on_the_ground(ramp(200, 200), UTM, corner),
-        UploadLimits(bands=("x", "y"), max_pixels=10**6, max_bytes=10**7),
+        UploadLimits(bands=("x", "y"), dtype="float32", max_pixels=10**6, max_bytes=10**7),
         like=TileGround(resolution_m=10.0, side=32),
     )
     assert pixels.values.shape == (2, 32, 32)
@@ -317,7 +364,7 @@ def test_pixels_that_are_not_square_on_the_ground_become_so():
     values = ramp(100, 200)
     pixels = read_upload(
         on_the_ground(values, rasterio.CRS.from_epsg(4326), rasterio.Affine(degrees, 0, 10, 0, -degrees, 60)),
-        UploadLimits(bands=("x", "y"), max_pixels=10**6, max_bytes=10**7),
+        UploadLimits(bands=("x", "y"), dtype="float32", max_pixels=10**6, max_bytes=10**7),
         like=TileGround(resolution_m=10.0, side=32),
     )
     assert np.ptp(pixels.values[0, 16]) == pytest.approx(62, abs=2)
@@ -327,8 +374,8 @@ def test_pixels_that_are_not_square_on_the_ground_become_so():
 def test_what_a_small_geotiff_does_not_reach_is_not_valid():
     corner = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
     pixels = read_upload(
-        on_the_ground(noise(2, 20, 8) + 1, UTM, corner),
-        UploadLimits(bands=("x", "y"), max_pixels=10**6, max_bytes=10**7),
+        on_the_ground(noise(2, 20, 8, dtype=np.float32) + 1, UTM, corner),
+        UploadLimits(bands=("x", "y"), dtype="float32", max_pixels=10**6, max_bytes=10**7),
         like=TileGround(resolution_m=10.0, side=32),
     )
     assert pixels.values.shape == (2, 32, 32)
@@ -340,7 +387,9 @@ def test_what_a_small_geotiff_does_not_reach_is_not_valid():
 def test_coarse_pixels_far_larger_than_a_tile_take_no_more_memory():
     corner = rasterio.Affine(100_000, 0, 0, 0, -100_000, 0)
     data = on_the_ground(noise(1, 50, 50), UTM, corner)
-    pixels = read_upload(data, UploadLimits(bands=("x",), max_pixels=2500, max_bytes=2500), like=TileGround(resolution_m=10.0, side=32))
+    pixels = read_upload(
+        data, UploadLimits(bands=("x",), dtype="uint8", max_pixels=2500, max_bytes=2500), like=TileGround(resolution_m=10.0, side=32)
+    )
     assert pixels.values.shape == (1, 32, 32)
     assert pixels.valid.all()
 
@@ -348,8 +397,8 @@ def test_coarse_pixels_far_larger_than_a_tile_take_no_more_memory():
 @pytest.mark.parametrize("like", [None, TileGround(resolution_m=10.0, side=32)])
 def test_an_image_that_lies_nowhere_is_read_whole(like):
     values = noise(3, 12, 10)
-    pixels = read_upload(geotiff(values), UploadLimits(bands=("r", "g", "b"), max_pixels=10**6, max_bytes=10**7), like=like)
+    pixels = read_upload(geotiff(values), UploadLimits(bands=("r", "g", "b"), dtype="uint8", max_pixels=10**6, max_bytes=10**7), like=like)
     assert np.array_equal(pixels.values, values)
     assert read_upload(
-        encoded(noise(9, 7, 3), "PNG"), UploadLimits(bands=("r", "g", "b"), max_pixels=99, max_bytes=999), like=like
+        encoded(noise(9, 7, 3), "PNG"), UploadLimits(bands=("r", "g", "b"), dtype="uint8", max_pixels=99, max_bytes=999), like=like
     ).valid.shape == (9, 7)
