@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 
 from rayjobs.errors import ConfigError, NoTilesError, QueryError, first_few
 from rayjobs.geo import parse_bbox
@@ -207,7 +208,10 @@ def _area(path: Path) -> Any:
         raise ConfigError(f"--area {path}: cannot be read ({error.strerror}); name a GeoJSON file") from error
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ConfigError(f"--area {path}: is no GeoJSON of polygons ({error})") from error
-    return area_of({"type": "MultiPolygon", "coordinates": parts})
+    area = area_of({"type": "MultiPolygon", "coordinates": parts})
+    if not area.is_valid:
+        raise ValueError(f"its polygons are not valid ({shapely.is_valid_reason(area)}); mend them, for example with a buffer of 0")
+    return area
 
 
 def _parts(shape: Mapping[str, Any]) -> list[Any]:

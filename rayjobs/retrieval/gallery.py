@@ -238,7 +238,10 @@ class Gallery:
         if not (-180 <= lon <= 180 and -90 <= lat <= 90):  # noqa: PLR2004  degrees
             raise QueryError(f"there is no place at lon {lon}, lat {lat}; they are degrees from -180 to 180 and from -90 to 90")
         rows = self._numbering.joined([table.places.holding(lon, lat) for table in self.tables])
+        known = rows[self.all.holds(rows)]
         rows = rows[self.select(only or SearchFilter()).holds(rows)]
+        if len(known) and not len(rows):
+            raise UnknownTileError(f"none of the {len(known)} tiles that hold {lon}, {lat} is of the time that is asked for")
         if not len(rows):
             raise UnknownTileError(f"no tile of the index holds {lon}, {lat}{self._how_far(lon, lat)}")
         nearest = int(np.argmin(geo.great_circle_m(self.middles(rows), np.array([lon, lat]))))

@@ -51,6 +51,10 @@ def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
 
 def _told(fault: Mapping[str, Any]) -> str:
     words = f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
+    if fault["type"] == "json_invalid" and "error" in fault.get("ctx", {}):
+        words = f"{words}: {fault['ctx']['error']}"
+    if fault["type"] == "model_attributes_type" and fault["loc"] == ("body",):
+        words = "body: send JSON, an object, under content-type: application/json"
     return words if len(words) <= _LONGEST_FAULT else f"{words[:_LONGEST_FAULT]} ..."
 
 

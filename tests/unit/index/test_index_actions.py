@@ -94,6 +94,7 @@ def test_tiles_are_deleted_by_area_box_and_scene(run, made, tmp_path):
         (["--ids", "strange.txt"], "holds no tile of those that strange.txt names; nothing was deleted"),
         (["--area", "bad.txt"], "--area bad.txt: is no GeoJSON of polygons"),
         (["--area", "point.geojson"], "a Point has no area"),
+        (["--area", "bow.geojson"], "--area bow.geojson: its polygons are not valid (Self-intersection"),
         (["--bbox", "0", "10", "0", "-10"], "has its south 10.0 above its north -10.0"),
         (["--bbox", "0", "80", "1", "81"], "holds no tile that meets the box"),
         (["--scene", "nowhere"], "holds no tile of scene nowhere"),
@@ -106,6 +107,7 @@ def test_what_cannot_be_deleted_is_named_with_the_remedy(run, made, tmp_path, mo
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "strange.txt").write_text(f"{tile_id(1000)}\n")
     (tmp_path / "point.geojson").write_text('{"type": "Point", "coordinates": [0, 0]}')
+    (tmp_path / "bow.geojson").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}')
     code, result, said = run("delete", *arguments)
     assert code in {1, 2}
     assert result is None

@@ -162,7 +162,7 @@ def test_a_place_can_be_meant_on_a_date(answers):
     lon, lat = place(7)
     point = {"lon": lon + 0.02, "lat": lat + 0.02, "datetime": "2020-01-08"}
     assert answers.query_vector([Example(point=point)])[1] == (IDS[7],)
-    with pytest.raises(UnknownTileError):
+    with pytest.raises(UnknownTileError, match=r"none of the 1 tiles that hold .* is of the time"):
         answers.query_vector([Example(point=point | {"datetime": "2020-01-09"})])
 
 

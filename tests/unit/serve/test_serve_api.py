@@ -120,7 +120,8 @@ FAULTS = {
     "no such tile": ("GET", f"/v1/tiles/{TILE}", {}, 404, f"no tile {TILE}"),
     "a tile id in a path that is none": ("GET", "/v1/tiles/abc", {}, 422, "'abc' is no tile id; these have 20 digits and letters"),
     "a tile id that is none": ("POST", "/v1/search", {"json": {"positives": [{"tile_id": "x"}]}}, 422, "tile_id: 'x' is no tile id; these"),
-    "no JSON": ("POST", "/v1/search", {"headers": JSON, "content": b"{"}, 422, "JSON decode error"),
+    "no JSON": ("POST", "/v1/search", {"headers": JSON, "content": b"{"}, 422, "EOF while parsing an object at line 1 column 1"),
+    "JSON without its type": ("POST", "/v1/search", {"content": b"{}"}, 422, "content-type: application/json"),
     "no examples": ("POST", "/v1/search", {"json": {}}, 422, "positives: Field required"),
     "form that is none": (
         "POST", "/v1/search/image", {"headers": {"content-type": "multipart/form-data"}, "content": in_chunks(b"x")}, 400, "boundary",
