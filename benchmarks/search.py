@@ -6,13 +6,15 @@ finds 0.97 of the 10 nearest is measured again, all sides in turn, for medians; 
 that are measured. Ours may not: kind and effort are what `auto` takes, tuned on rows of the index (each left out of its own answer).
 
 A query's time is the processor's, over all threads, all queries in one call where a side has such: so the figures hold on a machine that
-does other things too. Memory is measured in a process of its own that opens the published segment and searches it: what is anonymous (its
-own) and what is mapped (shared, and the system's to drop). Metadata is counted in, with footprints and dates for every row.
+does other things too. Building takes all cores, and is not measured. Memory is measured in a process of its own that opens the published
+segment and searches it: what is anonymous (its own) and what is mapped (shared, and the system's to drop). Metadata is counted in, with
+footprints and dates for every row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -96,6 +98,16 @@ class Point:
     """Queries per second of one core."""
 
 
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """Let FAISS build on all cores; it searches on one."""
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(1)
+
+
 class Truth:
     """Queries and how much their 10 nearest score at least."""
 
@@ -146,10 +158,11 @@ def known_of(rows: int) -> pa.Table:
 def published(folder: Path, vectors: np.ndarray, known: pa.Table, kind: str, why: str) -> tuple[Version, Segment]:
     """Publish an index of one segment and open it."""
     quantiser = None
-    if KINDS[kind].trains:
-        sample = vectors[sample_rows(len(vectors), sample_size(len(vectors)))]
-        quantiser = KINDS[kind].dumped(KINDS[kind].trained(sample, rows=len(vectors)))
-    entry, files = build_segment("segment-00000", vectors, known, kind=kind, quantiser=quantiser)
+    with all_cores():
+        if KINDS[kind].trains:
+            sample = vectors[sample_rows(len(vectors), sample_size(len(vectors)))]
+            quantiser = KINDS[kind].dumped(KINDS[kind].trained(sample, rows=len(vectors)))
+        entry, files = build_segment("segment-00000", vectors, known, kind=kind, quantiser=quantiser)
     draft = Artefact(open_store(f"file:{folder}"), "indexes", "benchmark").draft(kind)
     for name, data in files.items():
         draft.write(name, data)
@@ -196,13 +209,15 @@ def raw_sides(vectors: np.ndarray, exact: Any) -> Iterator[Side]:
         (f"IVF{wide},Flat", probes, [None]),
         ("SQ8", [None], [1, 2]),
     ):
-        index = raw_index(key, training, clustered)
-        index.add(vectors)
+        with all_cores():
+            index = raw_index(key, training, clustered)
+            index.add(vectors)
         ladders = [[(factor, nprobe) for nprobe in nprobes] for factor in k_factors]
         yield refined(key, index, exact, ladders)
     graph = faiss.index_factory(DIM, "HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = 80
-    graph.add(vectors)
+    with all_cores():
+        graph.add(vectors)
     yield Side(name="FAISS HNSW32", ladders=[EFS], search=lambda queries, ef: graph.search(queries, COUNT, params=graph_parameters(ef))[1])
 
 
@@ -243,7 +258,7 @@ def hnswlib_side(vectors: np.ndarray) -> Side:
     """Return hnswlib's graph."""
     index = hnswlib.Index(space="ip", dim=DIM)
     index.init_index(max_elements=len(vectors), M=16, ef_construction=100, random_seed=1)
-    index.add_items(vectors, num_threads=1)
+    index.add_items(vectors, num_threads=-1)
 
     def search(queries: np.ndarray, ef: int) -> np.ndarray:
         index.set_ef(ef)
@@ -255,7 +270,7 @@ def hnswlib_side(vectors: np.ndarray) -> Side:
 def usearch_side(vectors: np.ndarray) -> Side:
     """Return usearch's graph."""
     index = usearch.index.Index(ndim=DIM, metric="ip", dtype="f32", connectivity=16, expansion_add=100)
-    index.add(np.arange(len(vectors)), vectors, threads=1)
+    index.add(np.arange(len(vectors)), vectors, threads=0)
 
     def search(queries: np.ndarray, ef: int) -> np.ndarray:
         index.expansion_search = ef

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayjobs import geo
-from rayjobs.errors import FingerprintError, QueryError, RayjobsError
+from rayjobs.errors import FingerprintError, IndexCorruptError, QueryError, RayjobsError
 from rayjobs.models.fingerprint import fingerprint_of
 from rayjobs.models.spec import ModelSpec
 from rayjobs.rasters.uploads import TileGround
@@ -320,24 +320,39 @@ class Answers:
         return features_of(self._taken(np.array([self.searcher.row_of(tile_id)])))[0]
 
     def thumbnail(self, tile_id: str) -> bytes:
-        """Return one tile's pixels as PNG. Raises `UnknownTileError`."""
-        row = self.searcher.describe([self.searcher.row_of(tile_id)])[0]
-        source = self._set(row["set"])
-        manifest, chip = source.manifest, read_chips(source.read(shard_name(row["shard"])), {tile_id})[0]
+        """Return one tile's pixels as PNG. Raises `UnknownTileError`, and as `_pixels`."""
+        [(source, chip)] = self._pixels(np.array([self.searcher.row_of(tile_id)]))
+        manifest = source.manifest
         return png(picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"]), side=_THUMBNAIL_SIDE)
 
     def stored(self, most: int) -> tuple[list[Chip], Vector]:
         """Return the pixels of some tiles, drawn from all of the index, and their (tiles, dim) vectors in it.
 
         Raises:
-            StorageError: the tiles' pixels are gone.
+            IndexCorruptError, StorageError: as of `_pixels`.
         """
-        rows = self.searcher.sample(most)
-        ids: dict[tuple[str, int], set[str]] = {}
-        for known in self.searcher.describe(rows):
-            ids.setdefault((known["set"], known["shard"]), set()).add(known["tile_id"])
-        chips = [chip for (name, shard), wanted in ids.items() for chip in read_chips(self._set(name).read(shard_name(shard)), wanted)]
+        chips = [chip for _, chip in self._pixels(self.searcher.sample(most))]
         return chips, self.searcher.vectors_of(np.array([self.searcher.row_of(chip.tile_id) for chip in chips], np.int64))
+
+    def _pixels(self, rows: Rows) -> list[tuple[Version, Chip]]:
+        """Return the pixels of some tiles, each with the set that it comes from; those of one shard follow each other.
+
+        Raises:
+            IndexCorruptError: the index does not say where they are, or says it wrongly.
+            StorageError: the set is gone.
+        """
+        if not {"set", "shard"} <= set(common_columns(self.searcher.tables)):
+            raise IndexCorruptError(f"index {self.version} does not say where its tiles' pixels are; publish it again with `rayjobs index`")
+        wanted: dict[tuple[str, int], set[str]] = {}
+        for known in self.searcher.describe(rows):
+            wanted.setdefault((known["set"], known["shard"]), set()).add(known["tile_id"])
+        found: list[tuple[Version, Chip]] = []
+        for (name, shard), ids in wanted.items():
+            source = self._set(name)
+            found += [(source, chip) for chip in read_chips(source.read(shard_name(shard)), ids)]
+        if len(found) < len(rows):
+            raise IndexCorruptError(f"index {self.version} names tiles that its sets do not hold; publish it again with `rayjobs index`")
+        return found
 
 
 def _set_of(store: Store, name: str) -> Version:

@@ -50,17 +50,20 @@ def pixels_of(number: int) -> np.ndarray:
     return np.full((3, 8, 8), 20 * number, np.uint8)
 
 
-def publish(store, *, of_encoder=0, said_encoder=0, deleted=(IDS[3],)):
+def publish(store, *, of_encoder=0, said_encoder=0, deleted=(IDS[3],), known=None, with_pixels=IDS):
+    known = tile_table() if known is None else known
     sets = Artefact(store, "sets", "places").draft("one")
     rows = [
-        chips.row(chips.Chip(tile_id=tile_id, pixels=pixels_of(number), valid=np.ones((8, 8), bool))) for number, tile_id in enumerate(IDS)
+        chips.row(chips.Chip(tile_id=tile_id, pixels=pixels_of(number), valid=np.ones((8, 8), bool)))
+        for number, tile_id in enumerate(IDS)
+        if tile_id in with_pixels
     ]
     sets.write("chips/part-00000.parquet", chips.shard_bytes(rows, "uint8", {}))
     sets.publish({"parents": {}, "counts": {}, "bands": list(SPEC.bands), "band_mean": [99.0] * 3, "band_std": [50.0] * 3})
     draft = Artefact(store, "indexes", "places").draft("v1")
     entries = []
     for number, part in enumerate((slice(0, 5), slice(5, COUNT))):
-        entry, files = build_segment(f"segment-{number:05d}", VECTORS[part], tile_table().slice(part.start, part.stop - part.start))
+        entry, files = build_segment(f"segment-{number:05d}", VECTORS[part], known.slice(part.start, part.stop - part.start))
         entries.append(entry)
         for name, data in files.items():
             draft.write(name, data)

@@ -10,11 +10,11 @@ import pydantic
 import pytest
 import shapely
 
-from rayjobs.errors import FingerprintError, QueryError, UnknownTileError
+from rayjobs.errors import FingerprintError, IndexCorruptError, QueryError, UnknownTileError
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.schema import ChangesRequest, Example, Filters, Ground, Page, SearchRequest
 from rayjobs.storage import open_store
-from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS, pixels_of, place, publish
+from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS, pixels_of, place, publish, tile_table
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,22 @@ def test_a_thumbnail_is_a_picture_of_the_tile(answers):
     assert np.unique(np.asarray(picture)).size <= 4  # an even tile, and an opacity
     with pytest.raises(UnknownTileError):
         answers.thumbnail("0" * 19 + "f")
+
+
+@pytest.mark.parametrize(
+    ("published", "words"),
+    [
+        ({"known": tile_table().drop_columns(["set"])}, "does not say where its tiles' pixels are"),
+        ({"with_pixels": IDS[:6]}, "names tiles that its sets do not hold"),
+    ],
+)
+def test_pixels_that_the_index_does_not_lead_to(tmp_path, published, words):
+    version = publish(open_store(f"file:{tmp_path / 'workspace'}"), **published)
+    answers = Answers(version, cache=tmp_path / "cache", max_limit=10)
+    with pytest.raises(IndexCorruptError, match=words):
+        answers.thumbnail(IDS[8])
+    with pytest.raises(IndexCorruptError, match=words):
+        answers.stored(COUNT)
 
 
 def test_an_index_that_carries_another_encoder_is_refused(tmp_path):
