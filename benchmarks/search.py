@@ -195,7 +195,7 @@ def our_side(segment: Segment, effort: Effort) -> Side:
 
 def raw_sides(vectors: np.ndarray, exact: Any) -> Iterator[Side]:
     """Yield FAISS indexes as its factory makes them; codes are refined by one shared flat index."""
-    clustered: dict[int, Any] = {}
+    clustered: dict[tuple[int, int], Any] = {}
     root = math.sqrt(len(vectors))
     training = vectors[sample_rows(len(vectors), 256 * round(root))]
     wide, narrow = round(4 * root), round(root)
@@ -205,6 +205,9 @@ def raw_sides(vectors: np.ndarray, exact: Any) -> Iterator[Side]:
         (f"IVF{wide},PQ64x4fsr", probes, factors),
         (f"IVF{narrow},PQ64x4fsr", probes, factors),
         (f"IVF{wide},PQ32x4fsr", probes, [16, 24, 32, 48, 64]),
+        (f"PCA64,IVF{wide},PQ64x4fsr", probes, [3, 4, 5, 6, 7, 8, 10, 12]),
+        (f"PCA32,IVF{wide},PQ32x4fsr", probes, [3, 4, 5, 6, 7, 8, 10, 12]),
+        (f"PCA32,IVF{narrow},PQ32x4fsr", probes, [3, 4, 5, 6, 7, 8, 10, 12]),
         (f"IVF{wide},RaBitQfs", probes, [8, 12, 16, 24, 32]),
         (f"IVF{wide},Flat", probes, [None]),
         ("SQ8", [None], [1, 2]),
@@ -221,15 +224,18 @@ def raw_sides(vectors: np.ndarray, exact: Any) -> Iterator[Side]:
     yield Side(name="FAISS HNSW32", ladders=[EFS], search=lambda queries, ef: graph.search(queries, COUNT, params=graph_parameters(ef))[1])
 
 
-def raw_index(key: str, training: np.ndarray, clustered: dict[int, Any]) -> Any:
-    """Return a trained FAISS index; centroids are made once for each number of lists, and kept in `clustered`."""
+def raw_index(key: str, training: np.ndarray, clustered: dict[tuple[int, int], Any]) -> Any:
+    """Return a trained FAISS index; centroids are made once for each number of lists and of dimensions, and kept in `clustered`."""
     index = faiss.index_factory(DIM, key, faiss.METRIC_INNER_PRODUCT)
-    lists = getattr(index, "nlist", 0)
-    if lists in clustered:
-        index.quantizer.add(clustered[lists])
+    if not key.startswith(("IVF", "PCA")):
+        index.train(training)
+        return index
+    lists = faiss.extract_index_ivf(index)
+    shape = lists.nlist, lists.d
+    if shape in clustered:
+        lists.quantizer.add(clustered[shape])
     index.train(training)
-    if lists:
-        clustered[lists] = faiss.downcast_index(index.quantizer).reconstruct_n()
+    clustered[shape] = faiss.downcast_index(lists.quantizer).reconstruct_n()
     return index
 
 
@@ -245,6 +251,8 @@ def refined(name: str, index: Any, exact: Any, ladders: list[list[tuple[int | No
     def search(queries: np.ndarray, setting: tuple[int | None, int | None]) -> np.ndarray:
         k_factor, nprobe = setting
         inner = None if nprobe is None else faiss.SearchParametersIVF(nprobe=nprobe)
+        if name.startswith("PCA"):
+            inner = faiss.SearchParametersPreTransform(index_params=inner)
         if k_factor is None:
             return index.search(queries, COUNT, params=inner)[1]
         outer = faiss.IndexRefineSearchParameters(k_factor=float(k_factor), base_index_params=inner)

@@ -75,8 +75,8 @@ def _compressed(rows: int, dim: int, recall: float, budget: float) -> Choice:
     kind = next((kind for kind in ("ivf_pq", "ivf_rabitq") if sizes[kind] <= budget), "binary")
     within = "within" if sizes[kind] <= budget else "which no kind keeps to, the least above"
     why = (
-        f"{kind}, since {rows:,} vectors are too many to compare all of them, and its {sizes[kind]:.0f} bytes a vector are {within} the "
-        f"{budget:.0f} allowed; exact vectors in a mapped file lift it to a recall of {recall:g}"
+        f"{kind}, since {rows:,} vectors are too many to compare all of them, and codes of at most {sizes[kind]:.0f} bytes a vector are "
+        f"{within} the {budget:.0f} allowed; exact vectors in a mapped file lift it to a recall of {recall:g}"
     )
     return Choice(kind=kind, why=why)
 

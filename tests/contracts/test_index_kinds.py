@@ -238,8 +238,9 @@ def test_a_hostile_file_is_refused_before_it_is_searched(tmp_path, kind, fault, 
 def renumbered(kind):
     """An inverted file with an id that leads out of the exact vectors."""
     index = KINDS[kind].filled(KINDS[kind].trained(clustered(SMALL)), clustered(SMALL))
-    lists = faiss.downcast_InvertedLists(index.invlists)
-    number = next(number for number in range(index.nlist) if lists.list_size(number))
+    inverted = KINDS[kind].lists(index)
+    lists = faiss.downcast_InvertedLists(inverted.invlists)
+    number = next(number for number in range(inverted.nlist) if lists.list_size(number))
     ids = faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number))
     return index, ids
 
@@ -265,7 +266,7 @@ def test_rows_that_no_list_holds_are_refused(tmp_path, kind):
 def test_rows_that_lists_hold_twice_are_refused(tmp_path, kind):
     index, _ = renumbered(kind)
     index.add_with_ids(clustered(SMALL)[:3], np.arange(3))
-    index.ntotal = SMALL
+    index.ntotal = KINDS[kind].lists(index).ntotal = SMALL
     with pytest.raises(IndexCorruptError, match="more or fewer vectors than it says"):
         opened(tmp_path, kind, clustered(SMALL), lambda _: KINDS[kind].dumped(index))
 
@@ -325,6 +326,6 @@ def test_where_gpus_are_they_cluster_and_the_index_does_not_need_them_then(monke
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", on_gpus, raising=False)
     played = KINDS[kind].trained(clustered(SMALL))
     assert len(asked) == 1
-    assert played.clustering_index is None
+    assert KINDS[kind].lists(played).clustering_index is None
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
     assert KINDS[kind].dumped(played) == quantiser_of(kind, clustered(SMALL))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import faiss
 import numpy as np
 
 from rayjobs.retrieval.kinds.kind import Effort, Refined, Vectors, check_shape, ladder, refuse_unless
+from rayjobs.retrieval.kinds.projection import check_projection, principal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SEED = 1234
 _ITERATIONS = 10
@@ -23,7 +28,9 @@ _LEAST_SAMPLE = 10_000
 _ID_BYTES = 8
 _CENTROID_NS = 0.04
 """Per dimension: comparing a centroid, many queries at once."""
-_CANDIDATE_NS, _REFINE_NS = 120, 1.4
+_LIST_NS = 800
+"""Per list: opening it."""
+_CANDIDATE_NS, _REFINE_NS = 120, 1.9
 """Per candidate: keeping it, and, per dimension, fetching and comparing its exact vector. Measured on a million vectors."""
 _PQ_BITS = 4
 _CODE_BOOK = 1 << _PQ_BITS
@@ -50,10 +57,6 @@ class _Lists(Refined):
     """Likely ones first: what these cost spares trying dearer ones."""
 
     @abc.abstractmethod
-    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
-        """Return the FAISS index, with default values where they do not matter."""
-
-    @abc.abstractmethod
     def check_codes(self, index: Any) -> None:
         """Refuse a codec that does not fit the index's dimension and its codes."""
 
@@ -62,24 +65,11 @@ class _Lists(Refined):
         """Return the bytes of one vector's code."""
 
     @abc.abstractmethod
-    def scan_ns(self, dimension: int) -> float:
-        """Return about how long comparing one code takes, nanoseconds."""
+    def scan_ns(self, lists: Any) -> float:
+        """Return about how long comparing one code of an inverted file takes, nanoseconds."""
 
-    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
-        """Cluster the sample on the sphere, on a GPU where one is, and train the codec."""
-        dimension = sample.shape[1]
-        lists = min(lists_for(rows or len(sample)), max(1, len(sample) // _LEAST_PER_LIST))
-        centroids = faiss.IndexFlatIP(dimension)
-        index = self.untrained(centroids, dimension, lists)
-        index.own_fields = True
-        centroids.this.disown()
-        clustering = index.cp
-        clustering.seed, clustering.niter, clustering.spherical = _SEED, _ITERATIONS, True
-        clustering.min_points_per_centroid = 1  # what FAISS would warn of, a small set, is no fault
-        on_gpu = _clustering_index(dimension)
-        index.clustering_index = on_gpu
-        index.train(np.resize(sample, (max(len(sample), _CODE_BOOK), dimension)))  # a code book wants as many vectors as it has words
-        index.clustering_index = None
+    def lists(self, index: Any) -> Any:
+        """Return the inverted file within an index."""
         return index
 
     def check(self, index: Any, dimension: int, rows: int) -> None:
@@ -102,13 +92,15 @@ class _Lists(Refined):
 
     def efforts(self, index: Any) -> list[list[Effort]]:
         """Return a ladder of lists to open, for each factor of candidates."""
-        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in ladder(1, index.nlist)] for factor in self.factors]
+        return [[Effort(nprobe=nprobe, k_factor=factor) for nprobe in ladder(1, self.lists(index).nlist)] for factor in self.factors]
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count centroids, codes and exact vectors compared."""
-        codes = min(effort.nprobe or 1, index.nlist) * int(index.ntotal) / index.nlist
+        lists = self.lists(index)
+        probed = _LIST_NS + self.scan_ns(lists) * int(index.ntotal) / lists.nlist
         candidate = _CANDIDATE_NS + _REFINE_NS * index.d
-        return float(_CENTROID_NS * index.d * index.nlist + self.scan_ns(index.d) * codes + candidate * (effort.k_factor or 0) * count)
+        centroids = _CENTROID_NS * lists.d * lists.nlist
+        return float(centroids + probed * min(effort.nprobe or 1, lists.nlist) + candidate * (effort.k_factor or 0) * count)
 
 
 class IvfFlat(_Lists):
@@ -127,9 +119,9 @@ class IvfFlat(_Lists):
         """Return how many lists to open."""
         return self.candidates(effort, selector)
 
-    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
-        """See `_Lists`."""
-        return faiss.IndexIVFFlat(centroids, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
+        """Cluster the sample."""
+        return _clustered(sample, rows, faiss.IndexIVFFlat)
 
     def check_codes(self, index: Any) -> None:
         """Check the length of a code."""
@@ -139,41 +131,57 @@ class IvfFlat(_Lists):
         """Return the vector's bytes."""
         return 4 * dimension
 
-    def scan_ns(self, dimension: int) -> float:
+    def scan_ns(self, lists: Any) -> float:
         """Return the time that one vector takes to come from memory."""
-        return 0.1 * 4 * dimension
+        return 0.1 * 4 * float(lists.d)
 
 
 class IvfPq(_Lists):
-    """Product codes of 4 bits per two dimensions, compared in registers (FAISS fast-scan; André et al. 2017), ranked again exactly."""
+    """Product codes of 4 bits, compared in registers (FAISS fast-scan; André et al. 2017), ranked again exactly.
+
+    A code is of each of the principal directions (`projection`), or of pairs of numbers where vectors vary in all directions alike.
+    """
 
     name: ClassVar[str] = "ivf_pq"
     made: ClassVar[type] = faiss.IndexIVFPQFastScan
 
-    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
-        """Code what is left beside the centroid: for an inner product that costs a search nothing."""
-        index = faiss.IndexIVFPQFastScan(
-            centroids, dimension, lists, _subspaces(dimension), _PQ_BITS, faiss.METRIC_INNER_PRODUCT, _PQ_BLOCK
-        )
-        index.by_residual = True
-        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = _SEED, 1
-        return index
+    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
+        """Find the principal directions, cluster and train codes in them."""
+        projection = principal(sample)
+        subspaces = projection.d_out if projection.d_out < projection.d_in else _pairs(projection.d_in)
+        lists = _clustered(projection.apply(sample), rows, functools.partial(_product_codes, subspaces))
+        return faiss.IndexPreTransform(projection, lists)
+
+    def lists(self, index: Any) -> Any:
+        """Return what is behind the projection."""
+        return faiss.downcast_index(index.index)
+
+    def check(self, index: Any, dimension: int, rows: int) -> None:
+        """Check the projection, and what is behind it as of all inverted files."""
+        check_shape(index, faiss.IndexPreTransform, dimension, rows)
+        check_projection(index, dimension)
+        lists = self.lists(index)
+        super().check(lists, lists.d, rows)
+
+    def candidates(self, effort: Effort, selector: Any) -> Any:
+        """Return how many lists to open."""
+        return faiss.SearchParametersPreTransform(index_params=super().candidates(effort, selector))
 
     def check_codes(self, index: Any) -> None:
         """Check the shape of the code book."""
         pq = index.pq
-        refuse_unless(pq.d == index.d and _subspaces(index.d) == pq.M and pq.nbits == _PQ_BITS, "its product code has another shape")
+        refuse_unless(pq.d == index.d and pq.M in {pq.d, _pairs(pq.d)} and pq.nbits == _PQ_BITS, "its product code has another shape")
         refuse_unless(pq.centroids.size() == pq.d * _CODE_BOOK and pq.dsub * pq.M == pq.d, "its code book is cut short")
         refuse_unless((index.M, index.M2, index.bbs) == (pq.M, pq.M + pq.M % 2, _PQ_BLOCK), "its blocks have another shape")
         refuse_unless(type(faiss.downcast_InvertedLists(index.invlists)) is faiss.BlockInvertedLists, "its lists are not in blocks")
 
     def code_bytes(self, dimension: int) -> int:
-        """Return half a byte per subspace."""
-        return -(-_subspaces(dimension) // 2)
+        """Return half a byte per pair of numbers, the most that codes take."""
+        return -(-_pairs(dimension) // 2)
 
-    def scan_ns(self, dimension: int) -> float:
+    def scan_ns(self, lists: Any) -> float:
         """Return the time of a table look-up per subspace, many at once."""
-        return 0.07 * _subspaces(dimension)
+        return 0.1 * float(lists.pq.M)
 
 
 class IvfRabitq(_Lists):
@@ -182,9 +190,9 @@ class IvfRabitq(_Lists):
     name: ClassVar[str] = "ivf_rabitq"
     made: ClassVar[type] = faiss.IndexIVFRaBitQ
 
-    def untrained(self, centroids: Any, dimension: int, lists: int) -> Any:
-        """See `_Lists`."""
-        return faiss.IndexIVFRaBitQ(centroids, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
+        """Cluster the sample; bits need no training."""
+        return _clustered(sample, rows, faiss.IndexIVFRaBitQ)
 
     def check_codes(self, index: Any) -> None:
         """Check the quantiser's shape."""
@@ -194,13 +202,46 @@ class IvfRabitq(_Lists):
         """Return a bit per dimension and the two factors of the estimate."""
         return -(-dimension // 8) + 8
 
-    def scan_ns(self, dimension: int) -> float:
+    def scan_ns(self, lists: Any) -> float:
         """Return the time of bitwise products with a query of 8 bits a dimension."""
-        return 10 + 0.1 * dimension
+        return 10 + 0.1 * float(lists.d)
 
 
-def _subspaces(dimension: int) -> int:
-    """Return the number of subspaces of a product code: two dimensions each, or one where the number of dimensions is odd."""
+def _clustered(sample: Vectors, rows: int | None, untrained: Callable[[Any, int, int, int], Any]) -> Any:
+    """Cluster a sample on the sphere, on a GPU where one is, and train the codec.
+
+    Args:
+        sample: (n, dim) float32.
+        rows: vectors in the largest segment; None for the sample's.
+        untrained: from centroids, their dimension, their number and the metric to an inverted file with default values where they do not
+            matter.
+    """
+    dimension = sample.shape[1]
+    lists = min(lists_for(rows or len(sample)), max(1, len(sample) // _LEAST_PER_LIST))
+    centroids = faiss.IndexFlatIP(dimension)
+    index = untrained(centroids, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    index.own_fields = True
+    centroids.this.disown()
+    clustering = index.cp
+    clustering.seed, clustering.niter, clustering.spherical = _SEED, _ITERATIONS, True
+    clustering.min_points_per_centroid = 1  # what FAISS would warn of, a small set, is no fault
+    on_gpu = _clustering_index(dimension)
+    index.clustering_index = on_gpu
+    index.train(np.resize(sample, (max(len(sample), _CODE_BOOK), dimension)))  # a code book wants as many vectors as it has words
+    index.clustering_index = None
+    return index
+
+
+def _product_codes(subspaces: int, centroids: Any, dimension: int, lists: int, metric: int) -> Any:
+    """Code what is left beside the centroid: for an inner product that costs a search nothing."""
+    index = faiss.IndexIVFPQFastScan(centroids, dimension, lists, subspaces, _PQ_BITS, metric, _PQ_BLOCK)
+    index.by_residual = True
+    index.pq.cp.seed, index.pq.cp.min_points_per_centroid = _SEED, 1
+    return index
+
+
+def _pairs(dimension: int) -> int:
+    """Return the number of subspaces of two numbers each, or of one where the number of dimensions is odd."""
     return dimension // 2 if dimension % 2 == 0 else dimension
 
 
