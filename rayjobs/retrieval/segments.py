@@ -135,8 +135,11 @@ def _selector(chosen: BoolArray) -> Any:
 
 def _ranked(scores: Vectors, rows: Rows) -> Found:
     """Sort hits by score, best first, ties by row."""
-    order = np.lexsort((rows, -scores))
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    loose = np.flatnonzero(~(scores[:, 1:] < scores[:, :-1]).all(axis=1))  # most come in order, and sorting them takes longer than looking
+    order = np.lexsort((rows[loose], -scores[loose]))
+    scores[loose] = np.take_along_axis(scores[loose], order, axis=1)
+    rows[loose] = np.take_along_axis(rows[loose], order, axis=1)
+    return scores, rows
 
 
 def _padded(scores: Vectors, rows: Rows, count: int) -> Found:

@@ -12,43 +12,13 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
-from rayjobs.errors import PinnedVersionError
-from rayjobs.rasters.uploads import UploadLimits
-from rayjobs.serve import api
-from rayjobs.serve.answers import Answers
-from rayjobs.storage import open_store
-from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS, publish
-
-
-class Service:
-    """What stands in for the deployment: its encoder knows one image."""
-
-    versions, last_error = ["v1"], None
-
-    def __init__(self, answers):
-        self.answers = answers
-
-    def pinned(self, version):
-        if version not in {None, "v1"}:
-            raise PinnedVersionError(f"{version} is not served")
-        return self.answers
-
-    def uploads_for(self, answers):
-        return UploadLimits(bands=answers.spec.bands, dtype=answers.spec.dtype, max_pixels=10_000, max_bytes=10**6)
-
-    async def embed(self, pixels, valid, answers):
-        assert answers is self.answers
-        assert pixels.shape[1:] == valid.shape
-        return VECTORS[5]
+from tests.unit.serve.served_index import COUNT, DIM, IDS, VECTORS
+from tests.unit.serve.service_double import application_in
 
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory):
-    store = open_store(f"file:{tmp_path_factory.mktemp('workspace')}")
-    service = Service(Answers(publish(store), cache=tmp_path_factory.mktemp("cache"), max_limit=100))
-    made = api.build_api()
-    made.dependency_overrides[api.current_service] = lambda: service
-    return made
+    return application_in(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture
@@ -225,7 +195,7 @@ BOW = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0
         ({"offset": -1}, 422, "offset"),
         ({"spread_m": 0}, 422, "spread_m"),
         ({"threshold": 2}, 422, "threshold"),
-        ({"index_version": "v0"}, 409, "v0 is not served"),
+        ({"index_version": "v0"}, 409, "'v0' is not served; v1 is"),
         ({"datetime": "2021/2020"}, 400, "2021/2020"),
     ],
 )
