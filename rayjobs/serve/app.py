@@ -32,6 +32,8 @@ __all__ = ["AppSettings", "Ingress", "build_app"]
 Array = np.ndarray[Any, Any]
 
 _MEBIBYTE = 2**20
+_HEALTH_CHECK_PERIOD_S = 2
+"""A process that was killed is missed after so long at most; Ray Serve's own 10 s would be most of the time until another is there."""
 
 _LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)  # ours is the line of each request
 
@@ -155,6 +157,7 @@ def _load_of(service: ServiceSection, least: int, most: int | None) -> dict[str,
         "max_ongoing_requests": service.max_ongoing_requests,
         "max_queued_requests": service.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=503, retry_after_s=service.retry_after_s),
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
     }
     if most is None:
         return {**options, "num_replicas": least}

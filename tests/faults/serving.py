@@ -321,7 +321,8 @@ class Clients:
         wrong = [one for one in self.asked if one.status == 200 and one.tiles != self.served.library.expected[one.version]]
         assert not wrong, wrong[:3]
 
-    def p99(self, first: float = 0.0, last: float = np.inf) -> float:
-        """Seconds within which 99 of 100 requests of a span were answered."""
-        taken = [one.seconds for one in list(self.asked) if one.status == 200 and first <= one.when <= last]
+    def p99(self, *spans: tuple[float, float]) -> float:
+        """Seconds within which 99 of 100 requests were answered: of those in any of some spans, or of all."""
+        answered = [one for one in list(self.asked) if one.status == 200]
+        taken = [one.seconds for one in answered if not spans or any(first <= one.when <= last for first, last in spans)]
         return float(np.quantile(taken, 0.99)) if taken else float("nan")
