@@ -126,6 +126,7 @@ class Answers:
             dimension=manifest.dimension,
             distance=manifest.distance,
             bands=list(self.spec.bands),
+            dtype=self.spec.dtype,
             tile_size=self.spec.tile_size,
             kind=manifest.kind,
             why=manifest.why,

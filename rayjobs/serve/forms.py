@@ -1,8 +1,8 @@
-"""The fields of a multipart form that say what JSON says elsewhere."""
+"""What requests say beside JSON: query parameters, and the fields of a multipart form that say what JSON says elsewhere."""
 
 import difflib
-import inspect
 import json
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import fastapi
@@ -15,21 +15,42 @@ _LONGEST = 1_000_000
 """Characters of a field that holds JSON."""
 
 
-async def known_fields(request: fastapi.Request) -> None:
-    """Refuse fields that a form of `/v1/search/image` does not have; FastAPI leaves them out without a word.
+async def known_words(request: fastapi.Request) -> None:
+    """Refuse query parameters and fields of a form that a route does not have; FastAPI leaves them out without a word.
 
     Raises:
         RequestValidationError: names them.
     """
-    unknown = sorted(set(await request.form()) - _FIELDS)
-    if unknown:
-        faults = [{"type": "extra_forbidden", "loc": ("body", name[:100]), "msg": _unknown(name), "input": ""} for name in unknown]
+    operation, schemas = _described(request)
+    faults = _unknown("query", request.query_params, [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"])
+    if form := operation.get("requestBody", {}).get("content", {}).get("multipart/form-data"):
+        fields = schemas[form["schema"]["$ref"].rpartition("/")[2]]["properties"]
+        faults += _unknown("body", await request.form(), fields)
+    if faults:
         raise RequestValidationError(faults)
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, _FIELDS, n=1)
-    return f"there is no such field; {f'did you mean {near[0]!r}?' if near else 'there are ' + ', '.join(sorted(_FIELDS))}"
+def _described(request: fastapi.Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how OpenAPI describes what is asked for, and the schemas that it refers to."""
+    described = request.app.openapi()
+    operation = described["paths"][request.scope["route"].path_format][request.method.lower()]
+    return operation, described["components"]["schemas"]
+
+
+def _unknown(where: str, given: Iterable[str], known: Iterable[str]) -> list[dict[str, Any]]:
+    """Return a fault for each name that is not known, once."""
+    names = sorted(known)
+    return [
+        {"type": "extra_forbidden", "loc": (where, name[:100]), "msg": f"there is no such field; {_instead(name, names)}", "input": ""}
+        for name in sorted(set(given) - set(names))
+    ]
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there are {', '.join(known)}" if known else "there are none"
 
 
 def filters_of_form(
@@ -85,8 +106,6 @@ def _json(name: str, text: str | None) -> Any:
         fault = {"type": "json_invalid", "loc": ("body", name), "msg": f"JSON decode error: {str(error)[:200]}", "input": text[:100]}
         raise RequestValidationError([fault]) from None
 
-
-_FIELDS = {"image", *inspect.signature(filters_of_form).parameters}
 
 FormFilters = Annotated[Filters, fastapi.Depends(filters_of_form)]
 """A parameter of a route: filters out of a form."""

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from rayjobs.rasters.uploads import read_upload
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.features import FORMATS, GEOJSON, WRITTEN
-from rayjobs.serve.forms import FormFilters, known_fields, numbers_of
+from rayjobs.serve.forms import FormFilters, known_words, numbers_of
 from rayjobs.serve.held import Target
 from rayjobs.serve.hits import Found
 from rayjobs.serve.observe import searched, stage
@@ -54,6 +54,7 @@ _AS_TABLES: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for m
 
 router = fastapi.APIRouter(
     route_class=QuickRoute,
+    dependencies=[fastapi.Depends(known_words)],
     default_response_class=GeoJSONResponse,
     responses={
         "4XX": {**_PROBLEM_SCHEMA, "description": "What is wrong with the request"},
@@ -123,9 +124,7 @@ def _written(found: Found, media: str) -> Response:
         return Response(WRITTEN[media](found), media_type=media, headers={INDEX_VERSION: found.index_version})
 
 
-@router.post(
-    "/v1/search/image", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES, dependencies=[fastapi.Depends(known_fields)]
-)
+@router.post("/v1/search/image", tags=["search"], response_model=SearchAnswer, responses=_AS_TABLES)
 async def search_image(service: Here, image: fastapi.UploadFile, filters: FormFilters, media: Format) -> Response:
     """Find the tiles most like an uploaded PNG, JPEG or GeoTIFF, whose bands must be the encoder's.
 

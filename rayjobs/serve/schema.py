@@ -314,6 +314,8 @@ class Info(_Strict):
     dimension: int
     distance: str
     bands: list[str]
+    dtype: str
+    """Of the pixels that the encoder takes."""
     tile_size: int
     kind: str
     """How vectors are compressed for approximate searches."""

@@ -106,6 +106,23 @@ def test_fields_that_a_form_does_not_have_are_refused(ask):
         assert words in refused.text
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name", "words"),
+    [
+        ("GET", "/v1/tiles", "boxx", "did you mean 'bbox'"),
+        ("GET", "/v1/info", "verbose", "there are none"),
+        ("POST", "/v1/search", "limit", "there are format"),
+        ("GET", "/v1/tiles", "x" * 5000, "there are bbox"),
+    ],
+)
+def test_query_parameters_that_a_route_does_not_have_are_refused(ask, method, path, name, words):
+    refused = ask(method, path, params={name: "1"}, **({"json": SEARCH} if method == "POST" else {}))
+    assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
+    assert name[:100] in refused.text
+    assert words in refused.text
+    assert len(refused.text) < 1000
+
+
 def test_an_embedding_is_an_example_for_later(ask):
     made = ask("POST", "/v1/embed", files=picture()).json()
     np.testing.assert_allclose(made["embedding"], VECTORS[5], atol=1e-6)
