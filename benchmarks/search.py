@@ -251,8 +251,6 @@ def refined(name: str, index: Any, exact: Any, ladders: list[list[tuple[int | No
     def search(queries: np.ndarray, setting: tuple[int | None, int | None]) -> np.ndarray:
         k_factor, nprobe = setting
         inner = None if nprobe is None else faiss.SearchParametersIVF(nprobe=nprobe)
-        if name.startswith("PCA"):
-            inner = faiss.SearchParametersPreTransform(index_params=inner)
         if k_factor is None:
             return index.search(queries, COUNT, params=inner)[1]
         outer = faiss.IndexRefineSearchParameters(k_factor=float(k_factor), base_index_params=inner)

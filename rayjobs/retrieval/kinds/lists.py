@@ -83,7 +83,7 @@ class _Lists(Refined):
         _check_lists(index, rows)
 
     def candidates(self, effort: Effort, selector: Any) -> Any:
-        """Return how many lists to open."""
+        """Return how many lists to open; a projection in front of them hands that on."""
         return faiss.SearchParametersIVF(nprobe=effort.nprobe or 1, sel=selector)
 
     def bytes_per_vector(self, dimension: int) -> float:
@@ -162,10 +162,6 @@ class IvfPq(_Lists):
         check_projection(index, dimension)
         lists = self.lists(index)
         super().check(lists, lists.d, rows)
-
-    def candidates(self, effort: Effort, selector: Any) -> Any:
-        """Return how many lists to open."""
-        return faiss.SearchParametersPreTransform(index_params=super().candidates(effort, selector))
 
     def check_codes(self, index: Any) -> None:
         """Check the shape of the code book."""
