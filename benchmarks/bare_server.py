@@ -48,7 +48,7 @@ class Bare:
             self.parameters = faiss.IndexRefineSearchParameters(
                 k_factor=k_factor, base_index_params=faiss.SearchParametersIVF(nprobe=nprobe)
             )
-        self.table = pq.read_table(folder / "segment-00000.parquet")
+        [self.table] = pq.read_table(folder / "segment-00000.parquet").combine_chunks().to_batches()  # of pieces, taking rows is slow
 
     def search(self, vectors: np.ndarray, limit: int) -> list[dict[str, Any]]:
         """Return a FeatureCollection for each query (q, dim)."""
