@@ -108,7 +108,7 @@ def test_the_publisher_is_killed_at_any_moment(served, library, row, tmp_path):
             answers = Answers(current, cache=tmp_path, max_limit=LIMIT)
             vector, without = answers.query_vector([_tile(library.query)])
             found = answers.search(vector, _limited(), without=without)
-            assert [feature.id for feature in found.features] == library.expected[current.version]
+            assert library.expected[current.version].allows([feature.id for feature in found.features])
             loaded += 1
         last = library.publish(5000)
         served.refresh()
