@@ -89,7 +89,8 @@ def publish_for_ever(library, told):
 @pytest.mark.fault("S2")
 def test_the_publisher_is_killed_at_any_moment(served, library, row, tmp_path):
     """A process that loads what is current finds the old version or the new one, whole; the service follows."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a thousand processes that each import all anew would take hours
+    context.set_forkserver_preload([__name__])
     loaded = 0
     with Clients(served, 2) as clients:
         for _ in range(row.tries):
@@ -98,7 +99,7 @@ def test_the_publisher_is_killed_at_any_moment(served, library, row, tmp_path):
             writer.start()
             there.close()
             assert here.poll(120)
-            time.sleep(random.uniform(0, 1.5))
+            time.sleep(random.uniform(0, 0.8))
             writer.kill()
             writer.join()
             with contextlib.suppress(EOFError):
