@@ -9,6 +9,7 @@ import sys
 VERBS = {
     "sample": "read tiles from cloud-stored rasters into the workspace",
     "train": "learn the metric on the sampled tiles",
+    "tune": "try many values of the experiment's keys, and tell which find best",
     "evaluate": "measure retrieval on held-out ground, beside what needs no training",
     "embed": "write the embedding table of a set",
     "index": "embed a set and publish a searchable index of it",

@@ -25,6 +25,7 @@ from rayjobs.serve.section import ServeSection
 from rayjobs.tiles.section import TilesSection
 from rayjobs.tracking import TrackingSection
 from rayjobs.train.section import TrainSection
+from rayjobs.tune.section import TuneSection
 from rayjobs.workspace import ArtefactName, Workspace, WorkspaceSection
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Experiment:
     clustering: ClusteringSection = ClusteringSection()
     mining: MiningSection = MiningSection()
     train: TrainSection = TrainSection()
+    tune: TuneSection = TuneSection()
     evaluate: EvaluateSection = EvaluateSection()
     index: IndexSection = IndexSection()
     serve: ServeSection = ServeSection()

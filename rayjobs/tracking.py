@@ -7,6 +7,7 @@ and told when it answers again.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rayjobs.config import flatten, section
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 _PARAMETER_LIMIT = 6000
 _AGAIN_S = 5.0
@@ -155,6 +159,20 @@ def history(settings: TrackingSection, *, workspace: str, run_id: str) -> dict[s
         return {}
 
 
+def close(settings: TrackingSection, *, workspace: str, run_id: str, status: str) -> None:
+    """Close a run that another process left open, where tracking is on and answers."""
+    from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
+
+    if not settings.enabled:
+        return
+    try:
+        client = MlflowClient(tracking_uri(settings, workspace))
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status)
+    except Exception:  # whatever a tracking server does, work goes on
+        logger.warning("run %s of MLflow could not be closed", run_id, exc_info=True)
+
+
 @contextmanager
 def tracked(
     settings: TrackingSection,
@@ -164,6 +182,7 @@ def tracked(
     parameters: Mapping[str, Any],
     say: Callable[[str], None],
     resume: str | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Tracker]:
     """Log the block as one MLflow run: FINISHED when it ends, FAILED when it raises; interrupted work waits for no server.
 
@@ -174,8 +193,9 @@ def tracked(
         parameters: nested; logged under dotted keys.
         say: tells the person that the server failed.
         resume: id of an earlier MLflow run to go on with.
+        tags: of a run that begins.
     """
-    tracker = _open(settings, workspace, run, parameters, say, resume) if settings.enabled else Tracker(None, None, say)
+    tracker = _open(settings, workspace, run, parameters, say, resume, tags) if settings.enabled else Tracker(None, None, say)
     try:
         yield tracker
     except KeyboardInterrupt:
@@ -188,7 +208,13 @@ def tracked(
 
 
 def _open(
-    settings: TrackingSection, workspace: str, run: str, parameters: Mapping[str, Any], say: Callable[[str], None], resume: str | None
+    settings: TrackingSection,
+    workspace: str,
+    run: str,
+    parameters: Mapping[str, Any],
+    say: Callable[[str], None],
+    resume: str | None,
+    tags: Mapping[str, str],
 ) -> Tracker:
     from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
     from mlflow.entities import Param  # noqa: PLC0415
@@ -204,7 +230,7 @@ def _open(
             return Tracker(client, resume, say)
         found = client.get_experiment_by_name(settings.experiment)
         experiment = found.experiment_id if found else client.create_experiment(settings.experiment, f"{workspace}/mlflow")
-        opened = client.create_run(experiment, run_name=run)
+        opened = client.create_run(experiment, run_name=run, tags=dict(tags))
         flat = {name: str(value)[:_PARAMETER_LIMIT] for name, value in flatten(parameters).items()}
         client.log_batch(opened.info.run_id, params=[Param(name, value) for name, value in flat.items()])
     except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on

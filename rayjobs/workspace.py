@@ -34,6 +34,8 @@ class WorkspaceSection:
     """Name of the set of tiles; default the experiment's name."""
     run: ArtefactName | None = None
     """Name of the training run; default the experiment's name."""
+    sweep: ArtefactName | None = None
+    """Name of the sweep; default the experiment's name. Its trials are runs whose names begin so."""
     index: ArtefactName | None = None
     """Name of the embeddings and the index; default the experiment's name."""
 
@@ -98,6 +100,21 @@ class Workspace:
     def report(self) -> Artefact:
         """The evaluations of the training run."""
         return Artefact(self.store, f"runs/{self.run}", "evaluation")
+
+    @property
+    def sweep(self) -> str:
+        """Name of the sweep."""
+        return self._settings.sweep or self._name
+
+    @property
+    def sweep_folder(self) -> str:
+        """Prefix of what a sweep keeps beside its reports: what it was begun with, its lease, what is known of its trials."""
+        return f"sweeps/{self.sweep}/"
+
+    @property
+    def sweep_report(self) -> Artefact:
+        """What the sweep has found."""
+        return Artefact(self.store, f"sweeps/{self.sweep}", "report")
 
     @property
     def index(self) -> Artefact:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from rayjobs.tracking import history, tracked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
 
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
@@ -66,9 +69,9 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what evaluation will measure, and what it will take."""
     experiment.open_workspace().store.check()
     source, checkpoint = _parents(experiment)
-    question = _question(experiment, source)
+    question = question_of(experiment, source)
     found = plan(question, experiment.evaluate)
-    _check(experiment, source, question, found)
+    check(experiment, source, question, found)
     tiles, dim = len(question.tile_ids), from_files(**encoder_files(checkpoint)).spec.dim
     rows = expected(experiment)
     return {
@@ -97,14 +100,14 @@ def _segmentation_planned(experiment: Experiment) -> str | None:
     return f"at most {settings.segmentation.tiles} tiles each of the train and the {settings.split} split"
 
 
-def run(experiment: Experiment, console: Console) -> Result:
-    """Measure every row on the chosen split and publish the report."""
+def run(experiment: Experiment, console: Console, tags: Mapping[str, str] = MappingProxyType({})) -> Result:
+    """Measure every row on the chosen split and publish the report; its run in MLflow has `tags`."""
     workspace = experiment.open_workspace()
     workspace.store.check()
     source, checkpoint = _parents(experiment)
-    question = _question(experiment, source)
+    question = question_of(experiment, source)
     found = plan(question, experiment.evaluate)
-    _check(experiment, source, question, found)
+    check(experiment, source, question, found)
     tell_encoder(experiment, checkpoint, console, "evaluate")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         rows = embed_rows(experiment, source, encoder_files(checkpoint), console)
@@ -114,7 +117,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     report = {**table(measured, experiment.evaluate, ours=TRAINED, segmentation=segmentation), "protocol": protocol}
     files = _files(experiment, source, checkpoint, report, measured)
     addresses = _publish(experiment, source, checkpoint, files)
-    _log(experiment, report, files, console)
+    _log(experiment, report, files, tags, console)
     _show(console, report)
     console.say(f"evaluate         report: {addresses['report.html']}")
     return Result(**report, report=addresses["report.json"], page=addresses["report.html"])
@@ -126,10 +129,20 @@ def _parents(experiment: Experiment) -> tuple[Version, Version]:
     return workspace.set.require("run `rayjobs sample` first"), newest_checkpoint(experiment)
 
 
-def _question(experiment: Experiment, source: Version) -> Question:
-    """Return what is asked of the measured split, from the tile table alone."""
-    settings, tiles = experiment.evaluate, read_geoparquet(source.read("tiles.parquet"))
-    tiles = tiles.filter(pc.equal(tiles["split"], settings.split)).sort_by("tile_id")
+def tiles_of_split(source: Version, split: str) -> pa.Table:
+    """Return the rows of a set's tile table that are in a split, sorted by `tile_id`."""
+    tiles = read_geoparquet(source.read("tiles.parquet"))
+    return tiles.filter(pc.equal(tiles["split"], split)).sort_by("tile_id")
+
+
+def question_of(experiment: Experiment, source: Version) -> Question:
+    """Return what is asked of the measured split, from the tile table alone.
+
+    Raises:
+        ConfigError: the set has no tile of the split.
+    """
+    settings = experiment.evaluate
+    tiles = tiles_of_split(source, settings.split)
     if not tiles.num_rows:
         raise ConfigError(
             f"no tile of the set belongs to the {settings.split} split; choose another evaluate.split, or sample one with a share"
@@ -143,7 +156,7 @@ def _question(experiment: Experiment, source: Version) -> Question:
     )
 
 
-def _check(experiment: Experiment, source: Version, question: Question, found: Plan) -> None:
+def check(experiment: Experiment, source: Version, question: Question, found: Plan) -> None:
     """Refuse what cannot be answered before anything is embedded."""
     settings = experiment.evaluate
     if not len(findable(question)):
@@ -322,11 +335,13 @@ def _publish(experiment: Experiment, source: Version, checkpoint: Version, files
     return {name: workspace.store.address(version.key(name)) for name in files}
 
 
-def _log(experiment: Experiment, report: dict[str, Any], files: Mapping[str, bytes], console: Console) -> None:
+def _log(experiment: Experiment, report: dict[str, Any], files: Mapping[str, bytes], tags: Mapping[str, str], console: Console) -> None:
     workspace = experiment.open_workspace()
     name = f"{workspace.run}-evaluate-{experiment.evaluate.split}"
     parameters = experiment.to_dict()
-    with tracked(experiment.tracking, workspace=workspace.store.uri, run=name, parameters=parameters, say=console.say) as tracker:
+    with tracked(
+        experiment.tracking, workspace=workspace.store.uri, run=name, parameters=parameters, say=console.say, tags=tags
+    ) as tracker:
         tracker.metrics(values_of(report), step=0)
         tracker.files(files)
 

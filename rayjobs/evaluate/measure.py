@@ -154,13 +154,29 @@ def measure(name: str, vectors: Vectors, distance: Distance, question: Question,
         TrainingError: no tile has another relevant one.
         RetrievalError: a vector is not finite.
     """
-    metrics = _retrieval(vectors, distance, question, settings)
-    if len(found.mixed):
-        metrics |= _of_proportions(vectors, distance, question, found.mixed, settings)
+    metrics = _by_tile(vectors, distance, question, found, settings)
     figures = {metric: value(vectors, question.codes) for metric, value in classes.EMBEDDING.items()} if found.labelled else {}
     with joblib.parallel_config(n_jobs=-1):  # the trees of a forest; the result is the same
         probes = tuple(_probed(kind, vectors, question, division, settings.seed) for kind, division in fits(found, settings))
     return Measured(name=name, question=question, vectors=vectors, distance=distance, metrics=metrics, figures=figures, probes=probes)
+
+
+def means(vectors: Vectors, distance: Distance, question: Question, found: Plan, settings: EvaluateSection) -> dict[str, float]:
+    """Return the figure of every metric that can be the objective, without intervals and probes: enough to see an encoder learn.
+
+    Raises:
+        TrainingError: no tile has another relevant one.
+        RetrievalError: a vector is not finite.
+    """
+    metrics = _by_tile(vectors, distance, question, found, settings)
+    return {name: float(values.values.mean()) for name, values in metrics.items()}
+
+
+def _by_tile(vectors: Vectors, distance: Distance, question: Question, found: Plan, settings: EvaluateSection) -> dict[str, TileValues]:
+    metrics = _retrieval(vectors, distance, question, settings)
+    if len(found.mixed):
+        metrics |= _of_proportions(vectors, distance, question, found.mixed, settings)
+    return metrics
 
 
 def _retrieval(vectors: Vectors, distance: Distance, question: Question, settings: EvaluateSection) -> dict[str, TileValues]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import threading
 import urllib.parse
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,10 +37,14 @@ from rayjobs.train.objective import check_objective
 from rayjobs.train.state import TrainPlan, unfit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from rayjobs.console import Console, Stage
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
     from rayjobs.train.batches import Supervision
+    from rayjobs.train.ground import Ground
+    from rayjobs.train.validation import Watch
     from rayjobs.workspace import Workspace
 
 _DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
@@ -83,17 +89,16 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what training will take and how much of it is done, without starting Ray; refuse what `run` would refuse."""
     workspace = experiment.open_workspace()
     workspace.store.check()
-    backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
     _begun_before(experiment, workspace, source)
     done = _epochs_done(workspace)
     tiles = training_tiles(source, experiment)
     ground = ground_of(tiles, experiment)
-    check_objective(experiment, ground)
+    check(experiment, source, ground)
     supervision = supervise(experiment, ground)
     settings = experiment.train
     steps = steps_per_epoch(experiment, supervision)
-    spec = _spec(experiment, source)
+    spec = encoder_spec(experiment, source)
     every = experiment.mining.every
     return {
         "training_tiles": tiles.num_rows,
@@ -116,6 +121,18 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def check(experiment: Experiment, source: Version, ground: Ground) -> None:
+    """Refuse an experiment that cannot be trained on a set, as far as that is known beforehand.
+
+    Raises:
+        ConfigError: no such backbone, an encoder that does not fit the set, or a loss or miner that asks for what the tiles do not tell.
+        TrainingError: likewise.
+    """
+    backbones.require(experiment.model.backbone)
+    encoder_spec(experiment, source)
+    check_objective(experiment, ground)
+
+
 def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
     """Return what is allowed and hardly meant."""
     settings, found = experiment.train, []
@@ -130,8 +147,8 @@ def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
     return found
 
 
-def run(experiment: Experiment, console: Console) -> Result:
-    """Train the run to its last epoch, from its newest checkpoint if it has one."""
+def run(experiment: Experiment, console: Console, watch: Watch | None = None, tags: Mapping[str, str] = MappingProxyType({})) -> Result:
+    """Train the run to its last epoch, from its newest checkpoint if it has one; `watch` sees it learn, and MLflow's run has `tags`."""
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
@@ -153,11 +170,12 @@ def run(experiment: Experiment, console: Console) -> Result:
                 parameters=parameters,
                 say=console.say,
                 resume=resume,
+                tags=tags,
             ) as tracker,
         ):
             if tracker.run_id:
                 workspace.remember_mlflow_run(tracker.run_id)
-            _fit(experiment, source, lease.token, tracker, console)
+            _fit(experiment, source, lease.token, tracker, console, watch)
             lease.check()
             _check_reached_end(workspace, experiment.train.epochs)
             newest = workspace.checkpoints.require("")
@@ -219,7 +237,8 @@ def _epochs_done(workspace: Workspace) -> int:
     return int(newest.manifest["epoch"]) if newest else 0
 
 
-def _spec(experiment: Experiment, source: Version) -> ModelSpec:
+def encoder_spec(experiment: Experiment, source: Version) -> ModelSpec:
+    """Return what the experiment's encoder is for a set."""
     manifest = source.manifest
     return spec_of(
         experiment.model,
@@ -244,24 +263,29 @@ def tile_size(source: Version, experiment: Experiment) -> int:
     return int(size)
 
 
-def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console) -> None:
+def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console, watch: Watch | None) -> None:
     settings = experiment.train
     workspace = experiment.open_workspace()
     tiles = training_tiles(source, experiment)
     check_objective(experiment, ground_of(tiles, experiment))
-    spec = _spec(experiment, source)
+    spec = encoder_spec(experiment, source)
     gpu = wants_gpu(experiment.ray)
     least, most = settings.workers
     cpus = settings.cpus_per_worker or even_cpus(most)
     require_cpus(experiment.ray, least * cpus, f"train.num_workers {least} of {cpus} CPUs each", console.say)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
-    filesystem, path = _arrow_filesystem(workspace.store.uri)
-    listener = _Listener(console, tracker)
+    filesystem, path = arrow_filesystem(workspace.store.uri)
+    listener = _Listener(console, tracker, watch.heard if watch else None)
+    validation = watch.validation if watch else None
+    plan = TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=None, lease=lease, validation=validation)
+    datasets: dict[str, Any] = {"chips": cache.chip_dataset(source, tiles, spec.tile_size)}
+    if validation:
+        datasets["held_out"] = cache.chip_dataset(source, validation.tiles, spec.tile_size)
     with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
         trainer = _Trainer(
             loop,
-            train_loop_config={"plan": TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox, lease=lease)},
-            datasets={"chips": cache.chip_dataset(source, tiles, spec.tile_size)},
+            train_loop_config={"plan": dataclasses.replace(plan, mailbox=mailbox)},
+            datasets=datasets,
             dataset_config=ray.train.DataConfig(datasets_to_split=[]),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # Ray's hint has no pairs yet
@@ -303,8 +327,8 @@ def _leave_a_checkpoint(mailbox: Any, listener: _Listener) -> None:
     listener.left.wait(_GRACE_S)
 
 
-def _arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Return what Ray Train writes its own bookkeeping with."""
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return what Ray writes its own bookkeeping with, and the path there of a workspace."""
     if not uri.startswith("s3://"):
         return pyarrow.fs.LocalFileSystem(), uri.removeprefix("file:")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -327,8 +351,8 @@ class _Listener:
 
     stage: Stage
 
-    def __init__(self, console: Console, tracker: Tracker) -> None:
-        self._console, self._tracker = console, tracker
+    def __init__(self, console: Console, tracker: Tracker, heard: Callable[[int, Mapping[str, float]], None] | None) -> None:
+        self._console, self._tracker, self._heard = console, tracker, heard
         self.failure: RayjobsError | None = None
         self.left = threading.Event()
         """Set when the workers have answered that the driver is about to end."""
@@ -408,6 +432,8 @@ class _Listener:
             + (f", {metrics['train/tiles_per_s']:.0f} tiles/s" if "train/tiles_per_s" in metrics else "")
         )
         self._tracker.metrics(metrics, step=message["epoch"])
+        if self._heard:
+            self._heard(message["epoch"], metrics)
 
 
 def _result(workspace: Workspace, resumed_from: int, mlflow_run: str | None) -> Result:

@@ -15,7 +15,7 @@ from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
 from rayjobs.train.batches import EpochPlan, Supervision, dealt, plan_epoch
-from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
+from rayjobs.train.distributed import agree_on_weights, agreed, barrier, rank, world_size
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
@@ -53,7 +53,9 @@ def _train(plan: TrainPlan) -> None:
     ground = ground_of(tiles, plan.experiment)
     device = ray.train.torch.get_device()
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
-    on = Bench(plan=plan, ground=ground, chips=local_chips(plan, tiles), device=device, objective=objective)
+    chips = local_chips(plan, tiles)
+    held_out = local_chips(plan, plan.validation.tiles, "held_out") if plan.validation else None
+    on = Bench(plan=plan, ground=ground, chips=chips, device=device, objective=objective, held_out=held_out)
     supervision = supervise(plan.experiment, ground)
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     if not state.epoch and not state.step:
@@ -77,12 +79,23 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, 
         metrics |= {"mine/joined_share": state.batches.joined_share}
     state.end_epoch()
     if _is_kept(settings, state.epoch):
+        state.validated = _validated(on, state)
         save(plan, state, on.objective, last=state.epoch == settings.epochs)
+        metrics |= state.validated
     metrics |= {"train/failed_uploads": float(state.failed_uploads)}
     if state.generation is not None:
         metrics |= {"mine/lag_epochs": float(state.epoch - 1 - state.generation)}
     ray.train.report(metrics)
     plan.tell("epoch", epoch=state.epoch, done=steps * state.epoch, metrics=metrics)
+
+
+def _validated(on: Bench, state: State) -> dict[str, float]:
+    """Embed the tiles that are held out, each rank its share, and measure them on rank 0, if anybody asked for it."""
+    validation = on.plan.validation
+    if validation is None or on.held_out is None:
+        return {}
+    vectors = embed_all(state.learned, on.held_out, on.device).numpy()
+    return {f"val/{name}": float(value) for name, value in validation.measure(vectors).items()} if rank() == 0 else {}
 
 
 def _after_step(on: Bench, state: State) -> None:
@@ -124,12 +137,12 @@ def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:
     return settings.steps_per_epoch or max(1, len(supervision.anchors) * settings.tiles_per_group // settings.batch_size)
 
 
-def local_chips(plan: TrainPlan, tiles: pa.Table) -> chip_cache.ChipCache:
-    """Map the node's chips, filled by the first worker of each node while the others wait."""
+def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips") -> chip_cache.ChipCache:
+    """Map the node's chips, filled out of a dataset by the first worker of each node while the others wait."""
     folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
     if ray.train.get_context().get_local_rank() == 0:
         chip_cache.drop_old(folder)
-        shard = ray.train.get_dataset_shard("chips")
+        shard = ray.train.get_dataset_shard(dataset)
         chip_cache.fill(folder, shard.iter_batches(batch_size=256, batch_format="numpy"), tiles.num_rows)
     barrier()
     return chip_cache.opened(folder)

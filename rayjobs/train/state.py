@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rayjobs.storage import Version
     from rayjobs.train.objective import Objective
     from rayjobs.train.section import TrainSection
+    from rayjobs.train.validation import Validation
 
 T = TypeVar("T")
 
@@ -61,6 +62,8 @@ class TrainPlan:
     """Where rank 0 tells how far it is."""
     lease: str
     """Token of the driver's lease on the run: without it nothing is published."""
+    validation: Validation | None = None
+    """What is measured after an epoch, where anybody looks on."""
 
     def tell(self, kind: str, **message: Any) -> None:
         """Leave the driver a message, from rank 0."""
@@ -130,6 +133,8 @@ class State:
     """Running average of the encoder's weights, where one is kept: then it is what checkpoints hold."""
     clusters: Clusters | None = None
     """Clusters of the training tiles, where the loss lives on them."""
+    validated: dict[str, float] = field(default_factory=dict)
+    """What `plan.validation` found after the last epoch; on rank 0 alone. A checkpoint's manifest tells it."""
 
     def end_epoch(self) -> None:
         """Go on to the first step of the next epoch."""
@@ -398,7 +403,8 @@ def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
     mining = None if state.generation is None else generation_name(state.generation)
     ours = fingerprint(plan.spec, state.learned.state_dict())
     parents = {"set": plan.source.version, "mining": mining}
-    version = draft.publish({"parents": parents, "encoder_fingerprint": ours, "epoch": state.epoch, "step": state.step, "counts": {}})
+    done = {"epoch": state.epoch, "step": state.step, "validation": {} if state.step else state.validated}
+    version = draft.publish({"parents": parents, "encoder_fingerprint": ours, **done, "counts": {}})
     if version.manifest["encoder_fingerprint"] != ours:  # one that a killed command had all but published: a restart goes on from it
         raise PublishConflictError(f"checkpoint {version.version} exists already with other weights; training starts again from it")
 

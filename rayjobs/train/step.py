@@ -38,6 +38,8 @@ class Bench:
     chips: ChipCache
     device: torch.device
     objective: Objective
+    held_out: ChipCache | None = None
+    """Chips of the tiles of `plan.validation`."""
 
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:

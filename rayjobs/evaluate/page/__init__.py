@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from typing import TYPE_CHECKING, Any
 
 from rayjobs.evaluate.page import tables
+from rayjobs.evaluate.page.document import document, picture
 from rayjobs.evaluate.page.markup import Html, element, joined
-from rayjobs.evaluate.page.style import STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +42,6 @@ _WORDS = {
     "earlier_reports_on_this_split": "earlier reports of this run on this part",
 }
 _COMPARED = {"higher": "than", "lower": "than", "not told apart": "from"}
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(
@@ -71,23 +68,8 @@ def page(
     Raises:
         ValueError: a picture is not a PNG.
     """
-    parts = [(title, content) for title, content in _parts(report, pictures, experiment, versions, notes, ours) if content]
-    anchors = [f"part-{number}" for number in range(len(parts))]
-    title = f"{name}: how well it finds"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", title),
-        element("style", STYLE),
-    )
-    links = element("nav", *(element("a", heading, href=f"#{anchor}") for anchor, (heading, _) in zip(anchors, parts, strict=True)))
-    sections = (
-        element("section", element("h2", heading), content, id=anchor) for anchor, (heading, content) in zip(anchors, parts, strict=True)
-    )
-    body = element("body", element("h1", title), _summary(report, ours), links, _cautions(report), *sections)
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    parts = _parts(report, pictures, experiment, versions, notes, ours)
+    return document(f"{name}: how well it finds", [_summary(report, ours)], parts, _cautions(report))
 
 
 def _parts(
@@ -96,7 +78,7 @@ def _parts(
     protocol = {key: value for key, value in report["protocol"].items() if key != "cautions"}
     known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion"}
     shown = [(title, _figures(pictures, kinds)) for title, kinds in _SECTIONS.items()]
-    rest = dict.fromkeys(_kind(picture) for picture in pictures if _kind(picture) not in known)
+    rest = dict.fromkeys(_kind(name) for name in pictures if _kind(name) not in known)
     embedding, *others = shown
     noted = joined(*(element("p", note, class_="soft") for note in notes))
     return [
@@ -191,24 +173,19 @@ def _folded(heading: str, content: Html, *, unfolded: bool = False) -> Html:
     return element("details", element("summary", heading), content, open="" if unfolded else None)
 
 
-def _kind(picture: str) -> str:
-    return picture.partition("/")[0]
+def _kind(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _figures(pictures: Mapping[str, bytes], kinds: Sequence[str]) -> Html:
     """Return the pictures of some kinds, those of one subject together."""
-    chosen = [picture for picture in pictures if _kind(picture) in kinds]
-    subjects = list(dict.fromkeys(picture.partition("/")[2] for picture in chosen))
-    chosen.sort(key=lambda picture: (subjects.index(picture.partition("/")[2]), kinds.index(_kind(picture))))
-    return joined(*(_figure(picture, pictures[picture]) for picture in chosen))
+    chosen = [name for name in pictures if _kind(name) in kinds]
+    subjects = list(dict.fromkeys(name.partition("/")[2] for name in chosen))
+    chosen.sort(key=lambda name: (subjects.index(name.partition("/")[2]), kinds.index(_kind(name))))
+    return joined(*(_figure(name, pictures[name]) for name in chosen))
 
 
-def _figure(picture: str, png: bytes) -> Html:
-    if png[:8] != b"\x89PNG\r\n\x1a\n":
-        raise ValueError(f"the picture {picture!r} is not a PNG")
-    width, height = struct.unpack(">II", png[16:24])
-    kind, _, subject = picture.partition("/")
+def _figure(name: str, png: bytes) -> Html:
+    kind, _, subject = name.partition("/")
     caption = ". ".join(part for part in (subject, CAPTIONS.get(kind, "" if subject else kind)) if part)
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    image = element("img", src=source, alt=caption, width=width, height=height)
-    return element("figure", image, element("figcaption", caption))
+    return picture(name, png, caption)

@@ -1,0 +1,1 @@
+"""The verb that tries many values of an experiment's keys, on Ray Tune, and tells which find best."""

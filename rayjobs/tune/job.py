@@ -1,0 +1,393 @@
+"""The driver's side of `rayjobs tune`: plan the trials, have Ray Tune run them, train the best anew, publish what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.tune
+import yaml
+from ray.tune import PlacementGroupFactory
+
+from rayjobs.cluster.failures import own_error
+from rayjobs.cluster.mailbox import listening
+from rayjobs.cluster.session import even_cpus, joined, require_cpus, wants_gpu
+from rayjobs.config import changed_keys, to_dict
+from rayjobs.errors import ConfigError, RayjobsError, TrainingError
+from rayjobs.evaluate import job as evaluation
+from rayjobs.evaluate.measure import plan
+from rayjobs.storage import Lease
+from rayjobs.tracking import close, tracked, tracking_uri
+from rayjobs.train import job as training
+from rayjobs.train.ground import ground_of, training_tiles
+from rayjobs.train.validation import Validation
+from rayjobs.tune import search
+from rayjobs.tune.finals import finals
+from rayjobs.tune.report import files, report_of, shown, version_of
+from rayjobs.tune.space import Replay, Space, overrides, parse
+from rayjobs.tune.trial import DRAW, Sweep, trial
+from rayjobs.tune.trials import Trial, all_known, keep, known, name_of
+from rayjobs.tune.validation import Measure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rayjobs.console import Console, Stage
+    from rayjobs.experiment import Experiment
+    from rayjobs.storage import Version
+    from rayjobs.tracking import Tracker
+    from rayjobs.workspace import Workspace
+
+_TRIED = ("model", "loss", "miner", "memory", "clustering", "mining", "train")
+"""Sections whose keys may be tried: trials share the sampled tiles and all that is around them."""
+_NOT_TRIED = ("train.num_workers", "train.cpus_per_worker", "train.seed")
+_DECIDE = ("rasters", "tiles", "evaluate", "tune", *_TRIED)
+"""Sections that decide what a sweep finds."""
+_MAY_CHANGE = {
+    "rasters": ("sources",),
+    "tune": ("concurrent", "max_failures"),
+    "train": ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "ask_every", "loss_memory_mib"),
+}
+"""Keys of these that may differ when a sweep is gone on with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `rayjobs tune` tells at its end."""
+
+    sweep: str
+    objective: str
+    best: dict[str, Any]
+    """Of the best trial `run`, `values` of the keys of the space, and `value`, the objective on the validation split."""
+    trials: dict[str, int]
+    """How many ended how."""
+    finals: list[dict[str, Any]]
+    """The best values trained anew: `run`, `seed`, and the objective on `evaluate.split` with its interval."""
+    report: str
+    """Where `sweep.json` lies."""
+    page: str
+    """Where `sweep.html` lies."""
+    mlflow_run: str | None
+
+
+def preview(experiment: Experiment) -> dict[str, Any]:
+    """Return which trials there are, how many are done, and what each takes; refuse what `run` would refuse."""
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    source = workspace.set.require("run `rayjobs sample` first")
+    _begun_before(experiment, workspace, source)
+    space = _space(experiment)
+    validation, metric = _validation(experiment, source)
+    draws = _checked(experiment, space, source)
+    done = {found.run: found.ended for found in all_known(workspace)}
+    each = training.preview(_of(experiment, space, draws[0]))
+    return {
+        "trials": search.trials_of(experiment.tune, space),
+        "ended_already": sum(bool(ended) for ended in done.values()),
+        "keys": {name: _described(domain) for name, domain in space.names().items()},
+        "objective": f"{metric} of {validation.tiles.num_rows} tiles of the val split",
+        "steps_per_trial": each["steps"],
+        "finals": experiment.tune.final_seeds,
+        "cautions": each["cautions"],
+    }
+
+
+def _described(domain: Any) -> str:
+    options = getattr(domain, "options", None)
+    return f"{len(options)} values" if options else f"{domain.low:g} to {domain.high:g}"
+
+
+def run(experiment: Experiment, console: Console) -> Result:
+    """Try the space, train the best values anew, and publish what was found."""
+    workspace = experiment.open_workspace()
+    workspace.store.check()
+    source = workspace.set.require("run `rayjobs sample` first")
+    space = _space(experiment)
+    validation, metric = _validation(experiment, source)
+    _checked(experiment, space, source)
+    with Lease(workspace.store, f"{workspace.sweep_folder}lease"):
+        _pin(experiment, workspace, source)
+        with (
+            joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
+            _tracked(experiment, workspace, source, console) as tracker,
+        ):
+            tags = {"mlflow.parentRunId": tracker.run_id, "sweep": workspace.sweep} if tracker.run_id else {"sweep": workspace.sweep}
+            base, concurrent = _shared_out(experiment, console)
+            sweep = Sweep(experiment=base, space=space, objective=metric, validation=validation, tags=tags, mailbox=None)
+            trials = _tried(sweep, concurrent, tracker, console)
+            best = _best(trials)
+            console.say(f"tune             best: {best.run}, {metric} {best.value:.4f} on val")
+            measured = finals(experiment, best, tags, console)
+            report = report_of(experiment, source.version, trials, best, measured)
+            return _publish(experiment, report, best, tracker, console)
+
+
+def _space(experiment: Experiment) -> Space:
+    """Return the space. Raises `ConfigError` for a key that trials cannot have of their own."""
+    space = parse(experiment.tune.space)
+    for key, _ in space.entries:
+        if key.partition(".")[0] not in _TRIED or key in _NOT_TRIED:
+            raise ConfigError(
+                f"tune.space.{key} cannot be tried: trials share the sampled tiles and the cluster; choose keys of {', '.join(_TRIED)}"
+            )
+    return space
+
+
+def _checked(experiment: Experiment, space: Space, source: Version) -> list[dict[str, Any]]:
+    """Return draws of the space whose experiments all can be trained, as far as that can be told beforehand.
+
+    Raises:
+        ConfigError: one cannot; names its values.
+    """
+    draws = search.examples(experiment.tune, space)
+    ground = ground_of(training_tiles(source, experiment), experiment)
+    for draw in draws:
+        values = overrides(space, Replay(draw))
+        try:
+            training.check(_of(experiment, space, draw), source, ground)
+        except RayjobsError as error:
+            raise ConfigError(f"tune.space: a trial with {json.dumps(values)} cannot be trained: {error}") from error
+    return draws
+
+
+def _of(experiment: Experiment, space: Space, draw: Mapping[str, float]) -> Experiment:
+    nobody: Any = None
+    sweep = Sweep(experiment=experiment, space=space, objective="", validation=nobody, tags={}, mailbox=None)
+    return sweep.of(sweep.values({DRAW: draw}))
+
+
+def _validation(experiment: Experiment, source: Version) -> tuple[Validation, str]:
+    """Return how trials are measured on the validation split, and the metric that counts."""
+    held_out = dataclasses.replace(experiment, evaluate=dataclasses.replace(experiment.evaluate, split="val", segmentation=None))
+    question = evaluation.question_of(held_out, source)
+    found = plan(question, dataclasses.replace(held_out.evaluate, probes=()))
+    evaluation.check(held_out, source, question, found)
+    tiles = evaluation.tiles_of_split(source, "val")
+    distance = training.encoder_spec(experiment, source).distance
+    measure = Measure(question=question, plan=found, settings=held_out.evaluate, distance=distance)
+    return Validation(tiles=tiles, measure=measure), experiment.evaluate.objective
+
+
+def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
+    """Write down what the sweep is, the first time; later, refuse another one."""
+    if not _begun_before(experiment, workspace, source):
+        pinned = {"decided": _decided(experiment, source), "resolved": experiment.to_dict()}
+        key = f"{workspace.sweep_folder}experiment.yaml"
+        workspace.store.swap(key, yaml.safe_dump(pinned, sort_keys=False).encode(), expected=None)
+
+
+def _begun_before(experiment: Experiment, workspace: Workspace, source: Version) -> bool:
+    """Whether the sweep was begun, and with this experiment.
+
+    Raises:
+        ConfigError: it was begun with another one; names the keys that changed.
+    """
+    found = workspace.store.read_tagged(f"{workspace.sweep_folder}experiment.yaml")
+    if found is None:
+        return False
+    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(_decided(experiment, source))))
+    if changed:
+        raise ConfigError(
+            f"sweep {workspace.sweep!r} was begun with another experiment ({'; '.join(changed)}); "
+            "give this one another name (--workspace.sweep NAME), or restore the keys"
+        )
+    return True
+
+
+def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
+    decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
+    for name, free in _MAY_CHANGE.items():
+        decided[name] = {key: value for key, value in decided[name].items() if key not in free}
+    return {**decided, "set_version": source.version}
+
+
+def _tracked(experiment: Experiment, workspace: Workspace, source: Version, console: Console) -> Any:
+    """Log the sweep as the parent of its trials in MLflow."""
+    return tracked(
+        experiment.tracking,
+        workspace=workspace.store.uri,
+        run=workspace.sweep,
+        parameters={**experiment.to_dict(), "set_version": source.version},
+        say=console.say,
+        resume=_mlflow_run(workspace),
+        tags={"sweep": workspace.sweep},
+    )
+
+
+def _mlflow_run(workspace: Workspace) -> str | None:
+    found = workspace.store.read_tagged(f"{workspace.sweep_folder}mlflow.json")
+    return str(json.loads(found.data)["run_id"]) if found else None
+
+
+def _shared_out(experiment: Experiment, console: Console) -> tuple[Experiment, int]:
+    """Return the experiment with what each trial takes of the cluster, and how many trials there is room for at a time."""
+    settings, resources = experiment.train, ray.cluster_resources()
+    workers, concurrent = settings.workers[1], experiment.tune.concurrent
+    if wants_gpu(experiment.ray):
+        concurrent = concurrent or max(1, int(resources.get("GPU", 0)) // workers)
+    elif settings.cpus_per_worker:
+        concurrent = concurrent or max(1, int(resources.get("CPU", 0)) // (workers * settings.cpus_per_worker))
+    concurrent = concurrent or 1
+    cpus = settings.cpus_per_worker or even_cpus(workers * concurrent)
+    require_cpus(
+        experiment.ray, settings.workers[0] * cpus, f"a trial's train.num_workers {settings.workers[0]} of {cpus} CPUs each", console.say
+    )
+    uri = tracking_uri(experiment.tracking, experiment.open_workspace().store.uri) if experiment.tracking.enabled else None
+    shared = dataclasses.replace(
+        experiment,
+        train=dataclasses.replace(settings, cpus_per_worker=cpus),
+        tracking=dataclasses.replace(experiment.tracking, uri=uri),
+    )
+    return shared, concurrent
+
+
+def _tried(sweep: Sweep, concurrent: int, tracker: Tracker, console: Console) -> list[Trial]:
+    """Have Ray Tune run all trials that have not ended, and return all."""
+    experiment, settings = sweep.experiment, sweep.experiment.tune
+    workspace = experiment.open_workspace()
+    if tracker.run_id:
+        workspace.store.write(f"{workspace.sweep_folder}mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
+    count = search.trials_of(settings, sweep.space)
+    ended = [found for found in all_known(workspace) if found.ended]
+    console.say(f"tune             {count} trials, {concurrent} at a time; {len(ended)} have ended already")
+    with console.stage("tune", count, "trials") as stage, listening(_Listener(stage, console, sweep.objective, ended).hear) as mailbox:
+        results = _fitted(dataclasses.replace(sweep, mailbox=mailbox), concurrent)
+        trials = [_settled(sweep, result) for result in results]
+        stage.reach(len(trials))
+    for found in trials:
+        if found.ended != "finished" and found.mlflow_run:
+            close(
+                experiment.tracking, workspace=workspace.store.uri, run_id=found.mlflow_run, status="FAILED" if found.failure else "KILLED"
+            )
+    return trials
+
+
+def _fitted(sweep: Sweep, concurrent: int) -> Any:
+    """Run the trials, or go on with them where an earlier command was cut off."""
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep ends at once; each trial has its checkpoint
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
+    experiment, settings = sweep.experiment, sweep.experiment.tune
+    workspace = experiment.open_workspace()
+    filesystem, root = training.arrow_filesystem(workspace.store.uri)
+    path = f"{root}/{workspace.sweep_folder.rstrip('/')}"
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), _beside_this_process())
+    if ray.tune.Tuner.can_restore(f"{path}/ray", storage_filesystem=filesystem):
+        tuner = ray.tune.Tuner.restore(f"{path}/ray", trainable, storage_filesystem=filesystem, resume_errored=True)
+    else:
+        tuner = ray.tune.Tuner(
+            trainable,
+            **search.asked(settings, sweep.space, epochs=experiment.train.epochs, concurrent=concurrent),
+            run_config=ray.tune.RunConfig(
+                name="ray",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=ray.tune.FailureConfig(max_failures=settings.max_failures),
+                verbose=0,
+            ),
+        )
+    try:
+        return tuner.fit()
+    except ray.exceptions.RayError as error:
+        raise own_error(error) or TrainingError(
+            f"Ray Tune is lost ({str(error).strip().splitlines()[0]}); the same command goes on with the trials that have not ended"
+        ) from error
+
+
+def _beside_this_process() -> PlacementGroupFactory:
+    """Return what a trial itself asks of the cluster: a place on this node, where MLflow's file is; its workers ask for their own."""
+    address = ray.util.get_node_ip_address()
+    return PlacementGroupFactory([{f"node:{address}": 0.001}])
+
+
+class _Listener:
+    """Shows what trials tell."""
+
+    def __init__(self, stage: Stage, console: Console, objective: str, ended: Sequence[Trial]) -> None:
+        self._stage, self._console, self._objective = stage, console, objective
+        self._ended = {found.run for found in ended}
+        self._best = max((found.value for found in ended if found.value is not None), default=None)
+        stage.reach(len(self._ended))
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Take a trial as it is now."""
+        found: Trial = message["trial"]
+        if found.value is None:
+            self._console.say(f"tune             {found.run} begins: {_text(found.values)}")
+            return
+        self._best = max(found.value, found.value if self._best is None else self._best)
+        if found.ended:
+            self._ended.add(found.run)
+            self._console.say(f"tune             {found.run} has ended: {self._objective} {found.value:.4f}, best so far {self._best:.4f}")
+        self._stage.reach(len(self._ended), epoch=max(found.history), **{self._objective: found.value})
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
+
+
+def _settled(sweep: Sweep, result: Any) -> Trial:
+    """Return how a trial ended, and write that down."""
+    values = sweep.values(result.config)
+    workspace = sweep.experiment.open_workspace()
+    run = name_of(workspace.sweep, values)
+    found = known(workspace, run) or Trial(run=run, values=values)
+    if found.ended:
+        return found
+    failure = _failure(result.error) if result.error else ""
+    complete = sweep.of(values).train.epochs in found.history
+    settled = dataclasses.replace(found, ended="failed" if failure else "finished" if complete else "pruned", failure=failure)
+    keep(workspace, settled)
+    return settled
+
+
+def _failure(error: BaseException) -> str:
+    ours = own_error(error)
+    lines = [line for line in str(ours or error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """Return the finished trial that finds best on the validation split.
+
+    Raises:
+        TrainingError: none finished.
+    """
+    finished = [found for found in trials if found.ended == "finished" and found.value is not None]
+    if not finished:
+        first = next((found for found in trials if found.failure), None)
+        told = f": {first.run} with {first.failure}" if first else ""
+        raise TrainingError(f"none of {len(trials)} trials came to its end{told}; the same command tries those that failed again")
+    return max(finished, key=lambda found: found.value or 0.0)
+
+
+def _publish(experiment: Experiment, report: dict[str, Any], best: Trial, tracker: Tracker, console: Console) -> Result:
+    workspace = experiment.open_workspace()
+    made = files(experiment, report)
+    draft = workspace.sweep_report.draft(version_of(report))
+    for name, data in made.items():
+        draft.write(name, data)
+    version = draft.publish({"parents": {"set": report["set_version"]}, "counts": report["counts"]})
+    objective, count = report["objective"], len(report["trials"])
+    tracker.metrics({f"best/val/{objective}": float(best.value or 0.0), "trials": float(count)}, step=count)
+    if report["final"]:
+        tracker.metrics({f"final/{report['split']}/{objective}": report["final"]["mean"]}, step=count)
+    tracker.tags({"best_run": best.run})
+    tracker.files(made)
+    for line in shown(report):
+        console.say(f"tune             {line}")
+    addresses = {name: workspace.store.address(version.key(name)) for name in made}
+    console.say(f"tune             report: {addresses['sweep.html']}")
+    return Result(
+        sweep=workspace.sweep,
+        objective=objective,
+        best={"run": best.run, "values": best.values, "value": best.value},
+        trials=report["counts"],
+        finals=report["finals"],
+        report=addresses["sweep.json"],
+        page=addresses["sweep.html"],
+        mlflow_run=tracker.run_id,
+    )
