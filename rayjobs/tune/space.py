@@ -112,12 +112,17 @@ def _domain(value: Any, name: str) -> Domain:
     if isinstance(value, list | tuple):
         if not value:
             raise ConfigError(f"tune.space.{name} is an empty list; give it values to choose from")
-        return Choice(tuple(_domain(option, f"{name}[{number}]") for number, option in enumerate(value)))
+        return Choice(tuple(_option(option, f"{name}[{number}]") for number, option in enumerate(value)))
     if isinstance(value, Mapping):
         if _is_range(value):
             return _range(*next(iter(value.items())), name)
         return Group(tuple((key, _domain(inner, f"{name}.{key}")) for key, inner in value.items()))
     return Constant(value)
+
+
+def _option(value: Any, name: str) -> Domain:
+    """Return an entry of a list; one that is a list itself is a value, such as that of a key which takes lists."""
+    return Constant(list(value)) if isinstance(value, list | tuple) else _domain(value, name)
 
 
 def _range(kind: str, bounds: Any, name: str) -> Range:

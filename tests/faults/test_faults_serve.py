@@ -25,6 +25,7 @@ import ray
 from rayjobs.serve.answers import Answers
 from tests.faults.conftest import FULL
 from tests.faults.serving import LIMIT, OF_ADMIN, OF_READER, READER, Clients, Library, head, service
+from tests.page.small_index import built, published
 
 CLIENTS = 8
 _BUSY = 1 if FULL else 4
@@ -78,12 +79,16 @@ def test_the_index_is_swapped_under_load(served, library, row):
         assert swapping <= 2 * calm
 
 
-def publish_for_ever(library, told):
-    """Publish one index after the other until killed; each is told of before."""
-    for seed in itertools.count(1000):
-        name = f"killed-{seed}-{os.getpid()}"
-        told.send((name, library.nearest(library.encoder(seed))))
-        library.publish(seed, name)
+_PUBLICATIONS_S = 0.5
+"""As long as some publications take: kills fall anywhere in them."""
+
+
+def publish_for_ever(source, indexes, told):
+    """Publish one index after the other, of several that are built, until killed; each is told of before."""
+    for number, (which, (files, fields)) in enumerate(itertools.cycle(enumerate(indexes))):
+        name = f"killed-{number}-{os.getpid()}"
+        told.send((name, which))
+        published(source, files, fields, version=name)
 
 
 @pytest.mark.fault("S2")
@@ -91,32 +96,36 @@ def test_the_publisher_is_killed_at_any_moment(served, library, row, tmp_path):
     """A process that loads what is current finds the old version or the new one, whole; the service follows."""
     context = multiprocessing.get_context("forkserver")  # a thousand processes that each import all anew would take hours
     context.set_forkserver_preload([__name__])
-    loaded = 0
+    encoders = [library.encoder(seed) for seed in (1001, 1002)]
+    indexes, expected = [built(library.source, files) for files in encoders], [library.nearest(files) for files in encoders]
+    seen = []
     with Clients(served, 2) as clients:
         for _ in range(row.tries):
             here, there = context.Pipe()
-            writer = context.Process(target=publish_for_ever, args=(library, there))
+            writer = context.Process(target=publish_for_ever, args=(library.source, indexes, there))
             writer.start()
             there.close()
             assert here.poll(120)
-            time.sleep(random.uniform(0, 0.8))
+            time.sleep(random.uniform(0, _PUBLICATIONS_S))
             writer.kill()
             writer.join()
             with contextlib.suppress(EOFError):
                 while True:
-                    library.expected |= dict([here.recv()])
+                    name, which = here.recv()
+                    library.expected[name] = expected[which]
             current = library.index.current()
             answers = Answers(current, cache=tmp_path, max_limit=LIMIT)
             vector, without = answers.query_vector([_tile(library.query)])
             found = answers.search(vector, _limited(), without=without)
             assert library.expected[current.version].allows([feature.id for feature in found.features])
-            loaded += 1
+            seen.append(current.version)
         last = library.publish(5000)
         served.refresh()
         served.wait_for(lambda: served.serves(last), last)
     assert not clients.failed, clients.failed[:3]
     clients.assert_whole()
-    row.lost = f"nothing: {loaded} times the current version was whole, and 0 of {len(clients.asked):,} requests failed"
+    assert len(set(seen)) > 1, "some publications came to their end before the kill"
+    row.lost = f"nothing: {len(seen)} times the current version was whole, and 0 of {len(clients.asked):,} requests failed"
 
 
 def _tile(tile_id):

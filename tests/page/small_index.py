@@ -55,10 +55,10 @@ def sampled(experiment):
     return sampling._publish(experiment, plan, draft, reports, None)
 
 
-def random_encoder(source, *, dim=16, side=32):
+def random_encoder(source, *, backbone="resnet10t", dim=16, side=32):
     """An encoder whose weights were never trained, for a set."""
     manifest = source.manifest
-    section = ModelSection(backbone="resnet10t", dim=dim, input_size=side)
+    section = ModelSection(backbone=backbone, dim=dim, input_size=side)
     spec = spec_of(
         section, bands=manifest["bands"], mean=manifest["band_mean"], std=manifest["band_std"], dtype=manifest["dtype"],
         tile_size=manifest["tile_size"] or side, resolution_m=manifest["resolution_m"],
@@ -68,6 +68,11 @@ def random_encoder(source, *, dim=16, side=32):
 
 def indexed(source, files, *, version="one"):
     """Embed a set by an encoder (`model.json`, `model.safetensors`) and publish an index of it."""
+    return published(source, *built(source, files), version=version)
+
+
+def built(source, files):
+    """Embed a set by an encoder, and return the files of an index of it and the fields of its manifest."""
     encoder = from_files(files["model.json"], files["model.safetensors"])
     encoder.module.eval()
     of_set = f"{source.manifest['name']}/{source.version}"
@@ -81,15 +86,21 @@ def indexed(source, files, *, version="one"):
             batch = found[start : start + _BATCH]
             with torch.inference_mode():
                 vectors[[row_of[chip.tile_id] for chip in batch]] = encoder.module(*stack(batch, encoder.spec.tile_size)).numpy()
-    draft = Artefact(source.store, "indexes", source.manifest["name"]).draft(version)
     entry, written = build_segment("segment-00000", vectors, tiles, kind="flat", quantiser=None)
-    for name, data in {**written, **{f"encoder/{name}": data for name, data in files.items()}}.items():
-        draft.write(name, data)
     manifest = IndexManifest(
         encoder_uri="encoder", encoder_fingerprint=encoder.fingerprint, distance="cosine", dimension=encoder.spec.dim, kind="flat",
         why="as small as it is", effort=Effort(), recall=None, quantiser=None, segments=(entry,), deleted=0,
     )  # fmt: skip
-    return draft.publish({"parents": {"set": of_set}, "counts": {"rows": tiles.num_rows}, **manifest.fields()})
+    data = {**written, **{f"encoder/{name}": data for name, data in files.items()}}
+    return data, {"parents": {"set": of_set}, "counts": {"rows": tiles.num_rows}, **manifest.fields()}
+
+
+def published(source, files, fields, *, version):
+    """Publish an index that is built."""
+    draft = Artefact(source.store, "indexes", source.manifest["name"]).draft(version)
+    for name, data in files.items():
+        draft.write(name, data)
+    return draft.publish(fields)
 
 
 class Here:
