@@ -1,6 +1,6 @@
 """`cluster.yaml` beyond Ray's schema: what EC2's own parameters allow, and which workers Ray's autoscaler asks for.
 
-Nothing is asked of AWS: parameters are compared with botocore's model of EC2, and workers are chosen by the scheduler that runs on the head.
+AWS is asked nothing: parameters are compared with botocore's model of EC2, and workers are chosen by the scheduler of the head.
 """
 
 from __future__ import annotations
