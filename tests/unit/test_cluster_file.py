@@ -30,15 +30,16 @@ def test_rays_schema_refuses_what_it_does_not_know(prepared):
         util.validate_config({**prepared, "gpu_workers": 1})
 
 
-def test_gpu_workers_come_and_go_with_demand(prepared):
-    gpu = prepared["available_node_types"]["gpu"]
+@pytest.mark.parametrize("kind", ["gpu-spot", "gpu"])
+def test_gpu_workers_come_and_go_with_demand(prepared, kind):
+    gpu = prepared["available_node_types"][kind]
     assert gpu["min_workers"] == 0
     assert 0 < gpu["max_workers"] <= prepared["max_workers"]
     assert gpu["node_config"]["InstanceType"].split(".")[0] in {"g4dn", "g5", "g6", "p3", "p4d", "p5"}
     assert prepared["idle_timeout_minutes"] > 0
 
 
-@pytest.mark.parametrize("kind", ["head", "cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["head", "cpu-spot", "cpu", "gpu-spot", "gpu"])
 def test_every_node_installs_this_project_and_starts_rays_of_that_installation(prepared, kind):
     own = prepared["available_node_types"][kind]
     common = prepared["head_setup_commands"] if kind == "head" else prepared["worker_setup_commands"]

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,18 @@ def test_it_holds_every_module_and_no_test(wheel):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     tracked = subprocess.run(["git", "ls-files", "rayjobs"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert held == {name for name in tracked if (ROOT / name).is_file()}
+
+
+def test_a_job_that_brings_it_installs_it_by_itself(wheel, tmp_path):
+    """What Ray runs on a node for a wheel among `py_modules`; without PIP_NO_DEPS it would fetch torch and Ray anew."""
+    written = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    for command in (*written["head_start_ray_commands"], *written["worker_start_ray_commands"]):
+        assert "ray start" not in command or "PIP_NO_DEPS=1" in command
+    environment = {**os.environ, "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", str(wheel), f"--target={tmp_path}"], env=environment, check=True, capture_output=True
+    )
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"rayjobs", "bin"}
 
 
 def test_it_runs_outside_the_checkout(wheel, tmp_path):
