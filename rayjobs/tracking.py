@@ -73,12 +73,12 @@ class Tracker:
         self._turn = threading.Lock()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics of one step."""
+        """Log metrics of one step; MLflow takes no `@` in their names, so that recall@10 is its `recall_at_10`."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = int(time.time() * 1000)
         if self._client:
-            self._attempt("log_batch", self.run_id, metrics=[Metric(name, float(value), now, step) for name, value in values.items()])
+            self._attempt("log_batch", self.run_id, metrics=[Metric(name.replace("@", "_at_"), float(value), now, step) for name, value in values.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -133,7 +133,7 @@ class Tracker:
         with self._turn:
             try:
                 while self._kept:
-                    self._kept[0]()
+                    self._call(self._kept[0])
                     self._kept.popleft()
             except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
                 if self._failed_at is None:
@@ -143,6 +143,16 @@ class Tracker:
         if self._failed_at is not None:
             self._say("tracking         MLflow answers again, and has been told all")
         self._failed_at = None
+
+
+    def _call(self, call: Callable[[], object]) -> None:
+        """Make a call. What MLflow will never take is said and left out: kept, it would keep back all that comes after it."""
+        try:
+            call()
+        except Exception as error:
+            if getattr(error, "error_code", None) != "INVALID_PARAMETER_VALUE":
+                raise
+            self._say(f"tracking         MLflow refuses an entry ({_first_line(error)}); it is left out")
 
 
 def history(settings: TrackingSection, *, workspace: str, run_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -229,7 +229,7 @@ def _text(entry: Mapping[str, float | None], *, signed: bool = False) -> str:
 
 
 def values_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return every figure that is known by a name that MLflow takes: `trained/recall_at_10`, `trained/knn/ground/accuracy`."""
+    """Return every figure that is known by its path: `trained/recall@10`, `trained/knn/ground/accuracy`."""
     figures: dict[str, float | None] = {}
     for row in report["rows"]:
         figures |= {f"{row['name']}/{metric}": entry["value"] for metric, entry in row["metrics"].items()}
@@ -239,4 +239,4 @@ def values_of(report: Mapping[str, Any]) -> dict[str, float]:
         figures |= {f"{place}/{metric}": entry["value"] for metric, entry in probe["metrics"].items()}
     for row in (report["segmentation"] or {"rows": []})["rows"]:
         figures |= {f"{row['name']}/segmentation/{metric}": entry["value"] for metric, entry in row["metrics"].items()}
-    return {name.replace("@", "_at_"): value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in figures.items() if value is not None}

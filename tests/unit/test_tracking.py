@@ -158,3 +158,25 @@ def test_a_server_that_stays_away_is_waited_for_a_little(monkeypatch):
     tracker.end("FAILED")
     assert not client.told
     assert "2 entries of this run are lost to it" in said[-1]
+
+
+def test_what_mlflow_never_takes_keeps_nothing_back(tmp_path):
+    said = []
+    settings = TrackingSection(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.tracked(settings, workspace=f"file:{tmp_path}", run="x", parameters={}, say=said.append, tags={"a": "b"}) as tracker:
+        tracker.metrics({"what*is this?": 1.0}, step=0)
+        tracker.metrics({"val/recall@10": 0.5}, step=1)
+    assert [line for line in said if "left out" in line]
+    found = tracking.history(settings, workspace=f"file:{tmp_path}", run_id=tracker.run_id)
+    assert found == {"val/recall_at_10": [(1, 0.5)]}
+
+
+def test_a_run_that_was_left_open_is_closed_and_one_that_ended_stays(tmp_path):
+    settings = TrackingSection(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    client = MlflowClient(settings.uri)
+    experiment = client.create_experiment("x")
+    left, ended = (client.create_run(experiment).info.run_id for _ in range(2))
+    client.set_terminated(ended, "FINISHED")
+    for run_id in (left, ended, "no-such-run"):
+        tracking.close(settings, workspace=f"file:{tmp_path}", run_id=run_id, status="KILLED")
+    assert [client.get_run(run_id).info.status for run_id in (left, ended)] == ["KILLED", "FINISHED"]
