@@ -12,6 +12,9 @@ from rayjobs.experiment import Experiment
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+Declared = tuple[str, "Mapping[str, Any]"]
+"""The kind of a section, empty where there is but one, and its JSON Schema."""
+
 _BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -30,12 +33,13 @@ def sections() -> str:
     return "\n".join(_section(path, rows, _declared(schema, path)) for path, rows in groups.items())
 
 
-def _declared(schema: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
-    """Return the schema of a section, or those of its kinds."""
-    found = [schema]
+def _declared(schema: Mapping[str, Any], path: str) -> list[Declared]:
+    """Return a section as JSON Schema has it, or each of its kinds; what lies below a kind counts as that kind's."""
+    found: list[Declared] = [("", schema)]
     for part in path.replace("[]", "").split(".") if path else ():
-        hints = [one["properties"][part] for one in found if part in one["properties"]]
-        found = [schema["$defs"][name] for name in dict.fromkeys(name for hint in hints for name in _names(hint))]
+        hints = [(kind, one["properties"][part]) for kind, one in found if part in one["properties"]]
+        named = [(kind, schema["$defs"][name]) for kind, hint in hints for name in _names(hint)]
+        found = [(one["properties"].get("kind", {}).get("const", kind), one) for kind, one in named]
     return found
 
 
@@ -47,41 +51,36 @@ def _names(hint: Any) -> Iterator[str]:
         yield from _names(inner)
 
 
-def _section(path: str, rows: Sequence[Key], declared: Sequence[Mapping[str, Any]]) -> str:
+def _section(path: str, rows: Sequence[Key], declared: Sequence[Declared]) -> str:
     level = "###" if "." in path else "##"
     heading = f"{level} `{path}`" if path else "## The experiment itself"
     return "\n".join([heading, "", *_purpose(declared), "", *_table(rows, declared), ""])
 
 
-def _purpose(declared: Sequence[Mapping[str, Any]]) -> list[str]:
+def _purpose(declared: Sequence[Declared]) -> list[str]:
     """Return what a section says of itself, or what each of its kinds does."""
     if len(declared) == 1:
-        return [declared[0]["description"]]
-    return [f"- `{_kind(one)}`: {one['description']}" for one in declared]
+        return [declared[0][1]["description"]]
+    return [f"- `{kind}`: {one['description']}" for kind, one in declared]
 
 
-def _kind(declared: Mapping[str, Any]) -> str:
-    return str(declared["properties"].get("kind", {}).get("const", ""))
-
-
-def _table(rows: Sequence[Key], declared: Sequence[Mapping[str, Any]]) -> list[str]:
+def _table(rows: Sequence[Key], declared: Sequence[Declared]) -> list[str]:
     of_kinds = any(row.kinds for row in rows)
     head = ["key", "default", "values", *(["of kind"] if of_kinds else []), "what it does"]
     return [_line(head), _line(["---"] * len(head)), *(_line(_cells(row, declared, of_kinds=of_kinds)) for row in rows)]
 
 
-def _cells(row: Key, declared: Sequence[Mapping[str, Any]], *, of_kinds: bool) -> list[str]:
+def _cells(row: Key, declared: Sequence[Declared], *, of_kinds: bool) -> list[str]:
     name = row.path.rpartition(".")[2]
     default = row.default if row.default == "required" else f"`{row.default}`"
     kinds = [", ".join(f"`{kind}`" for kind in row.kinds)] if of_kinds else []
     return [f"`{name}`", default, _values(row, name, declared), *kinds, row.description]
 
 
-def _values(row: Key, name: str, declared: Sequence[Mapping[str, Any]]) -> str:
+def _values(row: Key, name: str, declared: Sequence[Declared]) -> str:
     if row.choices:
         return ", ".join(f"`{choice}`" for choice in row.choices)
-    having = [one for one in declared if name in one["properties"] and (not row.kinds or _kind(one) in ("", *row.kinds))]
-    return _written(having[0]["properties"][name])
+    return next(_written(one["properties"][name]) for kind, one in declared if name in one["properties"] and kind in (row.kinds or (kind,)))
 
 
 def _written(hint: Mapping[str, Any]) -> str:
@@ -104,8 +103,8 @@ _TYPES = {"string": "text", "integer": "whole number", "number": "number", "bool
 def _list(hint: Mapping[str, Any]) -> str:
     entries = hint.get("items") or hint["prefixItems"][0]
     least, most = hint.get("minItems"), hint.get("maxItems")
-    many = f"{most} of " if most is not None and least == most else f"at least {least} of " if least else ""
-    return f"list of {many}{_written(entries)}"
+    many = f" ({most})" if most is not None and least == most else f" ({least} or more)" if least else ""
+    return f"list{many} of {_written(entries)}"
 
 
 def _line(cells: Sequence[str]) -> str:

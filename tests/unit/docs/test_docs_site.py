@@ -191,9 +191,10 @@ def test_the_reference_lists_every_key(reference):
     ("section", "name", "values"),
     [
         ("train", "ema", "number at least 0 and below 1"),
-        ("train", "num_workers", "whole number at least 1 or list of 2 of whole number at least 1"),
+        ("train", "num_workers", "whole number at least 1 or list (2) of whole number at least 1"),
         ("tiles.sampler", "stride", "whole number at least 1 or null"),
         ("rasters.label_map", "palette", "osm or corine or mapping or null"),
+        ("rasters", "aoi", "list (4) of number or text or null"),
         ("serve", "host", "text"),
         ("index", "kind", "auto, flat, hnsw, ivf_flat, ivf_pq, ivf_rabitq, sq8, binary"),
         ("loss", "gamma", "number above 0"),
@@ -202,3 +203,10 @@ def test_the_reference_lists_every_key(reference):
 )
 def test_the_reference_says_what_is_permitted(reference, section, name, values):
     assert [row[2] for row in reference[section] if row and row[0] == name] == [values]
+
+
+def test_what_lies_below_a_kind_is_told_by_that_kind(reference, site):
+    bands = [(row[2], row[3]) for row in reference["rasters.sources[].quality"] if row and row[0] == "band"]
+    assert bands == [("text or whole number", "files"), ("whole number above 0", "stac")]
+    page = _words((site / "docs" / "configuration.html").read_text(encoding="utf-8"))
+    assert "stac: The asset that says which pixels of an item cannot be used." in page
