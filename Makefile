@@ -68,9 +68,9 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A warning is an error: a link that leads nowhere, a page that is not found.
+# A warning is an error: a link that leads nowhere, a page that is not found. All anew: what is made from the code has no file to be newer.
 docs: install
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs/site -d build/doctrees . build/site
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -c docs/site -d build/doctrees . build/site
 	@echo "build/site/index.html"
 
 wheel: install
