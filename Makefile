@@ -8,7 +8,7 @@ SERVE  ?= 0
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help install demo screenshots test test-jobs test-unit test-page test-faults chaos check format wheel clean
+.PHONY: help install demo docs screenshots test test-jobs test-unit test-page test-faults chaos check format wheel clean
 
 help:
 	@echo "make demo           the whole road on two real Landsat scenes (SERVE=1 keeps the service up)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-faults    a few of each fault: workers, drivers and nodes killed, storage and imagery that fail"
 	@echo "make chaos          the same faults a hundred times, for hours; may be interrupted and goes on"
 	@echo "make check          lint and types"
+	@echo "make docs           the documents as a site, in build/site"
 	@echo "make format         rewrite the code as the linter wants it"
 	@echo "make wheel          build the wheel into dist/"
 
@@ -66,6 +67,11 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A warning is an error: a link that leads nowhere, a page that is not found. All anew: what is made from the code has no file to be newer.
+docs: install
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -c docs/site -d build/doctrees . build/site
+	@echo "build/site/index.html"
 
 wheel: install
 	$(BIN)/python -m build --wheel

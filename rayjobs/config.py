@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,27 @@ class Key(NamedTuple):
         return _ENTRY not in self.path
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which `true` and `false` alone are booleans, as since YAML 1.2: yes, no, on and off are words, such as a key may permit."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's way to say so
+        first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:bool"]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def yaml_of(text: str) -> Any:
+    """Return what a text says as YAML.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506  a safe one
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML mapping.
 
@@ -64,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is absent, is not YAML, or is not a mapping.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml_of(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the experiment file {path}: {error.strerror}; pass --config FILE") from error
     except UnicodeDecodeError as error:
@@ -100,7 +122,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(f"{name} needs a value: {name} VALUE")
             value = rest.pop(0)
         try:
-            overrides[name[2:].replace("-", "_")] = yaml.safe_load(value)
+            overrides[name[2:].replace("-", "_")] = yaml_of(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of {name} is not valid YAML: {value!r}") from error
     return overrides

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rayjobs.command import parser
+from rayjobs.config import keys, yaml_of
 from rayjobs.errors import ConfigError
-from rayjobs.experiment import load
+from rayjobs.experiment import Experiment, load
 
 
 @pytest.fixture
@@ -42,3 +43,18 @@ def test_help_lists_choices_kinds_and_which_keys_are_no_options():
     assert "--rasters.sources (required)" in text
     assert "    rasters.sources[].root (required; kind images)" in text
     assert "--rasters.sources[" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "read"),
+    [("ray.gpu", "yes", "yes"), ("ray.gpu", "no", "no"), ("rasters.sentinel2_check", "off", "off"), ("evaluate.umap", "no", False)],
+)
+def test_words_that_yaml_once_took_for_booleans_are_words(file, key, written, read):
+    section, _, name = key.partition(".")
+    assert getattr(getattr(load(file, [f"--{key}", written]), section), name) == read
+
+
+def test_every_permitted_value_can_be_written_as_help_lists_it():
+    written = {choice for key in keys(Experiment) for choice in key.choices}
+    plain = {"true": True, "false": False, "null": None}
+    assert {choice: yaml_of(choice) for choice in written} == {choice: plain.get(choice, choice) for choice in written}
