@@ -78,7 +78,11 @@ class Tracker:
 
         now = int(time.time() * 1000)
         if self._client:
-            self._attempt("log_batch", self.run_id, metrics=[Metric(name.replace("@", "_at_"), float(value), now, step) for name, value in values.items()])
+            self._attempt(
+                "log_batch",
+                self.run_id,
+                metrics=[Metric(name.replace("@", "_at_"), float(value), now, step) for name, value in values.items()],
+            )
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -143,7 +147,6 @@ class Tracker:
         if self._failed_at is not None:
             self._say("tracking         MLflow answers again, and has been told all")
         self._failed_at = None
-
 
     def _call(self, call: Callable[[], object]) -> None:
         """Make a call. What MLflow will never take is said and left out: kept, it would keep back all that comes after it."""

@@ -27,10 +27,11 @@ from rayjobs.train.ground import ground_of, training_tiles
 from rayjobs.train.validation import Validation
 from rayjobs.tune import search
 from rayjobs.tune.finals import finals
+from rayjobs.tune.population import place_of
 from rayjobs.tune.report import files, report_of, shown, version_of
 from rayjobs.tune.space import Replay, Space, overrides, parse
 from rayjobs.tune.trial import DRAW, Sweep, trial
-from rayjobs.tune.trials import Trial, all_known, keep, known, name_of
+from rayjobs.tune.trials import Trial, all_known, keep, known
 from rayjobs.tune.validation import Measure
 
 if TYPE_CHECKING:
@@ -256,8 +257,8 @@ def _tried(sweep: Sweep, concurrent: int, tracker: Tracker, console: Console) ->
     console.say(f"tune             {count} trials, {concurrent} at a time; {len(ended)} have ended already")
     with console.stage("tune", count, "trials") as stage, listening(_Listener(stage, console, sweep.objective, ended).hear) as mailbox:
         results = _fitted(dataclasses.replace(sweep, mailbox=mailbox), concurrent)
-        trials = [_settled(sweep, result) for result in results]
-        stage.reach(len(trials))
+        trials = _settled(sweep, results)
+        stage.reach(count)
     for found in trials:
         if found.ended != "finished" and found.mlflow_run:
             close(
@@ -318,9 +319,9 @@ class _Listener:
         if found.value is None:
             self._console.say(f"tune             {found.run} begins: {_text(found.values)}")
             return
-        self._best = max(found.value, found.value if self._best is None else self._best)
         if found.ended:
             self._ended.add(found.run)
+            self._best = found.value if self._best is None else max(found.value, self._best)
             self._console.say(f"tune             {found.run} has ended: {self._objective} {found.value:.4f}, best so far {self._best:.4f}")
         self._stage.reach(len(self._ended), epoch=max(found.history), **{self._objective: found.value})
 
@@ -329,19 +330,27 @@ def _text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
 
 
-def _settled(sweep: Sweep, result: Any) -> Trial:
-    """Return how a trial ended, and write that down."""
-    values = sweep.values(result.config)
+def _settled(sweep: Sweep, results: Any) -> list[Trial]:
+    """Return how all trials ended, and write that down; those that went on under other values (pbt) come last."""
     workspace = sweep.experiment.open_workspace()
-    run = name_of(workspace.sweep, values)
+    settled = {found.run: found for found in (_ended(sweep, workspace, result) for result in results)}
+    others = (dataclasses.replace(found, ended=found.ended or "pruned") for found in all_known(workspace) if found.run not in settled)
+    settled |= {found.run: found for found in others}
+    for found in settled.values():
+        keep(workspace, found)
+    return list(settled.values())
+
+
+def _ended(sweep: Sweep, workspace: Workspace, result: Any) -> Trial:
+    values, place = sweep.values(result.config), place_of(result.checkpoint)
+    experiment = sweep.of(values, place)
+    run = experiment.open_workspace().run
     found = known(workspace, run) or Trial(run=run, values=values)
     if found.ended:
         return found
     failure = _failure(result.error) if result.error else ""
-    complete = sweep.of(values).train.epochs in found.history
-    settled = dataclasses.replace(found, ended="failed" if failure else "finished" if complete else "pruned", failure=failure)
-    keep(workspace, settled)
-    return settled
+    complete = experiment.train.epochs in found.history
+    return dataclasses.replace(found, ended="failed" if failure else "finished" if complete else "pruned", failure=failure)
 
 
 def _failure(error: BaseException) -> str:

@@ -70,10 +70,11 @@ def _axis(axes: Axes, place: int, ticks: Mapping[str, float]) -> None:
 
 def _places(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
     """Return where each value lies on its axis, from 0 to 1, and what is written there; values that are absent lie below, at -0.08."""
+    values = [value if value is None or _is_number(value) else str(value) for value in values]
     known = [value for value in values if value is not None]
     absent = {"none": -0.08} if len(known) < len(values) else {}
     distinct = list(dict.fromkeys(known))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+    numbers = all(map(_is_number, known))
     if numbers and len(distinct) > _MOST_NAMED:
         low, high = min(known), max(known)
         log = low > 0 and high / low > 100  # noqa: PLR2004  two orders of magnitude
@@ -83,6 +84,10 @@ def _places(values: Sequence[Any]) -> tuple[np.ndarray[Any, Any], dict[str, floa
     named = sorted(distinct) if numbers else sorted(distinct, key=str)
     step = {str(value): number / (len(named) - 1) if len(named) > 1 else 0.5 for number, value in enumerate(named)}
     return np.array([-0.08 if value is None else step[str(value)] for value in values]), {**step, **absent}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def importance_chart(shares: Mapping[str, float]) -> bytes:

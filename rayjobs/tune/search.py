@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search.optuna import OptunaSearch
 
+from rayjobs.tune.population import mutations
 from rayjobs.tune.space import Draw, Range, Space, every_draw, overrides, random_draws
 from rayjobs.tune.trial import DRAW, EPOCH, VALUE
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import optuna
     from ray.tune.schedulers import TrialScheduler
 
-    from rayjobs.tune.section import AshaScheduler, NoScheduler, TuneSection
+    from rayjobs.tune.section import AshaScheduler, NoScheduler, PopulationScheduler, TuneSection
 
 _TRIED_BEFOREHAND = 32
 """Draws of a space whose trials cannot be told beforehand that are looked at even so, before anything starts."""
@@ -56,7 +57,7 @@ def asked(settings: TuneSection, space: Space, *, epochs: int, concurrent: int) 
             num_samples=1 if draws else settings.trials,
             max_concurrent_trials=concurrent,
             search_alg=searcher,
-            scheduler=_SCHEDULERS[settings.scheduler.kind](settings.scheduler, epochs),
+            scheduler=_SCHEDULERS[settings.scheduler.kind](settings.scheduler, epochs, space),
             reuse_actors=True,  # else each trial's process imports all anew
         ),
     }
@@ -93,11 +94,11 @@ class _Optuna:
         return self.draw[name]
 
 
-def _none(settings: NoScheduler, epochs: int) -> TrialScheduler:  # noqa: ARG001  all have the same form
+def _none(settings: NoScheduler, epochs: int, space: Space) -> TrialScheduler:  # noqa: ARG001  all have the same form
     return FIFOScheduler()
 
 
-def _asha(settings: AshaScheduler, epochs: int) -> TrialScheduler:
+def _asha(settings: AshaScheduler, epochs: int, space: Space) -> TrialScheduler:  # noqa: ARG001  all have the same form
     return AsyncHyperBandScheduler(
         time_attr=EPOCH,
         max_t=max(epochs, settings.grace_epochs),
@@ -107,4 +108,13 @@ def _asha(settings: AshaScheduler, epochs: int) -> TrialScheduler:
     )
 
 
-_SCHEDULERS: dict[str, Any] = {"none": _none, "asha": _asha}
+def _pbt(settings: PopulationScheduler, epochs: int, space: Space) -> TrialScheduler:  # noqa: ARG001  all have the same form
+    return PopulationBasedTraining(
+        time_attr=EPOCH,
+        perturbation_interval=settings.every_epochs,
+        quantile_fraction=settings.quantile,
+        hyperparam_mutations={DRAW: mutations(space)},
+    )
+
+
+_SCHEDULERS: dict[str, Any] = {"none": _none, "asha": _asha, "pbt": _pbt}

@@ -83,3 +83,8 @@ class TuneSection:
     final_seeds: Annotated[int, pydantic.Field(ge=0)] = 3
     """Seeds (`train.seed` and those after it) that the best values are trained with anew, each measured once on `evaluate.split`; 0: the
     best trial stays what it is, and nothing is measured on that split."""
+
+    def __post_init__(self) -> None:
+        """Refuse two that both choose the values."""
+        if self.search == "optuna" and self.scheduler.kind == "pbt":
+            raise ValueError("scheduler.kind pbt changes values while trials learn, which optuna is not told; set search: random or grid")

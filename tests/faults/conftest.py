@@ -37,6 +37,8 @@ COUNTS = {
     "D5": (3, 10),
     "D6": (200, 1000),
     "J1": (1, 5),
+    "U1": (4, 50),
+    "U2": (1, 3),
     "S1": (4, 100),
     "S2": (4, 1000),
     "S3": (6, 6),
@@ -47,7 +49,7 @@ COUNTS = {
     "S8": (1, 1),
 }
 """Of each test the tries of its short form and of the full one: kills, tiles (D1, D2, D6), seconds (T6, S6), times the object store (D5),
-swaps of the index (S1), requests (S7)."""
+swaps of the index (S1), requests (S7), trials (U1)."""
 FULL = os.environ.get("RAYJOBS_CHAOS") == "full"
 FOLDER = Path(os.environ.get("RAYJOBS_CHAOS_FOLDER", "build/chaos")) / ("full" if FULL else "short")
 
@@ -126,8 +128,8 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def _place(row):
-    """Where a row stands: trainings, data, jobs, services, each by number."""
-    return "TDJS".index(row["test"][0]), int("".join(filter(str.isdigit, row["test"]))), row["test"]
+    """Where a row stands: trainings, sweeps, data, jobs, services, each by number."""
+    return "TUDJS".index(row["test"][0]), int("".join(filter(str.isdigit, row["test"]))), row["test"]
 
 
 @pytest.fixture(scope="session")

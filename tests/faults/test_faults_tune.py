@@ -1,0 +1,73 @@
+"""Sweeps whose reports pile up, and sweeps that are killed; docs/reliability.md has the pass lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from mlflow import MlflowClient
+
+from rayjobs.tune.trials import all_known
+from tests.three_nodes import options
+
+SPACE = {"loss": [{"kind": "triplet", "margin": [0.1, 0.2, 0.3]}, {"kind": "ntxent"}]}
+SWEEP = [
+    "--tune.space", json.dumps(SPACE), "--tune.final_seeds", "0", "--tune.concurrent", "2", "--train.cpus_per_worker", "1",
+    "--train.num_workers", "1", "--train.epochs", "2", "--train.steps_per_epoch", "6", "--mining.every", "0", "--workspace.sweep",
+]  # fmt: skip
+TRIALS = 4
+
+
+@pytest.mark.fault("U1")
+def test_reports_pile_up(row, tmp_path):
+    """No trial hangs though Ray Tune takes seconds over each report (ray.md, section 0.1), and none is lost."""
+    command = [sys.executable, "-m", "tests.faults.sweeping", str(tmp_path), str(row.tries)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120 + 10 * row.tries, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["errors"] == 0
+    assert told["ended"] == ["finished"] * row.tries
+    assert told["history"] == [{"1": 0.1, "2": 0.2}] * row.tries
+    row.lost = f"no report of {2 * row.tries}, and no trial hung"
+
+
+@pytest.mark.fault("U2")
+def test_the_sweep_is_killed(begin, cluster, config, sampled, store_of, row, tmp_path):
+    """The same command tries what has not ended: each trial ends once, and none is left running in MLflow."""
+    tracking = ["--tracking.enabled", "true", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    for number in range(row.tries):
+        sweep = f"killed-{number}"
+        arguments = options(config, sampled, *SWEEP, sweep, *tracking)
+        command = begin("tune", *arguments)
+        command.wait_for(rf"{sweep}-\w+ has ended", count=1 + number % (TRIALS - 1), seconds=600)
+        command.kill()
+        again = begin("tune", *arguments, "--json")
+        done = again.ended(900)
+        assert done.code == 0, done.err
+        assert json.loads(done.out.splitlines()[-1])["trials"] == {"finished": TRIALS}
+        found = all_known(_workspace(store_of, sampled, sweep))
+        assert sorted(one.values["loss"].get("margin", 0) for one in found) == [0, 0.1, 0.2, 0.3]
+        assert all(sorted(one.history) == [1, 2] for one in found)
+        _assert_tracked_once(tmp_path, sweep, {one.run for one in found})
+    row.lost = f"no trial of {TRIALS * row.tries}; each ended once, none is left RUNNING in MLflow"
+
+
+def _workspace(store_of, bucket, sweep):
+    class Workspace:
+        store = store_of(bucket)
+        sweep_folder = f"sweeps/{sweep}/"
+
+    return Workspace()
+
+
+def _assert_tracked_once(folder, sweep, runs):
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    [experiment] = [found for found in client.search_experiments() if found.name == "rayjobs"]
+    of_sweep = [run for run in client.search_runs([experiment.experiment_id], max_results=1000) if run.data.tags.get("sweep") == sweep]
+    assert {run.info.status for run in of_sweep} == {"FINISHED"}
+    names = sorted(run.info.run_name for run in of_sweep)
+    assert names == sorted([sweep, *runs])
+    [parent] = [run for run in of_sweep if run.info.run_name == sweep]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in of_sweep if run is not parent)
