@@ -84,7 +84,9 @@ def bucket(store: Store) -> Check:
     """Write a raster into the workspace, and have GDAL read its last block with the credentials that it finds."""
     values = np.random.default_rng(0).integers(0, 255, (1, _SIDE, _SIDE), np.uint8)
     with rasterio.io.MemoryFile() as memory:
-        with memory.open(driver="GTiff", width=_SIDE, height=_SIDE, count=1, dtype="uint8", tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK) as file:
+        with memory.open(
+            driver="GTiff", width=_SIDE, height=_SIDE, count=1, dtype="uint8", tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK
+        ) as file:
             file.write(values)
         data = memory.read()
     last = rasterio.windows.Window(_SIDE - _BLOCK, _SIDE - _BLOCK, _BLOCK, _BLOCK)
@@ -93,7 +95,9 @@ def bucket(store: Store) -> Check:
         with environment(), open_raster(store.address(f"{prefix}raster.tif")) as file:
             found = file.read(1, window=last)
     if not np.array_equal(found, values[0, -_BLOCK:, -_BLOCK:]):
-        return fault("imagery/bucket", "GDAL reads other pixels from the bucket than were written", "see whether a proxy answers ranges rightly")
+        return fault(
+            "imagery/bucket", "GDAL reads other pixels from the bucket than were written", "see whether a proxy answers ranges rightly"
+        )
     return ok("imagery/bucket", "GDAL reads a block in the midst of a raster in the bucket")
 
 

@@ -63,7 +63,9 @@ def packages() -> Check:
     found = compared([Requirement(text) for text in importlib.metadata.requires(_OURS) or []])
     wrong = [said for said in found.values() if said]
     if wrong:
-        return fault("machine/packages", f"{len(wrong)} of {len(found)} packages are not as rayjobs needs them: {first_few(wrong)}", _INSTALL)
+        return fault(
+            "machine/packages", f"{len(wrong)} of {len(found)} packages are not as rayjobs needs them: {first_few(wrong)}", _INSTALL
+        )
     version = importlib.metadata.version(_OURS)
     return ok("machine/packages", f"rayjobs {version}: all {len(found)} packages are in the ranges that it states")
 

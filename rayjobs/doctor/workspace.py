@@ -90,7 +90,9 @@ def written(store: Store) -> Check:
             return fault("workspace/write", f"{store.uri} does not give back what was written", "take another store: this one loses data")
         store.delete(f"{prefix}object")
         if store.size(f"{prefix}object") is not None:
-            return fault("workspace/write", f"{store.uri} still has what was removed", "allow removal (s3:DeleteObject), or take another store")
+            return fault(
+                "workspace/write", f"{store.uri} still has what was removed", "allow removal (s3:DeleteObject), or take another store"
+            )
     return ok("workspace/write", f"written, read and removed in {time.perf_counter() - begun:.2f} s")
 
 
@@ -102,7 +104,9 @@ def conditional(store: Store) -> Check:
         store.swap(key, b"2", expected=first)
         for expected, header in ((None, "If-None-Match"), (first, "If-Match")):
             if not _refused(store, key, expected):
-                remedy = "take a store that honours conditional writes (Amazon S3, MinIO, SeaweedFS): two commands could overwrite each other"
+                remedy = (
+                    "take a store that honours conditional writes (Amazon S3, MinIO, SeaweedFS): two commands could overwrite each other"
+                )
                 return fault("workspace/conditional", f"{store.uri} does not honour {header}", remedy)
     return ok("workspace/conditional", "only the first of two writers is let through")
 
