@@ -23,7 +23,7 @@ SAME = 1e-5
 """Two vectors of length 1 whose cosine is as near to 1 are the same, but for the last bits of float32."""
 _AT = 10
 _LONGER = 1e-3
-"""Of a cosine above 1: as much as a segment lets vectors be longer."""
+"""By how much a vector may be longer than 1, as segments are built with."""
 _LEAST_LOSS = 0.02
 """A lower recall than promised is no fault by less: the promise was measured on another sample."""
 _SURE = 3.0
@@ -51,7 +51,7 @@ class FoundFirst:
     twins: Numbers
     """Numbers of those that have a tile of the same vector."""
     above: int
-    """Tiles that something longer than 1 comes before: no vector of length 1 has a cosine above 1."""
+    """Tiles that are not of length 1, or that find what is not: no two vectors of length 1 have a product above 1."""
 
 
 def self_retrieval(opened: Opened) -> Check:
@@ -61,7 +61,7 @@ def self_retrieval(opened: Opened) -> Check:
     count = len(tiles.row)
     if found.above:
         remedy = "see encoder/length first"
-        return caution(name, f"{found.above:,} of {count:,} stored vectors find something longer than 1 first, which tells nothing", remedy)
+        return caution(name, f"{found.above:,} of {count:,} stored vectors are not of length 1, or find what is not: that tells nothing", remedy)
     said = f"of {count:,} stored vectors {count - len(found.missed):,} find themselves first"
     if len(found.twins):
         said += f"; {len(found.twins):,} have a near-duplicate (cosine 1 - {SAME:g} or more), which counts as themselves"
@@ -91,7 +91,9 @@ def found_first(opened: Opened, tiles: Tiles) -> FoundFirst:
         alike += ((scores >= 1 - SAME) & ~itself).sum(axis=1)
     in_its_place = (own == -np.inf) & (alike > 0)  # more of the same than hits
     right = (own >= best - SAME) | in_its_place
-    above = int((~(best <= 1 + _LONGER)).sum())  # so that what is no number is above, too
+    own_length = np.linalg.norm(tiles.vectors.astype(np.float64), axis=1)
+    unit = np.abs(own_length - 1) <= _LONGER  # false of what is no number
+    above = int((~unit | (best > 1 + _LONGER)).sum())
     return FoundFirst(missed=np.flatnonzero(~right), twins=np.flatnonzero(alike > 0), above=above)
 
 
