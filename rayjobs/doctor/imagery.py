@@ -19,6 +19,7 @@ from rayjobs.doctor.checks import Check, Look, Patient, caution, fault, ok
 from rayjobs.doctor.workspace import is_bucket, own_prefix
 from rayjobs.errors import first_few
 from rayjobs.rasters.gdal import BLOCK_CACHE_BYTES, OPTIONS, environment, open_raster
+from rayjobs.rasters.handles import FAULTS, explained
 from rayjobs.rasters.sources import SOURCES
 from rayjobs.storage import open_store
 
@@ -83,10 +84,10 @@ def _projections() -> str | None:
 def bucket(store: Store) -> Check:
     """Write a raster into the workspace, and have GDAL read its last block with the credentials that it finds."""
     values = np.random.default_rng(0).integers(0, 255, (1, _SIDE, _SIDE), np.uint8)
+    shape: dict[str, Any] = {"width": _SIDE, "height": _SIDE, "count": 1, "dtype": "uint8", "tiled": True}
+    place = {"crs": "EPSG:32631", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
     with rasterio.io.MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff", width=_SIDE, height=_SIDE, count=1, dtype="uint8", tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK
-        ) as file:
+        with memory.open(driver="GTiff", blockxsize=_BLOCK, blockysize=_BLOCK, **shape, **place) as file:
             file.write(values)
         data = memory.read()
     last = rasterio.windows.Window(_SIDE - _BLOCK, _SIDE - _BLOCK, _BLOCK, _BLOCK)
@@ -107,10 +108,14 @@ def first_block(experiment: Experiment) -> Check:
     candidates = SOURCES[source.kind](source)
     uri = candidates[0].uris(experiment.rasters.bands)[0]
     begun = time.perf_counter()
-    with environment(), open_raster(uri) as file:
-        height, width = file.block_shapes[0]
-        file.read(1, window=rasterio.windows.Window(0, 0, min(width, file.width), min(height, file.height)))
-        driver = file.driver
+    try:
+        with environment(), open_raster(uri) as file:
+            height, width = file.block_shapes[0]
+            file.read(1, window=rasterio.windows.Window(0, 0, min(width, file.width), min(height, file.height)))
+            driver = file.driver
+    except FAULTS as error:
+        remedy = "check rasters.sources and the credentials; replace the file, or leave it out"
+        return fault("imagery/block", f"{uri} cannot be read: {explained(error)}", remedy)
     seconds = time.perf_counter() - begun
     said = f"of {len(candidates):,} scenes of the first source, {uri} ({driver}): a block of {height} x {width} read in {seconds:.2f} s"
     if height * width > _LARGE_BLOCK:

@@ -101,7 +101,10 @@ def _settings(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Ex
     if options.config is None:
         if options.index is not None:
             raise ConfigError("--index needs --config FILE: the experiment says where the index lies")
-        alone = config.build(_NoExperiment, config.apply_overrides({}, config.parse_overrides(overrides)))
+        given = config.apply_overrides({}, config.parse_overrides(overrides))
+        if others := sorted(given.keys() - {"ray", "tracking"}):
+            raise ConfigError(f"--{others[0]} needs --config FILE: without it only keys of ray and tracking can be given")
+        alone = config.build(_NoExperiment, given)
         return None, alone.ray, alone.tracking
     named = ["--workspace.index", options.index] if options.index else []
     experiment = load(options.config, [*overrides, *named])

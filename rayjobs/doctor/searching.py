@@ -61,7 +61,9 @@ def self_retrieval(opened: Opened) -> Check:
     count = len(tiles.row)
     if found.above:
         remedy = "see encoder/length first"
-        return caution(name, f"{found.above:,} of {count:,} stored vectors are not of length 1, or find what is not: that tells nothing", remedy)
+        return caution(
+            name, f"{found.above:,} of {count:,} stored vectors are not of length 1, or find what is not: that tells nothing", remedy
+        )
     said = f"of {count:,} stored vectors {count - len(found.missed):,} find themselves first"
     if len(found.twins):
         said += f"; {len(found.twins):,} have a near-duplicate (cosine 1 - {SAME:g} or more), which counts as themselves"

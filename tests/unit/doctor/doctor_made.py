@@ -1,4 +1,4 @@
-"""A whole small workspace made of one made-up picture of ground: set, checkpoint, embeddings and index, by the project's own code, without Ray."""
+"""A whole small workspace of one made-up piece of ground: set, checkpoint, embeddings and index, by our own code, without Ray."""
 
 from __future__ import annotations
 
@@ -159,6 +159,3 @@ class Made:
 def faults(checks):
     """The names of those that are at fault."""
     return {name for name, check in checks.items() if check.state == "fault"}
-
-
-

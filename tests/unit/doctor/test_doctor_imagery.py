@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,6 @@ from rayjobs.config import build
 from rayjobs.doctor import imagery
 from rayjobs.doctor.checks import looked
 from rayjobs.experiment import Experiment
-from rayjobs.rasters.gdal import OPTIONS
 
 
 def experiment(path):
@@ -39,17 +39,23 @@ def test_gdal_is_set_up_as_we_set_it_up():
     assert rasterio.__gdal_version__.rpartition(".")[0] in check.finding
 
 
-def test_a_setting_that_gdal_does_not_take_is_told(monkeypatch):
-    monkeypatch.setitem(OPTIONS, "VSI_CACHE", "TRUE")
-    assert imagery.gdal().state == "ok"
-    monkeypatch.setattr(imagery.rasterio.env, "get_gdal_config", lambda name: None)
-    assert imagery.gdal().state == "fault"
+@pytest.mark.parametrize(
+    ("found", "wanted", "same"), [(True, "YES", True), (False, "FALSE", True), (True, "FALSE", False), (5, 5, True), (None, 5, False)]
+)
+def test_what_gdal_gives_back_is_compared_with_what_was_set(found, wanted, same):
+    assert imagery._same(found, wanted) == same
+
+
+def test_a_setting_of_another_value_is_told(monkeypatch):
+    monkeypatch.setattr(imagery, "BLOCK_CACHE_BYTES", 1)
+    check = imagery.gdal()
+    assert (check.state, "GDAL_CACHEMAX" in check.finding) == ("fault", True)
 
 
 def test_foreign_tables_of_projections_are_told(tmp_path):
     """In a process of its own, since PROJ reads the variable once."""
     code = "from rayjobs.doctor import imagery; print(imagery.gdal())"
-    environment = {**__import__("os").environ, "PROJ_DATA": str(tmp_path), "PROJ_LIB": str(tmp_path)}
+    environment = {**os.environ, "PROJ_DATA": str(tmp_path), "PROJ_LIB": str(tmp_path)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "state='fault'" in done.stdout, done.stderr
     assert "unset PROJ_LIB" in done.stdout
@@ -64,7 +70,7 @@ def test_a_first_block_is_read(tmp_path):
 
 def test_blocks_that_are_too_large_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(imagery, "_LARGE_BLOCK", 100_000)
-    check = look(write(tmp_path / "a.tif", blockysize=512))
+    check = look(write(tmp_path / "a.tif", tiled=True, blockxsize=512, blockysize=512))
     assert (check.state, "COG" in check.remedy) == ("caution", True)
 
 

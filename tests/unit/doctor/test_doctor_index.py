@@ -225,5 +225,3 @@ def test_an_index_that_is_not_there_is_one_fault(tmp_path):
     patient = Patient(experiment=experiment, ray=experiment.ray, tracking=experiment.tracking, folder=tmp_path, say=lambda _: None)
     [check] = looked(index.looks(patient))
     assert (check.name, check.state, check.remedy) == ("index/manifest", "fault", "run `rayjobs index` first")
-
-

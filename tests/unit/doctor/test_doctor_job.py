@@ -36,7 +36,7 @@ def families(monkeypatch, *names):
     ("arguments", "words"),
     [
         (["--index"], "--index needs --config FILE"),
-        (["--tiles.size", "3"], "unknown key 'tiles.size'"),
+        (["--tiles.size", "3"], "--tiles needs --config FILE"),
         (["--ray.adress", "x"], "did you mean 'ray.address'?"),
         (["--config", "nowhere.yaml"], "cannot read the experiment file nowhere.yaml"),
     ],

@@ -13,6 +13,8 @@ from rayjobs.doctor import tracking
 from rayjobs.doctor.checks import Patient, looked
 from rayjobs.tracking import TrackingSection
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow uses what SQLAlchemy has deprecated
+
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):

@@ -42,7 +42,7 @@ def test_a_file_in_the_folders_place_is_one_fault(tmp_path):
 class Careless(LocalStore):
     """Lets every writer through."""
 
-    def swap(self, key, data, *, expected):
+    def swap(self, key, data, *, expected):  # noqa: ARG002
         self.write(key, data)
         return super().read_tagged(key).tag
 
@@ -62,7 +62,8 @@ class Whole(LocalStore):
 
     def fetch(self, key, directory):
         whole = super().fetch(key, directory).read_bytes()
-        path = directory / "fetched"
+        directory.mkdir()
+        path = directory / "copy"
         path.write_bytes(whole[: 2**20] * (len(whole) // 2**20))
         return path
 
@@ -115,7 +116,7 @@ def test_a_bucket_that_may_be_read_and_not_written_is_told(s3, tmp_path, monkeyp
     assert {name for name, check in checks.items() if check.state == "fault"} == {
         f"workspace/{name}" for name in ("write", "conditional", "list", "ranges")
     }
-    assert all("refused" in check.finding for check in checks.values() if check.state == "fault")
+    assert {name: check.finding for name, check in checks.items() if check.state == "fault" and "AccessDenied" not in check.finding} == {}
     assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in str(checks)
 
 
