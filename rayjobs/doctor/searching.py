@@ -66,7 +66,7 @@ def self_retrieval(opened: Opened) -> Check:
         )
     said = f"of {count:,} stored vectors {count - len(found.missed):,} find themselves first"
     if len(found.twins):
-        said += f"; {len(found.twins):,} have a near-duplicate (cosine 1 - {SAME:g} or more), which counts as themselves"
+        said += f"; {len(found.twins):,} have a near-duplicate (cosine {1 - SAME:g} or more), which counts as themselves"
     allowed = 0.0 if KINDS[opened.manifest.kind].exact else 1 - promised(opened)
     if len(found.missed) > count * (allowed + (_loss(allowed, count) if allowed else 0)):
         ids = [str(one["tile_id"]) for one in opened.known(tiles, ("tile_id",))]

@@ -62,10 +62,10 @@ def test_what_is_left_of_a_tile_is_without_the_two_beside_it():
 
 @pytest.mark.parametrize(("smooth", "along"), [(0.01, 0.01), (1.5, 1.5), (4.0, 4.0), (1.0, 1.5)])
 def test_a_landscape_has_no_stripes(smooth, along):
-    """P-values of landscapes are even: 40 of them hold the fault line 0.005 and few are below a twentieth."""
-    values = [striping([landscape(seed, smooth=smooth, along=along)], seed=seed).p for seed in range(40)]
+    """P-values of landscapes are even: of 20 hardly one is beyond the line of a fault, and few are below a twentieth."""
+    values = [striping([landscape(seed, smooth=smooth, along=along)], seed=seed).p for seed in range(20)]
     assert sum(value <= 0.005 for value in values) <= 1
-    assert sum(value <= 0.05 for value in values) <= 7
+    assert sum(value <= 0.05 for value in values) <= 4
 
 
 @pytest.mark.parametrize("gaps", [0.0, 0.15])
