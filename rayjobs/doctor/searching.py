@@ -14,7 +14,7 @@ from rayjobs.retrieval.choice import recall_of
 from rayjobs.retrieval.kinds import KINDS
 
 if TYPE_CHECKING:
-    from rayjobs.doctor.opened import Opened, Tiles
+    from rayjobs.doctor.opened import Opened, Tiles, Vectors
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -51,19 +51,18 @@ class FoundFirst:
     twins: Numbers
     """Numbers of those that have a tile of the same vector."""
     above: int
-    """Tiles that are not of length 1, or that find what is not: no two vectors of length 1 have a product above 1."""
+    """Tiles that something longer than 1 comes before: no two vectors of length 1 have a product above 1."""
 
 
 def self_retrieval(opened: Opened) -> Check:
     """Search for stored vectors: each must find itself, or one that is the same, first."""
     name, tiles = "index/self-retrieval", opened.drawn(SAMPLE)
+    count, odd = len(tiles.row), int((~_unit(tiles.vectors)).sum())
+    if odd:  # what is searched for by no number tells nothing
+        return caution(name, f"{odd:,} of {count:,} stored vectors are not of length 1", "see encoder/length first")
     found = found_first(opened, tiles)
-    count = len(tiles.row)
     if found.above:
-        remedy = "see encoder/length first"
-        return caution(
-            name, f"{found.above:,} of {count:,} stored vectors are not of length 1, or find what is not: that tells nothing", remedy
-        )
+        return caution(name, f"{found.above:,} of {count:,} stored vectors find one that is longer than 1", "see encoder/length first")
     said = f"of {count:,} stored vectors {count - len(found.missed):,} find themselves first"
     if len(found.twins):
         said += f"; {len(found.twins):,} have a near-duplicate (cosine {1 - SAME:g} or more), which counts as themselves"
@@ -93,10 +92,14 @@ def found_first(opened: Opened, tiles: Tiles) -> FoundFirst:
         alike += ((scores >= 1 - SAME) & ~itself).sum(axis=1)
     in_its_place = (own == -np.inf) & (alike > 0)  # more of the same than hits
     right = (own >= best - SAME) | in_its_place
-    own_length = np.linalg.norm(tiles.vectors.astype(np.float64), axis=1)
-    unit = np.abs(own_length - 1) <= _LONGER  # false of what is no number
-    above = int((~unit | (best > 1 + _LONGER)).sum())
+    above = int((~(best <= 1 + _LONGER)).sum())  # so that what is no number is above, too
     return FoundFirst(missed=np.flatnonzero(~right), twins=np.flatnonzero(alike > 0), above=above)
+
+
+def _unit(vectors: Vectors) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which vectors are of length 1; not those that are no numbers."""
+    unit: np.ndarray[Any, np.dtype[np.bool_]] = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) <= _LONGER
+    return unit
 
 
 def promised(opened: Opened) -> float:
@@ -113,7 +116,8 @@ def recall(opened: Opened) -> Check:
     if said is None:
         remedy = "build the index anew, which measures it: rayjobs index"
         return caution("index/recall", f"the manifest of kind {kind} promises nothing", remedy)
-    queries = opened.drawn(SAMPLE).vectors
+    drawn = opened.drawn(SAMPLE).vectors
+    queries = drawn[_unit(drawn)]
     found = recall_of(kind, opened.segments, queries, opened.manifest.effort, count=said.at)
     told = f"recall@{said.at} {found.value:.3f} on {found.queries:,} stored vectors; the manifest promises {said.value:.3f}"
     spread = math.hypot(_error(found.value, found.queries), _error(said.value, said.queries))
