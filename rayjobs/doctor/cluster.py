@@ -143,7 +143,7 @@ def _asked(alive: Sequence[Mapping[str, Any]]) -> tuple[list[Node], list[str]]:
     """Return the nodes that answer, and what to call those that do not."""
     ray.cloudpickle.register_pickle_by_value(facts)
     try:
-        remote = ray.remote(num_cpus=0)(facts.Witness)
+        remote: Any = ray.remote(num_cpus=0)(facts.Witness)  # Ray's decorator hides the class from mypy
         witnesses = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote() for node in alive
         ]

@@ -52,7 +52,8 @@ def looks(patient: Patient) -> dict[str, Look]:
 def python() -> Check:
     """Compare Python with what the installed distribution asks for."""
     have = platform.python_version()
-    wanted = importlib.metadata.metadata(_OURS).get("Requires-Python") or ""
+    stated = importlib.metadata.metadata(_OURS)
+    wanted = stated["Requires-Python"] if "Requires-Python" in stated else ""
     if not SpecifierSet(wanted).contains(have, prereleases=True):
         return fault("machine/python", f"Python {have}, and rayjobs needs {wanted}", f"make an environment with Python {wanted}")
     return ok("machine/python", f"Python {have}; rayjobs needs {wanted}")
