@@ -53,7 +53,7 @@ def python() -> Check:
     """Compare Python with what the installed distribution asks for."""
     have = platform.python_version()
     stated = importlib.metadata.metadata(_OURS)
-    wanted = stated["Requires-Python"] if "Requires-Python" in stated else ""
+    wanted = stated["Requires-Python"] if "Requires-Python" in stated else ""  # noqa: SIM401  its type has no `get`
     if not SpecifierSet(wanted).contains(have, prereleases=True):
         return fault("machine/python", f"Python {have}, and rayjobs needs {wanted}", f"make an environment with Python {wanted}")
     return ok("machine/python", f"Python {have}; rayjobs needs {wanted}")
