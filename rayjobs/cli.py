@@ -15,6 +15,7 @@ VERBS = {
     "index": "embed a set and publish a searchable index of it",
     "serve": "answer queries over HTTP",
     "query": "ask a running service",
+    "doctor": "look for what is wrong, and say what to do about it",
     "demo": "the whole road on two real Landsat scenes",
 }
 

@@ -71,7 +71,7 @@ def _complain(verb: str, error: Exception, console: Console) -> int:
     return 2 if isinstance(ours, ConfigError) else 1
 
 
-def parser(verb: str, description: str) -> argparse.ArgumentParser:
+def parser(verb: str, description: str, *, needs_config: bool = True) -> argparse.ArgumentParser:
     """Return the options that every verb has; what is left over are overrides of the experiment file."""
     made = argparse.ArgumentParser(
         prog=f"rayjobs {verb}",
@@ -80,7 +80,7 @@ def parser(verb: str, description: str) -> argparse.ArgumentParser:
         epilog=_reference(),
         allow_abbrev=False,
     )
-    made.add_argument("--config", required=True, metavar="FILE", help="the experiment file (YAML)")
+    made.add_argument("--config", required=needs_config, metavar="FILE", help="the experiment file (YAML)")
     made.add_argument("--dry-run", action="store_true", help="show the plan and its cost; touch no pixel")
     made.add_argument("--json", action="store_true", help="end stdout with one JSON object")
     made.add_argument("--verbose", action="store_true", help="show what Ray and GDAL say, too")

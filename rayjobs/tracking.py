@@ -36,7 +36,7 @@ _HASTE_S = 0.3
 """How long the end of work that was interrupted waits for a server that answered so far."""
 _MOST_KEPT = 100_000
 """Calls that are kept for it."""
-_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """Without these each call to a server that is gone would take minutes; we try again ourselves."""
 
 
@@ -52,12 +52,13 @@ class TrackingSection:
     """Name of the MLflow experiment that holds the runs."""
 
 
-def tracking_uri(settings: TrackingSection, workspace: str) -> str:
-    """Return the MLflow tracking URI that holds for a workspace."""
+def tracking_uri(settings: TrackingSection, workspace: str, *, make: bool = True) -> str:
+    """Return the MLflow tracking URI that holds for a workspace; the folder of a database of ours is made, unless `make` is False."""
     if chosen := settings.uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return chosen
     folder = Path(workspace.removeprefix("file:")) if workspace.startswith("file:") else Path("~/.cache/rayjobs").expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder.absolute()}/mlflow.db"
 
 
@@ -234,7 +235,7 @@ def _open(
 
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    for name, value in _REQUESTS.items():
+    for name, value in REQUESTS.items():
         os.environ.setdefault(name, value)
     try:
         client = MlflowClient(tracking_uri(settings, workspace))

@@ -26,7 +26,7 @@ BLOCK_CACHE_BYTES = 256 * 2**20
 CREDENTIALS_SECONDS = 300.0
 """How long credentials are used before boto3 is asked again; it renews those that are about to expire."""
 
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no listing of a bucket for side files
     "GDAL_INGESTED_BYTES_AT_OPEN": 32768,  # most headers in one request
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
@@ -38,6 +38,7 @@ _OPTIONS: dict[str, Any] = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": 100,
     "VSI_CACHE": "FALSE",  # each block is fetched once, so that a second copy of its bytes only costs time
 }
+"""GDAL's settings within `environment`."""
 
 _REMOTE = {"s3": "/vsis3/", "http": "/vsicurl/http://", "https": "/vsicurl/https://"}
 
@@ -87,7 +88,7 @@ def environment(*, s3: bool = False) -> Iterator[None]:
     _bound_block_cache()
     _quiet_plain_images()
     session = _s3_session() if s3 else rasterio.session.DummySession()
-    with rasterio.Env(session, **_OPTIONS):
+    with rasterio.Env(session, **OPTIONS):
         yield
 
 

@@ -195,3 +195,8 @@ def _lowest(rungs: Sequence[Effort], tried: Callable[[Effort], _Tried], *, bound
         low, high, step = (low, rung, step) if found.enough else (rung, high, 2 * step)
         best = found if best is None or _better(found, best) else best
     return best
+
+
+def recall_of(kind: str, segments: Sequence[Segment], queries: Vectors, effort: Effort, *, count: int = 10) -> RecallEstimate:
+    """Return what an effort finds of the truly nearest: measured as `tuned` does; same arguments, and a kind that is not exact."""
+    return _Sample(KINDS[kind], segments, queries, count, 1.0).tried(effort).estimate
