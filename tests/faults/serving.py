@@ -40,6 +40,8 @@ with warnings.catch_warnings():
 from tests.page.small_index import experiment_of, indexed, random_encoder, sampled
 from tests.three_nodes import RAY, RayCluster, _kill_strays, _own_address, _start, _wait, free_port, write_scene
 
+_PAUSE_S, _PATIENCE_S = 1.0, 2.0
+"""How long a client waits before it asks again where nobody says how long, and the longest that it lets itself be told."""
 READER, ADMIN = "reader-token", "admin-token"
 TOKENS = {"RAYJOBS_READ_TOKENS": READER, "RAYJOBS_ADMIN_TOKENS": ADMIN}
 OF_READER = {"authorization": f"Bearer {READER}"}
@@ -306,10 +308,12 @@ class Clients:
         body = {"positives": [{"tile_id": self.served.library.query}], "limit": LIMIT}
         with httpx.Client(headers=OF_READER, timeout=30) as client:
             while self._going:
-                for _ in range(1 + self.retries):
+                for again in range(1 + self.retries):
                     one = self._once(client, body)
                     if one.status == 200:
                         break
+                    if again < self.retries:
+                        time.sleep(min(float(one.retry_after or _PAUSE_S), _PATIENCE_S))
                 self.asked.append(one)
 
     def _once(self, client: httpx.Client, body: dict) -> Asked:

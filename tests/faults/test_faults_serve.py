@@ -226,7 +226,7 @@ def test_a_bad_index_is_published(served, library, row):
 
 @pytest.mark.fault("S4")
 def test_processes_are_killed(served, library, row):
-    """Of those that search, of the proxy and of the controller: who asks once more always gets an answer."""
+    """Of those that search, of the proxy and of the controller: who asks once more, a second later, always gets an answer."""
     back = []
     with Clients(served, CLIENTS, retries=1) as clients:
         for _ in range(row.tries):

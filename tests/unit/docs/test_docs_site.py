@@ -148,7 +148,7 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
 
 
 def test_a_new_document_is_found_and_a_wrong_link_is_refused(copy, tmp_path):
-    for name in ("operations", "unforeseen"):
+    for name in ("another", "unforeseen"):
         links = f"[the glossary](glossary.md), [itself](#all-about-{name}), [a folder](../deploy/cluster), [another](images/)"
         (copy / "docs" / f"{name}.md").write_text(f"# All about {name}\n\nSee {links}.\n")
     (copy / "deploy" / "cluster").mkdir(parents=True)
@@ -156,11 +156,11 @@ def test_a_new_document_is_found_and_a_wrong_link_is_refused(copy, tmp_path):
     done = built(copy, tmp_path)
     assert done.returncode == 0, done.stderr
     front = Page((tmp_path / "site" / "index.html").read_text(encoding="utf-8"))
-    assert {"docs/operations.html", "docs/unforeseen.html", "deploy/cluster/README.html"} <= set(front.leads)
+    assert {"docs/another.html", "docs/unforeseen.html", "deploy/cluster/README.html"} <= set(front.leads)
     page = Page((tmp_path / "site" / "docs" / "unforeseen.html").read_text(encoding="utf-8"))
     assert "../deploy/cluster/README.html" in page.leads
     assert not [link for link in page.leads if "images" in link]
-    (copy / "docs" / "operations.md").write_text("# Operations\n\n[nothing](nothing.md), [nowhere](glossary.md#nowhere)\n")
+    (copy / "docs" / "another.md").write_text("# Another\n\n[nothing](nothing.md), [nowhere](glossary.md#nowhere)\n")
     done = built(copy, tmp_path)
     assert done.returncode != 0
     assert "nothing.md" in done.stderr
