@@ -89,6 +89,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what training will take and how much of it is done, without starting Ray; refuse what `run` would refuse."""
     workspace = experiment.open_workspace()
     workspace.store.check()
+    backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
     _begun_before(experiment, workspace, source)
     done = _epochs_done(workspace)

@@ -288,7 +288,7 @@ def flaky(tmp_path):
 
 def test_answers_cut_short_and_refused_are_asked_for_again(flaky, monkeypatch):
     uri, values = flaky
-    monkeypatch.setitem(gdal._OPTIONS, "GDAL_HTTP_RETRY_DELAY", 0.01)
+    monkeypatch.setitem(gdal.OPTIONS, "GDAL_HTTP_RETRY_DELAY", 0.01)
     for number in range(12):  # GDAL keeps what it has fetched of an address
         scene = found(files(f"{uri}/{number}.tif")).scenes[0]
         with RasterReader() as reader:

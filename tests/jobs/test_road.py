@@ -25,7 +25,8 @@ FAST = ["--train.epochs", "2", "--train.steps_per_epoch", "3", "--train.batch_si
 
 SWEEP = [
     "--tune.space", "{loss: [{kind: triplet, margin: {uniform: [0.1, 0.5]}}, {kind: ntxent}], model.dim: [32, 64]}",
-    "--tune.search", "optuna", "--tune.trials", "2", "--tune.scheduler", "{kind: asha}", "--tune.final_seeds", "1", "--train.num_workers", "2",
+    "--tune.search", "optuna", "--tune.trials", "2", "--tune.scheduler", "{kind: asha}", "--tune.final_seeds", "1",
+    "--train.num_workers", "2",
 ]  # fmt: skip
 """Two trials of two workers each, and the better values trained anew."""
 

@@ -17,7 +17,7 @@ from rayjobs.config import keys
 from rayjobs.experiment import Experiment
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "configs", "docs")
+SOURCES = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "cluster.yaml", "configs", "deploy", "docs")
 _LOADED = {
     "script": "src",
     "img": "src",
