@@ -173,16 +173,26 @@ def history(settings: TrackingSection, *, workspace: str, run_id: str) -> dict[s
         return {}
 
 
+def is_open(settings: TrackingSection, *, workspace: str, run_id: str) -> bool:
+    """Whether a run was begun and not ended; False where tracking is off or does not answer."""
+    from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
+
+    if not settings.enabled:
+        return False
+    try:
+        return bool(MlflowClient(tracking_uri(settings, workspace)).get_run(run_id).info.status == "RUNNING")
+    except Exception:  # whatever a tracking server does, work goes on
+        logger.warning("run %s of MLflow could not be asked for", run_id, exc_info=True)
+        return False
+
+
 def close(settings: TrackingSection, *, workspace: str, run_id: str, status: str) -> None:
     """Close a run that another process left open, where tracking is on and answers."""
     from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
 
-    if not settings.enabled:
-        return
     try:
-        client = MlflowClient(tracking_uri(settings, workspace))
-        if client.get_run(run_id).info.status == "RUNNING":
-            client.set_terminated(run_id, status)
+        if is_open(settings, workspace=workspace, run_id=run_id):
+            MlflowClient(tracking_uri(settings, workspace)).set_terminated(run_id, status)
     except Exception:  # whatever a tracking server does, work goes on
         logger.warning("run %s of MLflow could not be closed", run_id, exc_info=True)
 

@@ -82,7 +82,6 @@ def require_cpus(settings: RaySection, wanted: int, what: str, say: Callable[[st
 
 
 def _start(settings: RaySection, address: str | None) -> None:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else each report of a worker waits up to two seconds
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if address is not None:

@@ -28,7 +28,7 @@ from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
 from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
-from rayjobs.tracking import Tracker, tracked
+from rayjobs.tracking import Tracker, is_open, tracked
 from rayjobs.train import cache
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.loop import loop, steps_per_epoch
@@ -159,6 +159,7 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
         done = int(newest.manifest["epoch"]) if newest else 0
         if done >= experiment.train.epochs:
             console.say(f"train            run {workspace.run} has all its {done} epochs already")
+            _end_tracking(experiment, workspace, source, console)
             return _result(workspace, done, None)
         parameters = {**experiment.to_dict(), "set_version": source.version}
         resume = workspace.mlflow_run()
@@ -179,16 +180,29 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
             _fit(experiment, source, lease.token, tracker, console, watch)
             lease.check()
             _check_reached_end(workspace, experiment.train.epochs)
-            newest = workspace.checkpoints.require("")
-            tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
-            tracker.files(
-                {
-                    "experiment.yaml": experiment.to_yaml().encode(),
-                    "model/model.json": newest.read("model.json"),
-                    "model/model.safetensors": newest.read("model.safetensors"),
-                }
-            )
+            _track_model(experiment, workspace, source, tracker)
     return _result(workspace, done, tracker.run_id)
+
+
+def _track_model(experiment: Experiment, workspace: Workspace, source: Version, tracker: Tracker) -> None:
+    """Log what was learned."""
+    newest = workspace.checkpoints.require("")
+    tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
+    tracker.files(
+        {
+            "experiment.yaml": experiment.to_yaml().encode(),
+            "model/model.json": newest.read("model.json"),
+            "model/model.safetensors": newest.read("model.safetensors"),
+        }
+    )
+
+
+def _end_tracking(experiment: Experiment, workspace: Workspace, source: Version, console: Console) -> None:
+    """Log what a command that was killed after the last checkpoint had not logged yet, and close its run in MLflow."""
+    run_id, uri = workspace.mlflow_run(), workspace.store.uri
+    if run_id and is_open(experiment.tracking, workspace=uri, run_id=run_id):
+        with tracked(experiment.tracking, workspace=uri, run=workspace.run, parameters={}, say=console.say, resume=run_id) as tracker:
+            _track_model(experiment, workspace, source, tracker)
 
 
 def _check_reached_end(workspace: Workspace, epochs: int) -> None:
@@ -275,6 +289,7 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
     cpus = settings.cpus_per_worker or even_cpus(most)
     require_cpus(experiment.ray, least * cpus, f"train.num_workers {least} of {cpus} CPUs each", console.say)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else each report of a worker waits up to two seconds
     filesystem, path = arrow_filesystem(workspace.store.uri)
     listener = _Listener(console, tracker, watch.heard if watch else None)
     validation = watch.validation if watch else None

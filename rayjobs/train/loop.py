@@ -9,17 +9,17 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
-from rayjobs.errors import CheckpointError, ConfigError, TrainingError
+from rayjobs.errors import CheckpointError, ConfigError, RetrievalError, TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
 from rayjobs.train.batches import EpochPlan, Supervision, dealt, plan_epoch
-from rayjobs.train.distributed import agree_on_weights, agreed, barrier, rank, world_size
+from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
-from rayjobs.train.state import State, TrainPlan, found_by_rank_zero, initial, publish_mined, restore, save
+from rayjobs.train.state import State, TrainPlan, found_by_rank_zero, initial, publish_mined, require_finite, restore, save
 from rayjobs.train.step import Bench, train_epoch
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def loop(config: Mapping[str, Any]) -> None:
         return
     try:
         _train(plan)
-    except (CheckpointError, ConfigError, TrainingError) as error:
+    except (CheckpointError, ConfigError, RetrievalError, TrainingError) as error:
         if not plan.tell_failure(error):
             raise
 
@@ -94,8 +94,10 @@ def _validated(on: Bench, state: State) -> dict[str, float]:
     validation = on.plan.validation
     if validation is None or on.held_out is None:
         return {}
+    require_finite(state, on.objective)
     vectors = embed_all(state.learned, on.held_out, on.device).numpy()
-    return {f"val/{name}": float(value) for name, value in validation.measure(vectors).items()} if rank() == 0 else {}
+    measured = found_by_rank_zero(lambda: dict(validation.measure(vectors)))
+    return {f"val/{name}": float(value) for name, value in measured.items()}
 
 
 def _after_step(on: Bench, state: State) -> None:

@@ -134,7 +134,7 @@ class State:
     clusters: Clusters | None = None
     """Clusters of the training tiles, where the loss lives on them."""
     validated: dict[str, float] = field(default_factory=dict)
-    """What `plan.validation` found after the last epoch; on rank 0 alone. A checkpoint's manifest tells it."""
+    """What `plan.validation` found after the last epoch. A checkpoint's manifest tells it."""
 
     def end_epoch(self) -> None:
         """Go on to the first step of the next epoch."""
@@ -336,8 +336,7 @@ def save(plan: TrainPlan, state: State, objective: Objective, *, last: bool = Fa
         StorageError: on all ranks, if the last checkpoint of the run could not be published.
     """
     device = next(state.module.parameters()).device
-    if not agreed(all(map(all_finite, _learned(state, objective))), device):
-        raise TrainingError(f"weights are not finite after {state.epoch} epochs and {state.step} steps; lower train.learning_rate")
+    require_finite(state, objective)
     fault = _upload(plan, state, objective, _LAST_WAITS_S if last else ()) if rank() == 0 else None
     if not agreed(not isinstance(fault, TrainingError), device):
         run = plan.experiment.open_workspace().run
@@ -348,6 +347,13 @@ def save(plan: TrainPlan, state: State, objective: Objective, *, last: bool = Fa
     if last:
         raise StorageError("the last checkpoint could not be published, though it was tried for minutes; see what the storage said")
     return False
+
+
+def require_finite(state: State, objective: Objective) -> None:
+    """Check all that was learned. Raises `TrainingError`, on all ranks, if weights are not finite on any."""
+    device = next(state.module.parameters()).device
+    if not agreed(all(map(all_finite, _learned(state, objective))), device):
+        raise TrainingError(f"weights are not finite after {state.epoch} epochs and {state.step} steps; lower train.learning_rate")
 
 
 def _learned(state: State, objective: Objective) -> list[dict[str, torch.Tensor]]:

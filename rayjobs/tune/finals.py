@@ -49,8 +49,19 @@ def finals(experiment: Experiment, best: Trial, tags: Mapping[str, str], console
         tags: of the runs in MLflow.
         console: shows progress.
     """
-    first = experiment.train.seed
+    first = experiment.train.seed + 1  # with its own, the best was found to be the best
     return [_final(experiment, best, seed, tags, console) for seed in range(first, first + experiment.tune.final_seeds)]
+
+
+def chosen(workspace: Workspace) -> str | None:
+    """Return the run whose values finals were begun with, if they were: from then on no other may be chosen."""
+    found = workspace.store.read_tagged(f"{workspace.sweep_folder}chosen.json")
+    return str(json.loads(found.data)["run"]) if found else None
+
+
+def choose(workspace: Workspace, best: Trial) -> None:
+    """Write down whose values the finals are of, before the first."""
+    workspace.store.write(f"{workspace.sweep_folder}chosen.json", json.dumps({"run": best.run}).encode())
 
 
 def _final(experiment: Experiment, best: Trial, seed: int, tags: Mapping[str, str], console: Console) -> Final:

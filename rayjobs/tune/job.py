@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,12 @@ from rayjobs.train import job as training
 from rayjobs.train.ground import ground_of, training_tiles
 from rayjobs.train.validation import Validation
 from rayjobs.tune import search
-from rayjobs.tune.finals import finals
-from rayjobs.tune.population import place_of
+from rayjobs.tune.finals import choose, chosen, finals
+from rayjobs.tune.population import mutations, place_of
 from rayjobs.tune.report import files, report_of, shown, version_of
 from rayjobs.tune.space import Replay, Space, overrides, parse
 from rayjobs.tune.trial import DRAW, Sweep, trial
-from rayjobs.tune.trials import Trial, all_known, keep, known
+from rayjobs.tune.trials import Ended, Trial, all_known, keep, known
 from rayjobs.tune.validation import Measure
 
 if TYPE_CHECKING:
@@ -83,12 +84,13 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     _begun_before(experiment, workspace, source)
     space = _space(experiment)
     validation, metric = _validation(experiment, source)
+    _check_finals(experiment, source)
     draws = _checked(experiment, space, source)
     done = {found.run: found.ended for found in all_known(workspace)}
     each = training.preview(_of(experiment, space, draws[0]))
     return {
         "trials": search.trials_of(experiment.tune, space),
-        "ended_already": sum(bool(ended) for ended in done.values()),
+        "ended_already": sum(ended in {"finished", "pruned"} for ended in done.values()),
         "keys": {name: _described(domain) for name, domain in space.names().items()},
         "objective": f"{metric} of {validation.tiles.num_rows} tiles of the val split",
         "steps_per_trial": each["steps"],
@@ -109,8 +111,9 @@ def run(experiment: Experiment, console: Console) -> Result:
     source = workspace.set.require("run `rayjobs sample` first")
     space = _space(experiment)
     validation, metric = _validation(experiment, source)
+    _check_finals(experiment, source)
     _checked(experiment, space, source)
-    with Lease(workspace.store, f"{workspace.sweep_folder}lease"):
+    with Lease(workspace.store, f"{workspace.sweep_folder}lease") as lease:
         _pin(experiment, workspace, source)
         with (
             joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
@@ -118,18 +121,31 @@ def run(experiment: Experiment, console: Console) -> Result:
         ):
             tags = {"mlflow.parentRunId": tracker.run_id, "sweep": workspace.sweep} if tracker.run_id else {"sweep": workspace.sweep}
             base, concurrent = _shared_out(experiment, console)
-            sweep = Sweep(experiment=base, space=space, objective=metric, validation=validation, tags=tags, mailbox=None)
+            sweep = Sweep(
+                experiment=base,
+                space=space,
+                objective=metric,
+                validation=validation,
+                tags=tags,
+                mlflow=_mlflow(experiment, workspace),
+                mailbox=None,
+            )
             trials = _tried(sweep, concurrent, tracker, console)
-            best = _best(trials)
+            best = _best(trials, chosen(workspace))
             console.say(f"tune             best: {best.run}, {metric} {best.value:.4f} on val")
+            lease.check()
+            choose(workspace, best)
             measured = finals(experiment, best, tags, console)
+            lease.check()
             report = report_of(experiment, source.version, trials, best, measured)
             return _publish(experiment, report, best, tracker, console)
 
 
 def _space(experiment: Experiment) -> Space:
-    """Return the space. Raises `ConfigError` for a key that trials cannot have of their own."""
+    """Return the space. Raises `ConfigError` for a key that trials cannot have of their own, or that no scheduler can do with."""
     space = parse(experiment.tune.space)
+    if experiment.tune.scheduler.kind == "pbt":
+        mutations(space)
     for key, _ in space.entries:
         if key.partition(".")[0] not in _TRIED or key in _NOT_TRIED:
             raise ConfigError(
@@ -157,8 +173,11 @@ def _checked(experiment: Experiment, space: Space, source: Version) -> list[dict
 
 def _of(experiment: Experiment, space: Space, draw: Mapping[str, float]) -> Experiment:
     nobody: Any = None
-    sweep = Sweep(experiment=experiment, space=space, objective="", validation=nobody, tags={}, mailbox=None)
-    return sweep.of(sweep.values({DRAW: draw}))
+    sweep = Sweep(experiment=experiment, space=space, objective="", validation=nobody, tags={}, mlflow=None, mailbox=None)
+    made, ours = sweep.of(sweep.values({DRAW: draw})), experiment.train
+    if (made.train.num_workers, made.train.cpus_per_worker, made.train.seed) != (ours.num_workers, ours.cpus_per_worker, ours.seed):
+        raise ConfigError(f"trials share {', '.join(_NOT_TRIED)}; leave them out of the space")
+    return made
 
 
 def _validation(experiment: Experiment, source: Version) -> tuple[Validation, str]:
@@ -171,6 +190,13 @@ def _validation(experiment: Experiment, source: Version) -> tuple[Validation, st
     distance = training.encoder_spec(experiment, source).distance
     measure = Measure(question=question, plan=found, settings=held_out.evaluate, distance=distance)
     return Validation(tiles=tiles, measure=measure), experiment.evaluate.objective
+
+
+def _check_finals(experiment: Experiment, source: Version) -> None:
+    """Refuse a split on which the best values could not be measured, before hours are spent on finding them."""
+    if experiment.tune.final_seeds:
+        question = evaluation.question_of(experiment, source)
+        evaluation.check(experiment, source, question, plan(question, experiment.evaluate))
 
 
 def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
@@ -232,18 +258,28 @@ def _shared_out(experiment: Experiment, console: Console) -> tuple[Experiment, i
         concurrent = concurrent or max(1, int(resources.get("GPU", 0)) // workers)
     elif settings.cpus_per_worker:
         concurrent = concurrent or max(1, int(resources.get("CPU", 0)) // (workers * settings.cpus_per_worker))
-    concurrent = concurrent or 1
+    if experiment.tune.scheduler.kind == "pbt":
+        concurrent = search.trials_of(experiment.tune, _space(experiment))  # all of a population learn at once
+    concurrent = _kept(experiment.open_workspace(), concurrent or 1)
     cpus = settings.cpus_per_worker or even_cpus(workers * concurrent)
     require_cpus(
         experiment.ray, settings.workers[0] * cpus, f"a trial's train.num_workers {settings.workers[0]} of {cpus} CPUs each", console.say
     )
-    uri = tracking_uri(experiment.tracking, experiment.open_workspace().store.uri) if experiment.tracking.enabled else None
-    shared = dataclasses.replace(
-        experiment,
-        train=dataclasses.replace(settings, cpus_per_worker=cpus),
-        tracking=dataclasses.replace(experiment.tracking, uri=uri),
-    )
-    return shared, concurrent
+    return dataclasses.replace(experiment, train=dataclasses.replace(settings, cpus_per_worker=cpus)), concurrent
+
+
+def _mlflow(experiment: Experiment, workspace: Workspace) -> str | None:
+    return tracking_uri(experiment.tracking, workspace.store.uri) if experiment.tracking.enabled else None
+
+
+def _kept(workspace: Workspace, concurrent: int) -> int:
+    """Return how many trials at a time a sweep was begun with: Ray Tune goes on with that number, whatever is asked for now."""
+    key = f"{workspace.sweep_folder}concurrent.json"
+    found = workspace.store.read_tagged(key)
+    if found is None:
+        workspace.store.write(key, json.dumps(concurrent).encode())
+        return concurrent
+    return int(json.loads(found.data))
 
 
 def _tried(sweep: Sweep, concurrent: int, tracker: Tracker, console: Console) -> list[Trial]:
@@ -253,7 +289,7 @@ def _tried(sweep: Sweep, concurrent: int, tracker: Tracker, console: Console) ->
     if tracker.run_id:
         workspace.store.write(f"{workspace.sweep_folder}mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
     count = search.trials_of(settings, sweep.space)
-    ended = [found for found in all_known(workspace) if found.ended]
+    ended = [found for found in all_known(workspace) if found.ended in {"finished", "pruned"}]
     console.say(f"tune             {count} trials, {concurrent} at a time; {len(ended)} have ended already")
     with console.stage("tune", count, "trials") as stage, listening(_Listener(stage, console, sweep.objective, ended).hear) as mailbox:
         results = _fitted(dataclasses.replace(sweep, mailbox=mailbox), concurrent)
@@ -275,9 +311,10 @@ def _fitted(sweep: Sweep, concurrent: int) -> Any:
     workspace = experiment.open_workspace()
     filesystem, root = training.arrow_filesystem(workspace.store.uri)
     path = f"{root}/{workspace.sweep_folder.rstrip('/')}"
-    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), _beside_this_process())
-    if ray.tune.Tuner.can_restore(f"{path}/ray", storage_filesystem=filesystem):
-        tuner = ray.tune.Tuner.restore(f"{path}/ray", trainable, storage_filesystem=filesystem, resume_errored=True)
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), beside_this_process(concurrent))
+    if _has_state(workspace):
+        again = chosen(workspace) is None  # once the best values were measured, no trial may change which they are
+        tuner = ray.tune.Tuner.restore(f"{path}/ray", trainable, storage_filesystem=filesystem, resume_errored=again)
     else:
         tuner = ray.tune.Tuner(
             trainable,
@@ -298,10 +335,19 @@ def _fitted(sweep: Sweep, concurrent: int) -> Any:
         ) from error
 
 
-def _beside_this_process() -> PlacementGroupFactory:
-    """Return what a trial itself asks of the cluster: a place on this node, where MLflow's file is; its workers ask for their own."""
+def _has_state(workspace: Workspace) -> bool:
+    """Whether Ray Tune has come to write down its state: what it writes first cannot be gone on with by itself."""
+    names = [key.rpartition("/")[2] for key in workspace.store.list(f"{workspace.sweep_folder}ray/")]
+    return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
+
+
+def beside_this_process(concurrent: int) -> PlacementGroupFactory:
+    """Return what a trial itself asks of the cluster: a place on this node, where MLflow's file is; its workers ask for their own.
+
+    There are as many such places as there are to be trials at a time: those that are tried again are not counted otherwise.
+    """
     address = ray.util.get_node_ip_address()
-    return PlacementGroupFactory([{f"node:{address}": 0.001}])
+    return PlacementGroupFactory([{f"node:{address}": max(0.0001, math.floor(0.9 / concurrent * 1e4) / 1e4)}])
 
 
 class _Listener:
@@ -331,10 +377,14 @@ def _text(values: Mapping[str, Any]) -> str:
 
 
 def _settled(sweep: Sweep, results: Any) -> list[Trial]:
-    """Return how all trials ended, and write that down; those that went on under other values (pbt) come last."""
+    """Return how all trials ended, and write that down; those that Ray Tune knows nothing of come last.
+
+    These went on under other values (pbt), or were begun so shortly before a kill that Ray Tune forgot them.
+    """
     workspace = sweep.experiment.open_workspace()
     settled = {found.run: found for found in (_ended(sweep, workspace, result) for result in results)}
-    others = (dataclasses.replace(found, ended=found.ended or "pruned") for found in all_known(workspace) if found.run not in settled)
+    otherwise: Ended = "pruned" if sweep.exchanges else "cut off"
+    others = (dataclasses.replace(found, ended=found.ended or otherwise) for found in all_known(workspace) if found.run not in settled)
     settled |= {found.run: found for found in others}
     for found in settled.values():
         keep(workspace, found)
@@ -343,14 +393,15 @@ def _settled(sweep: Sweep, results: Any) -> list[Trial]:
 
 def _ended(sweep: Sweep, workspace: Workspace, result: Any) -> Trial:
     values, place = sweep.values(result.config), place_of(result.checkpoint)
-    experiment = sweep.of(values, place)
-    run = experiment.open_workspace().run
+    experiment = sweep.of(values, place, place.trial if place else "")
+    run, mlflow_run = experiment.open_workspace().run, experiment.open_workspace().mlflow_run()
     found = known(workspace, run) or Trial(run=run, values=values)
     if found.ended:
         return found
     failure = _failure(result.error) if result.error else ""
     complete = experiment.train.epochs in found.history
-    return dataclasses.replace(found, ended="failed" if failure else "finished" if complete else "pruned", failure=failure)
+    ended: Ended = "failed" if failure else "finished" if complete else "pruned"
+    return dataclasses.replace(found, ended=ended, failure=failure, mlflow_run=mlflow_run)
 
 
 def _failure(error: BaseException) -> str:
@@ -359,8 +410,8 @@ def _failure(error: BaseException) -> str:
     return lines[-1] if lines else repr(error)
 
 
-def _best(trials: Sequence[Trial]) -> Trial:
-    """Return the finished trial that finds best on the validation split.
+def _best(trials: Sequence[Trial], named: str | None = None) -> Trial:
+    """Return the finished trial that finds best on the validation split, or the one that was chosen before.
 
     Raises:
         TrainingError: none finished.
@@ -370,7 +421,7 @@ def _best(trials: Sequence[Trial]) -> Trial:
         first = next((found for found in trials if found.failure), None)
         told = f": {first.run} with {first.failure}" if first else ""
         raise TrainingError(f"none of {len(trials)} trials came to its end{told}; the same command tries those that failed again")
-    return max(finished, key=lambda found: found.value or 0.0)
+    return max(finished, key=lambda found: (found.run == named, found.value or 0.0))
 
 
 def _publish(experiment: Experiment, report: dict[str, Any], best: Trial, tracker: Tracker, console: Console) -> Result:

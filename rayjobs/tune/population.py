@@ -21,8 +21,22 @@ if TYPE_CHECKING:
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Artefact, Version
 
-_CHANGED = ("train", "loss", "miner", "mining", "memory")
-"""Sections whose numbers may change while a run learns; others decide what its weights are."""
+CHANGED = frozenset(
+    {
+        "train.learning_rate",
+        "train.backbone_rate",
+        "train.weight_decay",
+        *(
+            f"loss.{key}"
+            for key in ("margin", "second_margin", "pos_margin", "neg_margin", "temperature", "alpha", "beta", "base", "gamma")
+        ),
+        *(f"miner.{key}" for key in ("margin", "epsilon", "cutoff", "farthest")),
+        *(f"train.augment.{key}" for key in ("rotate_degrees", "brightness", "jitter", "band_dropout")),
+        "memory.weight",
+        "mining.share",
+    }
+)
+"""Numbers that may change while a run learns; others decide the shape of what a checkpoint holds, or how long is trained."""
 _FILE = "run.json"
 _OF_THE_VERSION = ("kind", "name", "version", "created", "files")
 """What a manifest says of itself, and not of what it holds."""
@@ -32,16 +46,15 @@ _OF_THE_VERSION = ("kind", "name", "version", "created", "files")
 class Place:
     """Where a trial stands: what Ray Tune keeps as its checkpoint. The weights lie in the workspace."""
 
+    trial: str
+    """Ray Tune's name of the trial."""
     run: str
     version: str
     """Of its checkpoint."""
-    values: dict[str, Any]
-    """That the run was begun with."""
 
-    @property
-    def lineage(self) -> str:
-        """Name this place, for the runs that begin here."""
-        return hashlib.sha256(f"{self.run} {self.version}".encode()).hexdigest()[:8]
+    def lineage(self, trial: str) -> str:
+        """Name the run of another trial that begins here."""
+        return hashlib.sha256(f"{self.run} {self.version} {trial}".encode()).hexdigest()[:8]
 
 
 def mutations(space: Space) -> dict[str, Any]:
@@ -50,11 +63,11 @@ def mutations(space: Space) -> dict[str, Any]:
     Raises:
         ConfigError: nothing may.
     """
-    found = {key: drawn for key, entry in space.entries if key.partition(".")[0] in _CHANGED and (drawn := _drawn(entry)) is not None}
+    found = {key: drawn for key, entry in space.entries if key in CHANGED and (drawn := _drawn(entry)) is not None}
     if not found:
         raise ConfigError(
             "tune.scheduler.kind pbt changes numbers while trials learn, and tune.space has none that can; give a key of "
-            f"{', '.join(_CHANGED)} a range or a list of numbers, such as train.learning_rate"
+            f"{', '.join(sorted(CHANGED))} a range or a list of numbers"
         )
     return found
 
@@ -82,7 +95,7 @@ def within(space: Space, draw: Mapping[str, float]) -> dict[str, float]:
 def report(metrics: dict[str, Any], place: Place) -> None:
     """Tell Ray Tune the metrics of a trial and where it stands."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, _FILE).write_text(json.dumps({"run": place.run, "version": place.version, "values": place.values}))
+        Path(folder, _FILE).write_text(json.dumps(dataclasses.asdict(place)))
         ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(folder))
 
 

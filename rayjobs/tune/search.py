@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from ray.tune.search.optuna import OptunaSearch
 
 from rayjobs.tune.population import mutations
-from rayjobs.tune.space import Draw, Range, Space, every_draw, overrides, random_draws
+from rayjobs.tune.space import Draw, Range, Replay, Space, every_draw, overrides, random_draws
 from rayjobs.tune.trial import DRAW, EPOCH, VALUE
 
 if TYPE_CHECKING:
@@ -31,8 +32,14 @@ def planned(settings: TuneSection, space: Space) -> list[Draw]:
         ConfigError: a grid over a range.
     """
     if settings.search == "grid":
-        return every_draw(space)
+        return _different(space, every_draw(space))
     return random_draws(space, settings.trials, np.random.default_rng(settings.seed)) if settings.search == "random" else []
+
+
+def _different(space: Space, draws: list[Draw]) -> list[Draw]:
+    """Return the draws whose values differ: a list may have an entry twice."""
+    found = {json.dumps(overrides(space, Replay(draw)), sort_keys=True): draw for draw in reversed(draws)}
+    return list(reversed(found.values()))
 
 
 def examples(settings: TuneSection, space: Space) -> list[Draw]:
@@ -58,7 +65,8 @@ def asked(settings: TuneSection, space: Space, *, epochs: int, concurrent: int) 
             max_concurrent_trials=concurrent,
             search_alg=searcher,
             scheduler=_SCHEDULERS[settings.scheduler.kind](settings.scheduler, epochs, space),
-            reuse_actors=True,  # else each trial's process imports all anew
+            # a trial's process serves the next one, which spares it all imports; but not one that was ended while its workers trained
+            reuse_actors=settings.scheduler.kind == "none",
         ),
     }
 

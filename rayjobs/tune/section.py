@@ -81,8 +81,8 @@ class TuneSection:
     seed: int = 0
     """Of what is drawn by chance."""
     final_seeds: Annotated[int, pydantic.Field(ge=0)] = 3
-    """Seeds (`train.seed` and those after it) that the best values are trained with anew, each measured once on `evaluate.split`; 0: the
-    best trial stays what it is, and nothing is measured on that split."""
+    """Seeds (those after `train.seed`) that the best values are trained with anew, each measured once on `evaluate.split`; 0: the best
+    trial stays what it is, and nothing is measured on that split."""
 
     def __post_init__(self) -> None:
         """Refuse two that both choose the values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ class Sweep:
     validation: Validation
     tags: Mapping[str, str]
     """Of each trial's run in MLflow."""
+    mlflow: str | None
+    """MLflow's address, for trials whose process does not know it; never written down, since it may hold a password."""
     mailbox: Any
     """Where trials tell the sweep how far they are."""
 
@@ -48,7 +51,7 @@ class Sweep:
         """Return what a trial tries, of what Ray Tune gave it."""
         return overrides(self.space, Replay(within(self.space, config[DRAW])))
 
-    def of(self, values: Mapping[str, Any], place: Place | None = None) -> Experiment:
+    def of(self, values: Mapping[str, Any], place: Place | None = None, trial_id: str = "") -> Experiment:
         """Return the experiment of the trial that tries some values, from the beginning or from the place where it or another stands.
 
         Raises:
@@ -56,8 +59,8 @@ class Sweep:
         """
         run = name_of(self.experiment.open_workspace().sweep, values)
         if place:
-            run = place.run if place.values == values else f"{run}-{place.lineage}"
-        kept = {"train.keep_checkpoints": self.experiment.train.epochs} if self.exchanges else {}
+            run = place.run if place.trial == trial_id else f"{run}-{place.lineage(trial_id)}"
+        kept = {"train.keep_checkpoints": self.experiment.train.epochs, "train.checkpoint_steps": None} if self.exchanges else {}
         return build(Experiment, apply_overrides(self.experiment.to_dict(), {**values, "workspace.run": run, **kept}))
 
     @property
@@ -68,36 +71,36 @@ class Sweep:
 
 def trial(config: dict[str, Any], sweep: Sweep) -> None:
     """Train what a draw of the space makes of the experiment, from its newest checkpoint if it was begun before."""
+    if sweep.mlflow:
+        os.environ["MLFLOW_TRACKING_URI"] = sweep.mlflow
+    trial_id = ray.tune.get_context().get_trial_id()
     values, place = sweep.values(config), place_of(ray.tune.get_checkpoint())
-    experiment = sweep.of(values, place)
+    experiment = sweep.of(values, place, trial_id)
     if place and place.run != experiment.open_workspace().run:
         begin_at(place, experiment)
-    listener = _Listener(sweep, experiment, _known(experiment, sweep, values))
+    listener = _Listener(sweep, experiment, values, trial_id)
     watch = Watch(validation=sweep.validation, heard=listener.heard)
     training.run(experiment, Console(sys.stdout, sys.stderr), watch, sweep.tags)
-    listener.end(experiment.train.epochs)
-
-
-def _known(experiment: Experiment, sweep: Sweep, values: Mapping[str, Any]) -> Trial:
-    """Return what is known of a trial: by its record, and by its newest checkpoint, which may have come after that."""
-    workspace = experiment.open_workspace()
-    found = known(workspace, workspace.run) or Trial(run=workspace.run, values=dict(values))
-    newest = workspace.checkpoints.current()
-    told = newest.manifest.get("validation", {}).get(f"val/{sweep.objective}") if newest else None
-    if newest and told is not None:
-        found = found.heard(int(newest.manifest["epoch"]), float(told))
-    return dataclasses.replace(found, ended="", failure="")
+    listener.end()
 
 
 class _Listener:
     """Hears what one trial's training tells, and passes it on."""
 
-    def __init__(self, sweep: Sweep, experiment: Experiment, trial: Trial) -> None:
-        self._sweep, self._trial = sweep, trial
+    def __init__(self, sweep: Sweep, experiment: Experiment, values: Mapping[str, Any], trial_id: str) -> None:
+        self._sweep, self._epochs, self._trial_id = sweep, experiment.train.epochs, trial_id
         self._workspace = experiment.open_workspace()
+        found = known(self._workspace, self._workspace.run) or Trial(run=self._workspace.run, values=dict(values))
+        self._trial = dataclasses.replace(self._with_newest(found), ended="", failure="")
         self._keep()
-        for epoch, value in sorted(trial.history.items()):  # what an earlier process was told
+        for epoch, value in sorted(self._trial.history.items()):  # what an earlier process was told
             self._report(epoch, value)
+
+    def _with_newest(self, trial: Trial) -> Trial:
+        """Return a trial with what its newest checkpoint tells, which may be newer than its record."""
+        newest = self._workspace.checkpoints.current()
+        told = newest.manifest.get("validation", {}).get(f"val/{self._sweep.objective}") if newest else None
+        return trial if newest is None or told is None else trial.heard(int(newest.manifest["epoch"]), float(told))
 
     def heard(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Take the figures of an epoch; Ray Tune may end the trial over them."""
@@ -109,18 +112,24 @@ class _Listener:
             self._keep()
         self._report(epoch, value)
 
-    def end(self, epochs: int) -> None:
-        """Say that the trial has come to its end."""
-        if epochs not in self._trial.history:
+    def end(self) -> None:
+        """Say that the trial has come to its end. Ray Tune hears of the last epoch now, lest it end what is still being logged."""
+        self._trial = self._with_newest(self._trial)
+        last = self._trial.history.get(self._epochs)
+        if last is None:
             raise TrainingError(f"trial {self._trial.run} is trained, and nobody measured its last epoch; remove the run, and tune again")
         self._trial = dataclasses.replace(self._trial, ended="finished")
         self._keep()
+        if not self._sweep.exchanges:  # which would have it take up another's weights, at its end
+            ray.tune.report({EPOCH: self._epochs, VALUE: last})
 
     def _report(self, epoch: int, value: float) -> None:
+        if epoch == self._epochs:
+            return
         metrics = {EPOCH: epoch, VALUE: value}
         if self._sweep.exchanges:
             newest = self._workspace.checkpoints.require("")
-            report(metrics, Place(run=self._trial.run, version=newest.version, values=self._trial.values))
+            report(metrics, Place(trial=self._trial_id, run=self._trial.run, version=newest.version))
         else:
             ray.tune.report(metrics)
 

@@ -16,7 +16,7 @@ from rayjobs.errors import DamagedError
 if TYPE_CHECKING:
     from rayjobs.workspace import Workspace
 
-Ended = Literal["", "finished", "pruned", "failed"]
+Ended = Literal["", "finished", "pruned", "failed", "cut off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,8 @@ class Trial:
     history: dict[int, float] = dataclasses.field(default_factory=dict)
     """The objective on the validation split by the number of epochs done."""
     ended: Ended = ""
-    """How it ended; empty while it has not. `pruned`: before its last epoch, since it fell behind."""
+    """How it ended; empty while it has not. `pruned`: before its last epoch, since it fell behind; `cut off`:
+    by a kill, and not gone on with."""
     mlflow_run: str | None = None
     failure: str = ""
 

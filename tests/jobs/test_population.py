@@ -1,9 +1,12 @@
-"""A population of trials that take up each other's weights, on a cluster of three nodes."""
+"""Trials that are ended early, and a population of trials that take up each other's weights."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import subprocess
+import sys
 
 import pytest
 
@@ -19,7 +22,20 @@ POPULATION = [
 ]  # fmt: skip
 
 
+def test_trials_after_one_that_was_ended_early_are_run(tmp_path):
+    """Each is worse than the one before, and its process still at work when it is ended; the next must not suffer for it."""
+    command = [sys.executable, "-m", "tests.faults.sweeping", str(tmp_path), "5", "asha"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["errors"] == 0
+    ended_early = [history for ended, history in zip(told["ended"], told["history"], strict=True) if not ended]
+    assert len(ended_early) == 4
+    assert all(list(history) == ["1"] for history in ended_early)
+
+
 def test_trials_take_up_weights_of_others(cluster, config, s3_server):
+    os.environ.update(s3_server.environment)
     bucket = s3_server.bucket(f"population-{secrets.token_hex(4)}")
     sampled = cluster.run("sample", *options(config, bucket))
     assert sampled.code == 0, sampled.err

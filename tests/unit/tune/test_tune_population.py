@@ -21,6 +21,9 @@ def test_numbers_of_the_training_may_change_and_those_of_the_encoder_not():
             "loss.margin": [0.1, 0.2, 0.4],
             "model.dim": [64, 128],
             "train.supervision": ["labels", "geography"],
+            "train.epochs": [1, 2],
+            "memory.size": {"integer": [0, 64]},
+            "mining.negatives": [1, 5],
             "loss": [{"kind": "triplet", "margin": {"uniform": [0, 1]}}, {"kind": "magnet"}],
         }
     )
@@ -45,9 +48,9 @@ def test_a_run_that_begins_at_another_has_its_weights_and_goes_on_from_there(tmp
         donor.state.epoch = 2
         donor.state.validated = {"val/recall@10": 0.5}
         assert save(donor.plan, donor.state, donor.objective)
-    place = Place(run="x", version="epoch-0002", values={"train.learning_rate": 0.1})
+    place = Place(trial="t1", run="x", version="epoch-0002")
     experiment = donor.plan.experiment
-    begun = dataclasses.replace(experiment, workspace=dataclasses.replace(experiment.workspace, run=f"y-{place.lineage}"))
+    begun = dataclasses.replace(experiment, workspace=dataclasses.replace(experiment.workspace, run=f"y-{place.lineage('t2')}"))
     begin_at(place, begun)
     begin_at(place, begun)
     taken = begun.open_workspace().checkpoints.current()
@@ -58,5 +61,5 @@ def test_a_run_that_begins_at_another_has_its_weights_and_goes_on_from_there(tmp
 
 
 def test_places_are_told_apart():
-    names = {Place(run=run, version=version, values={}).lineage for run in "ab" for version in ("epoch-0001", "epoch-0002")}
-    assert len(names) == 4
+    places = [Place(trial="t", run=run, version=version) for run in "ab" for version in ("epoch-0001", "epoch-0002")]
+    assert len({place.lineage(trial) for place in places for trial in ("t", "u")}) == 8
