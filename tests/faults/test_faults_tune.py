@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 
 import pytest
-from mlflow import MlflowClient
 
 from rayjobs.tune.trials import all_known
 from tests.three_nodes import options
@@ -63,11 +64,15 @@ def _workspace(store_of, bucket, sweep):
 
 
 def _assert_tracked_once(folder, sweep, runs):
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    [experiment] = [found for found in client.search_experiments() if found.name == "rayjobs"]
-    of_sweep = [run for run in client.search_runs([experiment.experiment_id], max_results=1000) if run.data.tags.get("sweep") == sweep]
-    assert {run.info.status for run in of_sweep} == {"FINISHED"}
-    names = sorted(run.info.run_name for run in of_sweep)
-    assert names == sorted([sweep, *runs])
-    [parent] = [run for run in of_sweep if run.info.run_name == sweep]
-    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in of_sweep if run is not parent)
+    """In MLflow's own tables: one run of each trial and one of the sweep, its parent; all have ended well."""
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as base:
+        rows = base.execute(
+            "SELECT r.run_uuid, r.name, r.status FROM runs r JOIN tags t USING (run_uuid) WHERE t.key='sweep' AND t.value=?", [sweep]
+        )
+        found = {name: (run_id, status) for run_id, name, status in rows}
+        parents = dict(base.execute("SELECT run_uuid, value FROM tags WHERE key='mlflow.parentRunId'"))
+        [count] = base.execute("SELECT count(*) FROM tags WHERE key='sweep' AND value=?", [sweep]).fetchone()
+    assert found.keys() == {sweep, *runs}
+    assert count == len(found), "none twice"
+    assert {status for _, status in found.values()} == {"FINISHED"}
+    assert all(parents[run_id] == found[sweep][0] for name, (run_id, _) in found.items() if name != sweep)

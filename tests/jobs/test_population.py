@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 POPULATION = [
     "--tune.space", "{train.learning_rate: {loguniform: [0.0001, 0.1]}, loss.temperature: [0.05, 0.5]}", "--tune.search", "random",
     "--tune.trials", "2", "--tune.scheduler", "{kind: pbt, every_epochs: 1, quantile: 0.5}", "--tune.final_seeds", "0",
-    "--tune.concurrent", "2", "--train.cpus_per_worker", "1", "--train.epochs", "4", "--mining.every", "2",
+    "--tune.concurrent", "2", "--train.cpus_per_worker", "1", "--train.epochs", "6", "--mining.every", "2",
+    "--train.steps_per_epoch", "60",
 ]  # fmt: skip
 
 
