@@ -91,7 +91,14 @@ class RayCluster:
 
     def add_node(self) -> None:
         """Start a worker node in place of one that was killed; wait until the cluster has three nodes again."""
-        _join(_worker(self.address), self.nodes, NODES, self.address, self.environment, self.environment["RAY_TMPDIR"])
+        _join(
+            _worker(self.address, self.environment["RAY_TMPDIR"]),
+            self.nodes,
+            NODES,
+            self.address,
+            self.environment,
+            self.environment["RAY_TMPDIR"],
+        )
 
     def raylet(self, node: subprocess.Popen) -> int:
         """Return the id of a node's raylet, with which its workers end."""
@@ -118,8 +125,12 @@ NODES = 3
 _COMMON = ["--object-store-memory=157286400", "--disable-usage-stats", "--block"]
 
 
-def _worker(address: str) -> list[str]:
-    return [f"--address={address}", "--num-cpus=1", *_COMMON]
+def _worker(address: str, folder: str) -> list[str]:
+    """Return the arguments of a node. It has a temporary folder of its own, as on a machine of its own.
+
+    With a common one, the node that a job reaches next unpacks the job's working directory anew, in place of the one that others work in.
+    """
+    return [f"--address={address}", "--num-cpus=1", f"--temp-dir={tempfile.mkdtemp(prefix=f'{folder}-')}", *_COMMON]
 
 
 def free_port() -> int:
@@ -158,7 +169,7 @@ def cluster(s3_server):
         address = f"{_own_address()}:{port}"
         assert _wait(address, environment, nodes[-1], count=1), Path(folder, "nodes.log").read_text()[-3000:]
         for count in range(2, NODES + 1):  # one after the other: together they time out on a busy machine
-            _join(_worker(address), nodes, count, address, environment, folder)
+            _join(_worker(address, folder), nodes, count, address, environment, folder)
         yield RayCluster(address, f"http://127.0.0.1:{dashboard}", environment | {"RAY_ADDRESS": address}, nodes)
     finally:
         for node in reversed(nodes):
@@ -166,7 +177,8 @@ def cluster(s3_server):
                 os.killpg(node.pid, signal.SIGKILL)
             node.wait()
         _kill_strays(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        for of_node in Path("/tmp").glob(f"{Path(folder).name}*"):
+            shutil.rmtree(of_node, ignore_errors=True)
 
 
 # One CPU per node: three nodes share a developer's two cores, and every process more costs the seconds of importing torch.

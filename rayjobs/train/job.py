@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import threading
 import urllib.parse
@@ -16,12 +14,10 @@ import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
-import yaml
 
 from rayjobs.cluster.failures import own_error
 from rayjobs.cluster.mailbox import listening
 from rayjobs.cluster.session import cpus_here, even_cpus, is_joined, joined, require_cpus, wants_gpu
-from rayjobs.config import changed_keys, to_dict
 from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.models import backbones
 from rayjobs.models.encoder import parameter_count
@@ -34,10 +30,13 @@ from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.loop import loop, steps_per_epoch
 from rayjobs.train.mine import host_bytes
 from rayjobs.train.objective import check_objective
+from rayjobs.train.pinned import Pinned, decided
 from rayjobs.train.state import TrainPlan, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import pyarrow as pa
 
     from rayjobs.console import Console, Stage
     from rayjobs.experiment import Experiment
@@ -91,7 +90,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace.store.check()
     backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
-    _begun_before(experiment, workspace, source)
+    _pinned(experiment, workspace, source).begun()
     done = _epochs_done(workspace)
     tiles = training_tiles(source, experiment)
     ground = ground_of(tiles, experiment)
@@ -154,7 +153,7 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     with Lease(workspace.store, workspace.lease) as lease:
-        _pin(experiment, workspace, source)
+        _pinned(experiment, workspace, source).begin()
         newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
         done = int(newest.manifest["epoch"]) if newest else 0
         if done >= experiment.train.epochs:
@@ -214,37 +213,15 @@ def _check_reached_end(workspace: Workspace, epochs: int) -> None:
         )
 
 
-def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
-    """Write the run's experiment the first time; later, refuse another one. Raises `ConfigError`."""
-    if not _begun_before(experiment, workspace, source):
-        pinned = {"decided": _decided(experiment, source), "resolved": experiment.to_dict()}
-        workspace.store.swap(workspace.pinned, yaml.safe_dump(pinned, sort_keys=False).encode(), expected=None)
-
-
-def _begun_before(experiment: Experiment, workspace: Workspace, source: Version) -> bool:
-    """Whether the run was begun, and with this experiment.
-
-    Raises:
-        ConfigError: it was begun with another one; names the keys that changed.
-    """
-    found = workspace.store.read_tagged(workspace.pinned)
-    if found is None:
-        return False
-    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(_decided(experiment, source))))
-    if changed:
-        raise ConfigError(
-            f"run {workspace.run!r} was begun with another experiment ({'; '.join(changed)}); "
-            "give this one another name (--workspace.run NAME), or restore the keys"
-        )
-    return True
-
-
-def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
-    """Return the keys that decide what a run learns, by section, with the set's version."""
-    decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
-    for name, free in _MAY_CHANGE.items():
-        decided[name] = {key: value for key, value in decided[name].items() if key not in free}
-    return {**decided, "set_version": source.version}
+def _pinned(experiment: Experiment, workspace: Workspace, source: Version) -> Pinned:
+    return Pinned(
+        store=workspace.store,
+        key=workspace.pinned,
+        what=f"run {workspace.run!r}",
+        option="--workspace.run NAME",
+        decided=decided(experiment, source, _DECIDE, _MAY_CHANGE),
+        resolved=experiment.to_dict(),
+    )
 
 
 def _epochs_done(workspace: Workspace) -> int:
@@ -280,41 +257,19 @@ def tile_size(source: Version, experiment: Experiment) -> int:
 
 def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console, watch: Watch | None) -> None:
     settings = experiment.train
-    workspace = experiment.open_workspace()
     tiles = training_tiles(source, experiment)
     check_objective(experiment, ground_of(tiles, experiment))
     spec = encoder_spec(experiment, source)
-    gpu = wants_gpu(experiment.ray)
     least, most = settings.workers
     cpus = settings.cpus_per_worker or even_cpus(most)
     require_cpus(experiment.ray, least * cpus, f"train.num_workers {least} of {cpus} CPUs each", console.say)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else each report of a worker waits up to two seconds
-    filesystem, path = arrow_filesystem(workspace.store.uri)
     listener = _Listener(console, tracker, watch.heard if watch else None)
     validation = watch.validation if watch else None
-    plan = TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=None, lease=lease, validation=validation)
-    datasets: dict[str, Any] = {"chips": cache.chip_dataset(source, tiles, spec.tile_size)}
-    if validation:
-        datasets["held_out"] = cache.chip_dataset(source, validation.tiles, spec.tile_size)
     with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
-        trainer = _Trainer(
-            loop,
-            train_loop_config={"plan": dataclasses.replace(plan, mailbox=mailbox)},
-            datasets=datasets,
-            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # Ray's hint has no pairs yet
-                use_gpu=gpu,
-                resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
-            ),
-            run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=f"{path}/runs/{workspace.run}",
-                storage_filesystem=filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            ),
-        )
+        plan = TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox, lease=lease, validation=validation)
+        trainer = _trainer(plan, tiles, cpus, gpu=wants_gpu(experiment.ray))
         try:
             trainer.fit()
         except KeyboardInterrupt:
@@ -328,6 +283,33 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
             ) from error
     if listener.failure:
         raise listener.failure
+
+
+def _trainer(plan: TrainPlan, tiles: pa.Table, cpus: int, *, gpu: bool) -> _Trainer:
+    """Return Ray's trainer of a plan, whose workers have so many CPUs each."""
+    workspace, settings, size = plan.experiment.open_workspace(), plan.experiment.train, plan.spec.tile_size
+    least, most = settings.workers
+    filesystem, path = arrow_filesystem(workspace.store.uri)
+    datasets: dict[str, Any] = {"chips": cache.chip_dataset(plan.source, tiles, size)}
+    if plan.validation:
+        datasets["held_out"] = cache.chip_dataset(plan.source, plan.validation.tiles, size)
+    return _Trainer(
+        loop,
+        train_loop_config={"plan": plan},
+        datasets=datasets,
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # Ray's hint has no pairs yet
+            use_gpu=gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=f"{path}/runs/{workspace.run}",
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
 
 
 class _Trainer(ray.train.torch.TorchTrainer):

@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.tune
-import yaml
-from ray.tune import PlacementGroupFactory
 
-from rayjobs.cluster.failures import own_error
-from rayjobs.cluster.mailbox import listening
 from rayjobs.cluster.session import even_cpus, joined, require_cpus, wants_gpu
-from rayjobs.config import changed_keys, to_dict
 from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.evaluate import job as evaluation
 from rayjobs.evaluate.measure import plan
 from rayjobs.storage import Lease
-from rayjobs.tracking import close, tracked, tracking_uri
+from rayjobs.tracking import tracked, tracking_uri
 from rayjobs.train import job as training
 from rayjobs.train.ground import ground_of, training_tiles
+from rayjobs.train.pinned import Pinned, decided
 from rayjobs.train.validation import Validation
 from rayjobs.tune import search
 from rayjobs.tune.finals import choose, chosen, finals
-from rayjobs.tune.population import mutations, place_of
+from rayjobs.tune.fit import tried
+from rayjobs.tune.population import mutations
 from rayjobs.tune.report import files, report_of, shown, version_of
 from rayjobs.tune.space import Replay, Space, overrides, parse
-from rayjobs.tune.trial import DRAW, Sweep, trial
-from rayjobs.tune.trials import Ended, Trial, all_known, keep, known
+from rayjobs.tune.trial import Sweep, experiment_of
+from rayjobs.tune.trials import all_known
 from rayjobs.tune.validation import Measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rayjobs.console import Console, Stage
+    from rayjobs.console import Console
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
     from rayjobs.tracking import Tracker
+    from rayjobs.tune.trials import Trial
     from rayjobs.workspace import Workspace
 
 _TRIED = ("model", "loss", "miner", "memory", "clustering", "mining", "train")
@@ -81,7 +76,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    _begun_before(experiment, workspace, source)
+    _pinned(experiment, workspace, source).begun()
     space = _space(experiment)
     validation, metric = _validation(experiment, source)
     _check_finals(experiment, source)
@@ -114,12 +109,14 @@ def run(experiment: Experiment, console: Console) -> Result:
     _check_finals(experiment, source)
     _checked(experiment, space, source)
     with Lease(workspace.store, f"{workspace.sweep_folder}lease") as lease:
-        _pin(experiment, workspace, source)
+        _pinned(experiment, workspace, source).begin()
         with (
             joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
             _tracked(experiment, workspace, source, console) as tracker,
         ):
             tags = {"mlflow.parentRunId": tracker.run_id, "sweep": workspace.sweep} if tracker.run_id else {"sweep": workspace.sweep}
+            if tracker.run_id:
+                workspace.store.write(f"{workspace.sweep_folder}mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
             base, concurrent = _shared_out(experiment, console)
             sweep = Sweep(
                 experiment=base,
@@ -130,7 +127,7 @@ def run(experiment: Experiment, console: Console) -> Result:
                 mlflow=_mlflow(experiment, workspace),
                 mailbox=None,
             )
-            trials = _tried(sweep, concurrent, tracker, console)
+            trials = tried(sweep, concurrent, console)
             best = _best(trials, chosen(workspace))
             console.say(f"tune             best: {best.run}, {metric} {best.value:.4f} on val")
             lease.check()
@@ -172,9 +169,7 @@ def _checked(experiment: Experiment, space: Space, source: Version) -> list[dict
 
 
 def _of(experiment: Experiment, space: Space, draw: Mapping[str, float]) -> Experiment:
-    nobody: Any = None
-    sweep = Sweep(experiment=experiment, space=space, objective="", validation=nobody, tags={}, mlflow=None, mailbox=None)
-    made, ours = sweep.of(sweep.values({DRAW: draw})), experiment.train
+    made, ours = experiment_of(experiment, overrides(space, Replay(draw))), experiment.train
     if (made.train.num_workers, made.train.cpus_per_worker, made.train.seed) != (ours.num_workers, ours.cpus_per_worker, ours.seed):
         raise ConfigError(f"trials share {', '.join(_NOT_TRIED)}; leave them out of the space")
     return made
@@ -199,37 +194,15 @@ def _check_finals(experiment: Experiment, source: Version) -> None:
         evaluation.check(experiment, source, question, plan(question, experiment.evaluate))
 
 
-def _pin(experiment: Experiment, workspace: Workspace, source: Version) -> None:
-    """Write down what the sweep is, the first time; later, refuse another one."""
-    if not _begun_before(experiment, workspace, source):
-        pinned = {"decided": _decided(experiment, source), "resolved": experiment.to_dict()}
-        key = f"{workspace.sweep_folder}experiment.yaml"
-        workspace.store.swap(key, yaml.safe_dump(pinned, sort_keys=False).encode(), expected=None)
-
-
-def _begun_before(experiment: Experiment, workspace: Workspace, source: Version) -> bool:
-    """Whether the sweep was begun, and with this experiment.
-
-    Raises:
-        ConfigError: it was begun with another one; names the keys that changed.
-    """
-    found = workspace.store.read_tagged(f"{workspace.sweep_folder}experiment.yaml")
-    if found is None:
-        return False
-    changed = changed_keys(yaml.safe_load(found.data)["decided"], json.loads(json.dumps(_decided(experiment, source))))
-    if changed:
-        raise ConfigError(
-            f"sweep {workspace.sweep!r} was begun with another experiment ({'; '.join(changed)}); "
-            "give this one another name (--workspace.sweep NAME), or restore the keys"
-        )
-    return True
-
-
-def _decided(experiment: Experiment, source: Version) -> dict[str, Any]:
-    decided: dict[str, Any] = {name: to_dict(getattr(experiment, name)) for name in _DECIDE}
-    for name, free in _MAY_CHANGE.items():
-        decided[name] = {key: value for key, value in decided[name].items() if key not in free}
-    return {**decided, "set_version": source.version}
+def _pinned(experiment: Experiment, workspace: Workspace, source: Version) -> Pinned:
+    return Pinned(
+        store=workspace.store,
+        key=f"{workspace.sweep_folder}experiment.yaml",
+        what=f"sweep {workspace.sweep!r}",
+        option="--workspace.sweep NAME",
+        decided=decided(experiment, source, _DECIDE, _MAY_CHANGE),
+        resolved=experiment.to_dict(),
+    )
 
 
 def _tracked(experiment: Experiment, workspace: Workspace, source: Version, console: Console) -> Any:
@@ -280,134 +253,6 @@ def _kept(workspace: Workspace, concurrent: int) -> int:
         workspace.store.write(key, json.dumps(concurrent).encode())
         return concurrent
     return int(json.loads(found.data))
-
-
-def _tried(sweep: Sweep, concurrent: int, tracker: Tracker, console: Console) -> list[Trial]:
-    """Have Ray Tune run all trials that have not ended, and return all."""
-    experiment, settings = sweep.experiment, sweep.experiment.tune
-    workspace = experiment.open_workspace()
-    if tracker.run_id:
-        workspace.store.write(f"{workspace.sweep_folder}mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
-    count = search.trials_of(settings, sweep.space)
-    ended = [found for found in all_known(workspace) if found.ended in {"finished", "pruned"}]
-    console.say(f"tune             {count} trials, {concurrent} at a time; {len(ended)} have ended already")
-    with console.stage("tune", count, "trials") as stage, listening(_Listener(stage, console, sweep.objective, ended).hear) as mailbox:
-        results = _fitted(dataclasses.replace(sweep, mailbox=mailbox), concurrent)
-        trials = _settled(sweep, results)
-        stage.reach(count)
-    for found in trials:
-        if found.ended != "finished" and found.mlflow_run:
-            close(
-                experiment.tracking, workspace=workspace.store.uri, run_id=found.mlflow_run, status="FAILED" if found.failure else "KILLED"
-            )
-    return trials
-
-
-def _fitted(sweep: Sweep, concurrent: int) -> Any:
-    """Run the trials, or go on with them where an earlier command was cut off."""
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep ends at once; each trial has its checkpoint
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
-    experiment, settings = sweep.experiment, sweep.experiment.tune
-    workspace = experiment.open_workspace()
-    filesystem, root = training.arrow_filesystem(workspace.store.uri)
-    path = f"{root}/{workspace.sweep_folder.rstrip('/')}"
-    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), beside_this_process(concurrent))
-    if _has_state(workspace):
-        again = chosen(workspace) is None  # once the best values were measured, no trial may change which they are
-        tuner = ray.tune.Tuner.restore(f"{path}/ray", trainable, storage_filesystem=filesystem, resume_errored=again)
-    else:
-        tuner = ray.tune.Tuner(
-            trainable,
-            **search.asked(settings, sweep.space, epochs=experiment.train.epochs, concurrent=concurrent),
-            run_config=ray.tune.RunConfig(
-                name="ray",
-                storage_path=path,
-                storage_filesystem=filesystem,
-                failure_config=ray.tune.FailureConfig(max_failures=settings.max_failures),
-                verbose=0,
-            ),
-        )
-    try:
-        return tuner.fit()
-    except ray.exceptions.RayError as error:
-        raise own_error(error) or TrainingError(
-            f"Ray Tune is lost ({str(error).strip().splitlines()[0]}); the same command goes on with the trials that have not ended"
-        ) from error
-
-
-def _has_state(workspace: Workspace) -> bool:
-    """Whether Ray Tune has come to write down its state: what it writes first cannot be gone on with by itself."""
-    names = [key.rpartition("/")[2] for key in workspace.store.list(f"{workspace.sweep_folder}ray/")]
-    return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
-
-
-def beside_this_process(concurrent: int) -> PlacementGroupFactory:
-    """Return what a trial itself asks of the cluster: a place on this node, where MLflow's file is; its workers ask for their own.
-
-    There are as many such places as there are to be trials at a time: those that are tried again are not counted otherwise.
-    """
-    address = ray.util.get_node_ip_address()
-    return PlacementGroupFactory([{f"node:{address}": max(0.0001, math.floor(0.9 / concurrent * 1e4) / 1e4)}])
-
-
-class _Listener:
-    """Shows what trials tell."""
-
-    def __init__(self, stage: Stage, console: Console, objective: str, ended: Sequence[Trial]) -> None:
-        self._stage, self._console, self._objective = stage, console, objective
-        self._ended = {found.run for found in ended}
-        self._best = max((found.value for found in ended if found.value is not None), default=None)
-        stage.reach(len(self._ended))
-
-    def hear(self, message: Mapping[str, Any]) -> None:
-        """Take a trial as it is now."""
-        found: Trial = message["trial"]
-        if found.value is None:
-            self._console.say(f"tune             {found.run} begins: {_text(found.values)}")
-            return
-        if found.ended:
-            self._ended.add(found.run)
-            self._best = found.value if self._best is None else max(found.value, self._best)
-            self._console.say(f"tune             {found.run} has ended: {self._objective} {found.value:.4f}, best so far {self._best:.4f}")
-        self._stage.reach(len(self._ended), epoch=max(found.history), **{self._objective: found.value})
-
-
-def _text(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
-
-
-def _settled(sweep: Sweep, results: Any) -> list[Trial]:
-    """Return how all trials ended, and write that down; those that Ray Tune knows nothing of come last.
-
-    These went on under other values (pbt), or were begun so shortly before a kill that Ray Tune forgot them.
-    """
-    workspace = sweep.experiment.open_workspace()
-    settled = {found.run: found for found in (_ended(sweep, workspace, result) for result in results)}
-    otherwise: Ended = "pruned" if sweep.exchanges else "cut off"
-    others = (dataclasses.replace(found, ended=found.ended or otherwise) for found in all_known(workspace) if found.run not in settled)
-    settled |= {found.run: found for found in others}
-    for found in settled.values():
-        keep(workspace, found)
-    return list(settled.values())
-
-
-def _ended(sweep: Sweep, workspace: Workspace, result: Any) -> Trial:
-    values, place = sweep.values(result.config), place_of(result.checkpoint)
-    experiment = sweep.of(values, place, place.trial if place else "")
-    run, mlflow_run = experiment.open_workspace().run, experiment.open_workspace().mlflow_run()
-    found = known(workspace, run) or Trial(run=run, values=values)
-    if found.ended:
-        return found
-    failure = _failure(result.error) if result.error else ""
-    complete = experiment.train.epochs in found.history
-    ended: Ended = "failed" if failure else "finished" if complete else "pruned"
-    return dataclasses.replace(found, ended=ended, failure=failure, mlflow_run=mlflow_run)
-
-
-def _failure(error: BaseException) -> str:
-    ours = own_error(error)
-    lines = [line for line in str(ours or error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
 
 
 def _best(trials: Sequence[Trial], named: str | None = None) -> Trial:

@@ -35,7 +35,7 @@ class Sweep:
     """What all trials share."""
 
     experiment: Experiment
-    """With each trial's share of the cluster, and where MLflow is."""
+    """With each trial's share of the cluster."""
     space: Space
     objective: str
     """The metric that counts."""
@@ -57,16 +57,35 @@ class Sweep:
         Raises:
             ConfigError: they make no experiment.
         """
-        run = name_of(self.experiment.open_workspace().sweep, values)
-        if place:
-            run = place.run if place.trial == trial_id else f"{run}-{place.lineage(trial_id)}"
-        kept = {"train.keep_checkpoints": self.experiment.train.epochs, "train.checkpoint_steps": None} if self.exchanges else {}
-        return build(Experiment, apply_overrides(self.experiment.to_dict(), {**values, "workspace.run": run, **kept}))
+        if place is None:
+            return experiment_of(self.experiment, values)
+        own = place.run if place.trial == trial_id else f"{_run(self.experiment, values)}-{place.lineage(trial_id)}"
+        return experiment_of(self.experiment, values, own)
 
     @property
     def exchanges(self) -> bool:
         """Whether trials take up the weights of others."""
-        return self.experiment.tune.scheduler.kind == "pbt"
+        return _exchanges(self.experiment)
+
+
+def experiment_of(experiment: Experiment, values: Mapping[str, Any], run: str | None = None) -> Experiment:
+    """Return the experiment of a sweep's trial that tries some values, under the name that they have, or another.
+
+    Raises:
+        ConfigError: they make no experiment.
+    """
+    forced: dict[str, Any] = {"workspace.run": run or _run(experiment, values)}
+    if _exchanges(experiment):  # what one trial stands at must be there when another is to begin there
+        forced |= {"train.keep_checkpoints": experiment.train.epochs, "train.checkpoint_steps": None}
+    return build(Experiment, apply_overrides(experiment.to_dict(), {**values, **forced}))
+
+
+def _run(experiment: Experiment, values: Mapping[str, Any]) -> str:
+    return name_of(experiment.open_workspace().sweep, values)
+
+
+def _exchanges(experiment: Experiment) -> bool:
+    return experiment.tune.scheduler.kind == "pbt"
 
 
 def trial(config: dict[str, Any], sweep: Sweep) -> None:

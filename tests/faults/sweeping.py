@@ -21,7 +21,7 @@ from rayjobs.config import build
 from rayjobs.console import Console
 from rayjobs.experiment import Experiment
 from rayjobs.tune import search
-from rayjobs.tune.job import beside_this_process
+from rayjobs.tune.fit import beside_this_process
 from rayjobs.tune.space import parse
 from rayjobs.tune.trial import Sweep, _Listener
 from rayjobs.tune.trials import all_known

@@ -23,6 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 FAST = ["--train.epochs", "2", "--train.steps_per_epoch", "3", "--train.batch_size", "32", "--mining.every", "1", "--mining.first", "1"]
 
+SWEEP = [
+    "--tune.space", "{loss: [{kind: triplet, margin: {uniform: [0.1, 0.5]}}, {kind: ntxent}], model.dim: [32, 64]}",
+    "--tune.search", "optuna", "--tune.trials", "2", "--tune.scheduler", "{kind: asha}", "--tune.final_seeds", "1",
+    "--train.num_workers", "2",
+]  # fmt: skip
+"""Two trials of two workers each, and the better values trained anew."""
+
 
 @pytest.fixture(scope="module")
 def zion(data, s3_server, cluster):
@@ -55,6 +62,12 @@ def test_the_whole_road_through_the_job_api(cluster, zion, data, tmp_path):
 
     trained = submitted(cluster, "train", [*zion, *FAST, "--train.num_workers", "2"])
     assert trained["epochs"] == 2
+
+    tuned = submitted(cluster, "tune", [*zion, *FAST, *SWEEP])
+    assert tuned["trials"] in ({"finished": 2}, {"finished": 1, "pruned": 1})
+    [final] = tuned["finals"]
+    assert final["run"] == f"{tuned['best']['run']}-seed-0"
+    assert final["metrics"]["MAP@R"]["low"] <= final["metrics"]["MAP@R"]["value"] <= final["metrics"]["MAP@R"]["high"]
 
     evaluated = submitted(cluster, "evaluate", [*zion, *FAST])
     rows = {row["name"]: row["metrics"] for row in evaluated["rows"]}

@@ -44,8 +44,8 @@ def test_a_run_of_another_experiment_is_refused_in_a_plan_too(experiment):
     made = experiment()
     workspace = made.open_workspace()
     source = workspace.set.draft("s1").publish({"parents": {}})
-    job._pin(made, workspace, source)
-    job._pin(made, workspace, source)
+    job._pinned(made, workspace, source).begin()
+    job._pinned(made, workspace, source).begin()
     with pytest.raises(ConfigError, match=r"begun with another experiment \(train.steps_per_epoch: null -> 4\)"):
         job.preview(experiment(train={"steps_per_epoch": 4}))
 
@@ -57,8 +57,8 @@ def test_what_decides_nothing_that_is_learned_may_change(experiment):
     made, changed = experiment(), experiment(**FREE)
     workspace = made.open_workspace()
     source = workspace.set.draft("s1").publish({"parents": {}})
-    job._pin(made, workspace, source)
-    assert job._begun_before(changed, workspace, source)
+    job._pinned(made, workspace, source).begin()
+    assert job._pinned(changed, workspace, source).begun()
 
 
 def test_more_epochs_than_names_can_sort_are_refused(experiment):

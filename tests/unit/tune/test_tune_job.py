@@ -34,12 +34,12 @@ def test_a_sweep_of_another_experiment_is_refused(tmp_path):
     begun = experiment(tmp_path, space={"model.dim": [64, 128]})
     workspace = begun.open_workspace()
     source = workspace.set.draft("s1").publish({"parents": {}})
-    job._pin(begun, workspace, source)
-    job._pin(begun, workspace, source)
+    job._pinned(begun, workspace, source).begin()
+    job._pinned(begun, workspace, source).begin()
     with pytest.raises(ConfigError, match=r"sweep 'small' was begun with another experiment \(tune.space.model.dim: \[64, 128\] -> \[64\]"):
-        job._pin(experiment(tmp_path, space={"model.dim": [64]}), workspace, source)
+        job._pinned(experiment(tmp_path, space={"model.dim": [64]}), workspace, source).begin()
     free = experiment(tmp_path, space={"model.dim": [64, 128]}, concurrent=3, max_failures=0)
-    assert job._begun_before(free, workspace, source)
+    assert job._pinned(free, workspace, source).begun()
 
 
 def test_two_that_both_choose_values_are_refused():
