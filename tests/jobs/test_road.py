@@ -66,7 +66,8 @@ def test_the_whole_road_through_the_job_api(cluster, zion, data, tmp_path):
     tuned = submitted(cluster, "tune", [*zion, *FAST, *SWEEP])
     assert tuned["trials"] in ({"finished": 2}, {"finished": 1, "pruned": 1})
     [final] = tuned["finals"]
-    assert final["run"] == f"{tuned['best']['run']}-seed-0"
+    assert final["run"] == f"{tuned['best']['run']}-seed-{final['seed']}"
+    assert final["seed"] != 0  # the seed that the sweep itself trained with
     assert final["metrics"]["MAP@R"]["low"] <= final["metrics"]["MAP@R"]["value"] <= final["metrics"]["MAP@R"]["high"]
 
     evaluated = submitted(cluster, "evaluate", [*zion, *FAST])
