@@ -38,6 +38,9 @@ class WorkspaceSection:
     """Name of the sweep; default the experiment's name. Its trials are runs whose names begin so."""
     index: ArtefactName | None = None
     """Name of the embeddings and the index; default the experiment's name."""
+    encoder: Annotated[str, pydantic.Field(pattern=r"^models:/[^/:@\s]+(@[^/:@\s]+|/\d+)$")] | None = None
+    """Model of MLflow's registry that `embed`, `index` and `serve` take as their encoder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`;
+    default the newest checkpoint of the run."""
 
 
 class Workspace:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from rayjobs.doctor.checks import Check, Look, Patient, fault, ok
+from rayjobs.doctor.checks import Check, Look, Patient, caution, fault, ok
 from rayjobs.storage import open_store
-from rayjobs.tracking import REQUESTS, tracking_uri
+from rayjobs.tracking import REQUESTS, spools_at, tracking_uri
 
 if TYPE_CHECKING:
     from rayjobs.tracking import TrackingSection
 
 _SQLITE = "sqlite:///"
 _PATIENCE_S = 10
-_SERVER = "start the server, or correct tracking.uri or MLFLOW_TRACKING_URI; work goes on without it, and its runs are not tracked"
+_SERVER = "start the server, or correct tracking.uri or MLFLOW_TRACKING_URI; work goes on without it, and what it misses is told later"
 _DENIED = {401, 403}
 
 
@@ -29,7 +29,22 @@ def looks(patient: Patient) -> dict[str, Look]:
     if not patient.tracking.enabled:
         return {"tracking/server": lambda: ok("tracking/server", "tracking.enabled is false: nothing is logged")}
     workspace = "" if patient.experiment is None else open_store(patient.experiment.workspace.uri).uri
-    return {"tracking/server": functools.partial(server, patient.tracking, workspace)}
+    return {
+        "tracking/server": functools.partial(server, patient.tracking, workspace),
+        "tracking/kept": functools.partial(kept, patient.tracking, workspace),
+    }
+
+
+def kept(settings: TrackingSection, workspace: str) -> Check:
+    """Count what could not be told yet, for a workspace by its URI."""
+    found = [len(spool.waiting()) for spool in spools_at(tracking_uri(settings, workspace, make=False))]
+    if not found:
+        return ok("tracking/kept", "nothing waits for MLflow on this machine")
+    return caution(
+        "tracking/kept",
+        f"{sum(found):,} entries of {len(found):,} runs wait for MLflow on this machine",
+        "the next train, tune or evaluate that it answers tells them, unless a command is at it already",
+    )
 
 
 def server(settings: TrackingSection, workspace: str) -> Check:

@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-import yaml
 
 from rayjobs.cluster.session import joined, wants_gpu
-from rayjobs.config import changed_keys, to_dict
 from rayjobs.embed.encode import METADATA_KEY, Encode
+from rayjobs.embed.encoder import chosen_encoder, tell_encoder
 from rayjobs.errors import FingerprintError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.storage import Artefact, Draft, FileDigest, Version
@@ -59,74 +58,36 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    checkpoint = newest_checkpoint(experiment)
+    encoder = chosen_encoder(experiment)
     splits = experiment.index.splits
-    tiles, fingerprint = tiles_of(source, splits), str(checkpoint.manifest["encoder_fingerprint"])
+    tiles = tiles_of(source, splits)
     chip_bytes = sum(entry.size for entry in source.files if entry.name.startswith("chips/"))
     current = workspace.embeddings().current()
     return {
-        "encoder": described(experiment, checkpoint),
+        "encoder": encoder.words,
         "tiles": tiles,
         "bytes_to_read": chip_bytes,
-        "table_bytes": tiles * from_files(**encoder_files(checkpoint)).spec.dim * 4,
-        "published_already": current is not None and current.version == table_version(source, fingerprint, splits),
-        "cautions": idle_keys(experiment),
+        "table_bytes": tiles * from_files(**encoder.read()).spec.dim * 4,
+        "published_already": current is not None and current.version == table_version(source, encoder.fingerprint, splits),
+        "cautions": list(encoder.cautions),
     }
 
 
 def run(experiment: Experiment, console: Console) -> Result:
-    """Embed the experiment's set with its newest checkpoint."""
+    """Embed the experiment's set with its encoder."""
     workspace = experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    checkpoint = newest_checkpoint(experiment)
-    tell_encoder(experiment, checkpoint, console, "embed")
+    encoder = chosen_encoder(experiment)
+    tell_encoder(encoder, console, "embed")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         gpu, splits = wants_gpu(experiment.ray), experiment.index.splits
-        version = embed(source, encoder_files(checkpoint), workspace.embeddings(), console, gpu=gpu, splits=splits)
+        version = embed(source, encoder.read(), workspace.embeddings(), console, gpu=gpu, splits=splits)
     return Result(
         version=version.version,
         encoder_fingerprint=version.manifest["encoder_fingerprint"],
         rows=version.manifest["counts"]["rows"],
     )
-
-
-def newest_checkpoint(experiment: Experiment) -> Version:
-    """Return the newest checkpoint of the experiment's run. Raises `NotFoundError` where there is none."""
-    return experiment.open_workspace().checkpoints.require("run `rayjobs train` first")
-
-
-def described(experiment: Experiment, checkpoint: Version) -> str:
-    """Return which encoder a checkpoint holds, in words."""
-    fingerprint = str(checkpoint.manifest["encoder_fingerprint"])
-    run = experiment.open_workspace().run
-    return f"checkpoint {checkpoint.version} of run {run}, encoder {fingerprint[:12]}"
-
-
-def tell_encoder(experiment: Experiment, checkpoint: Version, console: Console, verb: str) -> None:
-    """Say which encoder is used, and which keys of the experiment have no say in that."""
-    console.say(f"{verb:<16} {described(experiment, checkpoint)}")
-    for caution in idle_keys(experiment):
-        console.say(f"{verb:<16} caution: {caution}")
-
-
-def idle_keys(experiment: Experiment) -> list[str]:
-    """Return a caution where the `model` section is not that of the run, whose checkpoint alone says what the encoder is."""
-    workspace = experiment.open_workspace()
-    pinned = workspace.store.read_tagged(workspace.pinned)
-    if pinned is None:
-        return []
-    changed = changed_keys({"model": yaml.safe_load(pinned.data)["decided"]["model"]}, {"model": to_dict(experiment.model)})
-    told = (
-        f"run {workspace.run} was trained with other keys ({'; '.join(changed)}), and its checkpoint decides: the `model` section does "
-        "not change the encoder; train another run (--workspace.run NAME) for the new ones"
-    )
-    return [told] if changed else []
-
-
-def encoder_files(checkpoint: Version) -> dict[str, bytes]:
-    """Return `model_json` and `tensors` of a checkpoint, digests compared."""
-    return {"model_json": checkpoint.read("model.json"), "tensors": checkpoint.read("model.safetensors")}
 
 
 def embed(

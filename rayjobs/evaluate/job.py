@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import ray
 
 from rayjobs.cluster.session import joined, wants_gpu
-from rayjobs.embed.job import described, encoder_files, idle_keys, newest_checkpoint, tell_encoder, tiles_of
+from rayjobs.embed.encoder import newest_checkpoint, of_checkpoint, tell_encoder
+from rayjobs.embed.job import tiles_of
 from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.evaluate.illustrate import Illustrated, choose, illustrate
 from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, nothing_relevant, plan
@@ -27,7 +28,7 @@ from rayjobs.models.checkpoint import from_files
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.tiles.render import pictures_of
 from rayjobs.tiles.table import read_geoparquet
-from rayjobs.tracking import history, tracked
+from rayjobs.tracking import Dataset, history, tracked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,10 +73,11 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     question = question_of(experiment, source)
     found = plan(question, experiment.evaluate)
     check(experiment, source, question, found)
-    tiles, dim = len(question.tile_ids), from_files(**encoder_files(checkpoint)).spec.dim
+    encoder = of_checkpoint(experiment, checkpoint)
+    tiles, dim = len(question.tile_ids), from_files(**encoder.read()).spec.dim
     rows = expected(experiment)
     return {
-        "encoder": described(experiment, checkpoint),
+        "encoder": encoder.words,
         "rows": rows,
         "queries": len(findable(question)),
         "gallery": tiles,
@@ -86,7 +88,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
             for kind, division in fits(found, experiment.evaluate)
         ],
         "segmentation": _segmentation_planned(experiment),
-        "cautions": [*idle_keys(experiment), *found.left_out],
+        "cautions": [*encoder.cautions, *found.left_out],
         "encoders": len(rows),
         "tiles_to_embed": tiles * len(rows) + tiles_of(source, (standardised_on(experiment, source),)),
         "memory_bytes": tiles * len(rows) * dim * 4,
@@ -108,16 +110,17 @@ def run(experiment: Experiment, console: Console, tags: Mapping[str, str] = Mapp
     question = question_of(experiment, source)
     found = plan(question, experiment.evaluate)
     check(experiment, source, question, found)
-    tell_encoder(experiment, checkpoint, console, "evaluate")
+    encoder = of_checkpoint(experiment, checkpoint)
+    tell_encoder(encoder, console, "evaluate")
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
-        rows = embed_rows(experiment, source, encoder_files(checkpoint), console)
+        rows = embed_rows(experiment, source, encoder.read(), console)
         segmentation = _segmented(experiment, source, rows, console)
     measured = _measure(experiment, rows, question, found, console)
-    protocol = _protocol(experiment, source, question, found, measured)
+    protocol = _protocol(experiment, source, question, found, measured, encoder.cautions)
     report = {**table(measured, experiment.evaluate, ours=TRAINED, segmentation=segmentation), "protocol": protocol}
     files = _files(experiment, source, checkpoint, report, measured)
     addresses = _publish(experiment, source, checkpoint, files)
-    _log(experiment, report, files, tags, console)
+    _log(experiment, source, report, files, tags, console)
     _show(console, report)
     console.say(f"evaluate         report: {addresses['report.html']}")
     return Result(**report, report=addresses["report.json"], page=addresses["report.html"])
@@ -204,7 +207,9 @@ def _measure(experiment: Experiment, rows: Mapping[str, Row], question: Question
     return measured
 
 
-def _protocol(experiment: Experiment, source: Version, question: Question, found: Plan, measured: Sequence[Measured]) -> dict[str, Any]:
+def _protocol(
+    experiment: Experiment, source: Version, question: Question, found: Plan, measured: Sequence[Measured], of_encoder: Sequence[str]
+) -> dict[str, Any]:
     settings, gallery, row = experiment.evaluate, len(question.tile_ids), measured[-1]
     queries = row.metrics[settings.objective].tiles
     retrieved = row.metrics["MAP@R"].tiles
@@ -223,7 +228,7 @@ def _protocol(experiment: Experiment, source: Version, question: Question, found
         **_protocol_of_proportions(question, found),
         **_protocol_of_probes(experiment, question, found),
         "cautions": [
-            *idle_keys(experiment),
+            *of_encoder,
             *_cautions_of_rows(experiment, [each.name for each in measured]),
             *cautions(settings.ks, gallery, units, question.unit_means),
             *found.left_out,
@@ -335,12 +340,20 @@ def _publish(experiment: Experiment, source: Version, checkpoint: Version, files
     return {name: workspace.store.address(version.key(name)) for name in files}
 
 
-def _log(experiment: Experiment, report: dict[str, Any], files: Mapping[str, bytes], tags: Mapping[str, str], console: Console) -> None:
+def _log(
+    experiment: Experiment, source: Version, report: dict[str, Any], files: Mapping[str, bytes], tags: Mapping[str, str], console: Console
+) -> None:
     workspace = experiment.open_workspace()
     name = f"{workspace.run}-evaluate-{experiment.evaluate.split}"
     parameters = experiment.to_dict()
     with tracked(
-        experiment.tracking, workspace=workspace.store.uri, run=name, parameters=parameters, say=console.say, tags=tags
+        experiment.tracking,
+        workspace=workspace.store.uri,
+        run=name,
+        parameters=parameters,
+        say=console.say,
+        tags=tags,
+        dataset=Dataset.of(source),
     ) as tracker:
         tracker.metrics(values_of(report), step=0)
         tracker.files(files)

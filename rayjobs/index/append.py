@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayjobs.cluster.session import joined, wants_gpu
-from rayjobs.embed.job import embed, encoder_files, newest_checkpoint, tell_encoder
+from rayjobs.embed.encoder import chosen_encoder, tell_encoder
+from rayjobs.embed.job import embed
 from rayjobs.errors import FingerprintError
 from rayjobs.index.build import SegmentPlan, segment_of_parts
 from rayjobs.index.job import Building, grouped
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Embed the tiles of the current set that the index does not hold, and publish a version that holds them, too.
 
-The other tiles are neither embedded nor written again. The newest checkpoint must be the encoder of the index. Tiles that were deleted stay
+The other tiles are neither embedded nor written again. The experiment's encoder must be that of the index. Tiles that were deleted stay
 out, even after `compact`; `rayjobs index` builds anew, with them."""
 
 
@@ -75,10 +76,10 @@ def run(experiment: Experiment, options: argparse.Namespace, console: Console) -
     del options
     workspace, settings = experiment.open_workspace(), experiment.index
     workspace.store.check()
-    checkpoint = newest_checkpoint(experiment)
-    parent, encoder = newest(workspace.index), encoder_files(checkpoint)
-    check_encoder(parent, str(checkpoint.manifest["encoder_fingerprint"]))
-    tell_encoder(experiment, checkpoint, console, "index")
+    chosen, parent = chosen_encoder(experiment), newest(workspace.index)
+    check_encoder(parent, chosen.fingerprint)
+    tell_encoder(chosen, console, "index")
+    encoder = chosen.read()
     wanted = _compared(experiment)
     _tell(parent, wanted, settings, console)
     if not wanted.new.num_rows:
@@ -124,9 +125,9 @@ def check_encoder(parent: Published, fingerprint: str) -> None:
     """
     if fingerprint != parent.manifest.encoder_fingerprint:
         raise FingerprintError(
-            f"index {parent.version.manifest['name']} was made by encoder {parent.manifest.encoder_fingerprint[:12]}, and the newest "
-            f"checkpoint is encoder {fingerprint[:12]}: their vectors cannot be compared; build anew with `rayjobs index`, or name the run "
-            "of the index's encoder by workspace.run"
+            f"index {parent.version.manifest['name']} was made by encoder {parent.manifest.encoder_fingerprint[:12]}, and the "
+            f"experiment's is encoder {fingerprint[:12]}: their vectors cannot be compared; build anew with `rayjobs index`, or name the "
+            "run of the index's encoder by workspace.run, or the model by workspace.encoder"
         )
 
 

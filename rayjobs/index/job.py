@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed import job as embed_job
-from rayjobs.embed.job import embed, encoder_files, newest_checkpoint, tell_encoder
+from rayjobs.embed.encoder import chosen_encoder, tell_encoder
+from rayjobs.embed.job import embed
 from rayjobs.errors import DamagedError, NotFoundError, NoTilesError
 from rayjobs.index.build import BuiltSegment, SegmentPlan, built, measure, segment_of_parts, train_quantiser
 from rayjobs.index.versions import (
@@ -60,13 +61,13 @@ def preview(experiment: Experiment) -> dict[str, Any]:
 
 
 def run(experiment: Experiment, console: Console) -> Result:
-    """Embed the set with the newest checkpoint and publish an index of it."""
+    """Embed the set with the experiment's encoder and publish an index of it."""
     workspace, settings = experiment.open_workspace(), experiment.index
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
-    checkpoint = newest_checkpoint(experiment)
-    encoder = encoder_files(checkpoint)
-    tell_encoder(experiment, checkpoint, console, "index")
+    chosen = chosen_encoder(experiment)
+    tell_encoder(chosen, console, "index")
+    encoder = chosen.read()
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         gpu = wants_gpu(experiment.ray)
         table = embed(source, encoder, workspace.embeddings(), console, gpu=gpu, splits=settings.splits, stage="index/embed")
@@ -94,7 +95,7 @@ def standing(index: Artefact, build: str, console: Console) -> Published | None:
     """
     current = index.current()
     if current is not None and current.manifest.get("build") == build:
-        console.say(f"index            {index.name} {build} of this set and this checkpoint is published already")
+        console.say(f"index            {index.name} {build} of this set and this encoder is published already")
         if current.version != build:
             console.say(
                 f"index            current is {current.version}, which goes on from it; `rayjobs index rollback --to {build}` goes back"
@@ -104,7 +105,7 @@ def standing(index: Artefact, build: str, console: Console) -> Published | None:
         found = Published.of(index.go_back(build))
     except (NotFoundError, DamagedError):
         return None
-    console.say(f"index            {index.name} {build} of this set and this checkpoint was published before, and is current again")
+    console.say(f"index            {index.name} {build} of this set and this encoder was published before, and is current again")
     return found
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from rayjobs.cluster.session import joined
+from rayjobs.embed.encoder import chosen_encoder
 from rayjobs.errors import ConfigError, FingerprintError
 from rayjobs.retrieval.manifest import read_index_manifest
 from rayjobs.serve import haproxy
@@ -145,19 +146,21 @@ def _url(experiment: Experiment) -> str:
 
 
 def _checked_index(experiment: Experiment) -> Version:
-    """Return the published index, if the run's newest encoder made it.
+    """Return the published index, if the experiment's encoder made it.
 
     Raises:
-        FingerprintError: the run was trained further, or is another.
+        FingerprintError: the run was trained further, or is another; the registered model is another.
     """
     workspace = experiment.open_workspace()
     version = workspace.index.require("run `rayjobs index` first")
     made_by = read_index_manifest(version.manifest, workspace.store.address(version.prefix)).encoder_fingerprint
-    newest = workspace.checkpoints.current()
-    if newest and newest.manifest["encoder_fingerprint"] != made_by:
+    if experiment.workspace.encoder is None and workspace.checkpoints.current() is None:
+        return version  # an index that came without its run
+    wanted = chosen_encoder(experiment)
+    if wanted.fingerprint != made_by:
         raise FingerprintError(
-            f"index {workspace.index.name} {version.version} was made by encoder {made_by[:12]}, but run {workspace.run} has "
-            f"{newest.manifest['encoder_fingerprint'][:12]} now; run `rayjobs index`, or name the index's own run with --workspace.run"
+            f"index {workspace.index.name} {version.version} was made by encoder {made_by[:12]}, but the experiment's is {wanted.words}; "
+            "run `rayjobs index`, or name the index's own run with --workspace.run or its model with --workspace.encoder"
         )
     return version
 

@@ -24,9 +24,10 @@ from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
 from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
-from rayjobs.tracking import Tracker, is_open, tracked
+from rayjobs.tracking import Dataset, Model, Tracker, is_open, register, tracked
 from rayjobs.train import cache
 from rayjobs.train.ground import ground_of, supervise, training_tiles
+from rayjobs.train.logged import mlflow_model
 from rayjobs.train.loop import loop, steps_per_epoch
 from rayjobs.train.mine import host_bytes
 from rayjobs.train.objective import check_objective
@@ -172,10 +173,10 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
                 say=console.say,
                 resume=resume,
                 tags=tags,
+                dataset=Dataset.of(source),
+                opened=workspace.remember_mlflow_run,
             ) as tracker,
         ):
-            if tracker.run_id:
-                workspace.remember_mlflow_run(tracker.run_id)
             _fit(experiment, source, lease.token, tracker, console, watch)
             lease.check()
             _check_reached_end(workspace, experiment.train.epochs)
@@ -186,14 +187,12 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
 def _track_model(experiment: Experiment, workspace: Workspace, source: Version, tracker: Tracker) -> None:
     """Log what was learned."""
     newest = workspace.checkpoints.require("")
-    tracker.tags({"encoder_fingerprint": newest.manifest["encoder_fingerprint"], "set_version": source.version})
-    tracker.files(
-        {
-            "experiment.yaml": experiment.to_yaml().encode(),
-            "model/model.json": newest.read("model.json"),
-            "model/model.safetensors": newest.read("model.safetensors"),
-        }
-    )
+    fingerprint = newest.manifest["encoder_fingerprint"]
+    tracker.tags({"encoder_fingerprint": fingerprint, "set_version": source.version})
+    tracker.files({"experiment.yaml": experiment.to_yaml().encode()})
+    tracker.model(mlflow_model({name: newest.read(name) for name in ("model.json", "model.safetensors")}))
+    if experiment.tracking.model:
+        tracker.register(experiment.tracking.model, fingerprint)
 
 
 def _end_tracking(experiment: Experiment, workspace: Workspace, source: Version, console: Console) -> None:
@@ -202,6 +201,22 @@ def _end_tracking(experiment: Experiment, workspace: Workspace, source: Version,
     if run_id and is_open(experiment.tracking, workspace=uri, run_id=run_id):
         with tracked(experiment.tracking, workspace=uri, run=workspace.run, parameters={}, say=console.say, resume=run_id) as tracker:
             _track_model(experiment, workspace, source, tracker)
+    if experiment.tracking.model:
+        register_model(experiment, experiment.tracking.model, console)
+
+
+def register_model(experiment: Experiment, name: str, console: Console, alias: str | None = None) -> None:
+    """Make what a finished run has learned a version of a registered model, unless it is one; give that version an alias."""
+    workspace = experiment.open_workspace()
+    fingerprint = str(workspace.checkpoints.require("run `rayjobs train` first").manifest["encoder_fingerprint"])
+    register(
+        experiment.tracking,
+        workspace=workspace.store.uri,
+        run=workspace.run,
+        run_id=workspace.mlflow_run(),
+        model=Model(name=name, fingerprint=fingerprint, alias=alias),
+        say=console.say,
+    )
 
 
 def _check_reached_end(workspace: Workspace, epochs: int) -> None:

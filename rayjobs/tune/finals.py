@@ -71,7 +71,8 @@ def _final(experiment: Experiment, best: Trial, seed: int, tags: Mapping[str, st
     if known:
         return known
     console.say(f"tune             {run}: the best values with seed {seed}")
-    chosen = build(Experiment, apply_overrides(experiment.to_dict(), {**best.values, "workspace.run": run, "train.seed": seed}))
+    own = {"workspace.run": run, "train.seed": seed, "tracking.model": None}
+    chosen = build(Experiment, apply_overrides(experiment.to_dict(), {**best.values, **own}))
     training.run(chosen, console, tags=tags)
     found = evaluation.run(chosen, console, tags)
     metrics = next(row["metrics"] for row in found.rows if row["name"] == TRAINED)

@@ -42,9 +42,14 @@ def tried(sweep: Sweep, concurrent: int, console: Console) -> list[Trial]:
         trials = _settled(sweep, results)
         stage.reach(count)
     for found in trials:
-        if found.ended != "finished" and found.mlflow_run:
+        if found.ended != "finished":
             close(
-                experiment.tracking, workspace=workspace.store.uri, run_id=found.mlflow_run, status="FAILED" if found.failure else "KILLED"
+                experiment.tracking,
+                workspace=workspace.store.uri,
+                run=found.run,
+                run_id=found.mlflow_run,
+                status="FAILED" if found.failure else "KILLED",
+                say=console.say,
             )
     return trials
 

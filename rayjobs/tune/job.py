@@ -14,7 +14,7 @@ from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.evaluate import job as evaluation
 from rayjobs.evaluate.measure import plan
 from rayjobs.storage import Lease
-from rayjobs.tracking import tracked, tracking_uri
+from rayjobs.tracking import Dataset, tracked, tracking_uri
 from rayjobs.train import job as training
 from rayjobs.train.ground import ground_of, training_tiles
 from rayjobs.train.pinned import Pinned, decided
@@ -50,6 +50,8 @@ _MAY_CHANGE = {
     "train": ("num_workers", "cpus_per_worker", "max_failures", "keep_checkpoints", "ask_every", "loss_memory_mib"),
 }
 """Keys of these that may differ when a sweep is gone on with."""
+_CHAMPION = "champion"
+"""What MLflow's registry calls the best: the one that validation chose, since no choice is made on the split of the finals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +117,6 @@ def run(experiment: Experiment, console: Console) -> Result:
             _tracked(experiment, workspace, source, console) as tracker,
         ):
             tags = {"mlflow.parentRunId": tracker.run_id, "sweep": workspace.sweep} if tracker.run_id else {"sweep": workspace.sweep}
-            if tracker.run_id:
-                workspace.store.write(f"{workspace.sweep_folder}mlflow.json", json.dumps({"run_id": tracker.run_id}).encode())
             base, concurrent = _shared_out(experiment, console)
             sweep = Sweep(
                 experiment=base,
@@ -135,6 +135,9 @@ def run(experiment: Experiment, console: Console) -> Result:
             measured = finals(experiment, best, tags, console)
             lease.check()
             report = report_of(experiment, source.version, trials, best, measured)
+            if experiment.tracking.model:
+                found = experiment_of(experiment, best.values, best.run)
+                training.register_model(found, experiment.tracking.model, console, _CHAMPION)
             return _publish(experiment, report, best, tracker, console)
 
 
@@ -215,6 +218,8 @@ def _tracked(experiment: Experiment, workspace: Workspace, source: Version, cons
         say=console.say,
         resume=_mlflow_run(workspace),
         tags={"sweep": workspace.sweep},
+        dataset=Dataset.of(source),
+        opened=lambda run_id: workspace.store.write(f"{workspace.sweep_folder}mlflow.json", json.dumps({"run_id": run_id}).encode()),
     )
 
 

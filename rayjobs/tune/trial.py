@@ -74,7 +74,7 @@ def experiment_of(experiment: Experiment, values: Mapping[str, Any], run: str | 
     Raises:
         ConfigError: they make no experiment.
     """
-    forced: dict[str, Any] = {"workspace.run": run or _run(experiment, values)}
+    forced: dict[str, Any] = {"workspace.run": run or _run(experiment, values), "tracking.model": None}
     if _exchanges(experiment):  # what one trial stands at must be there when another is to begin there
         forced |= {"train.keep_checkpoints": experiment.train.epochs, "train.checkpoint_steps": None}
     return build(Experiment, apply_overrides(experiment.to_dict(), {**values, **forced}))

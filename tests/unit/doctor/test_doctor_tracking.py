@@ -12,13 +12,26 @@ from mlflow import MlflowClient
 from rayjobs.doctor import tracking
 from rayjobs.doctor.checks import Patient, looked
 from rayjobs.tracking import TrackingSection
+from rayjobs.tracking.entries import Metrics
+from rayjobs.tracking.spool import spool_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow uses what SQLAlchemy has deprecated
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
+def no_variables(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("HOME", f"{tmp_path}-home")
+
+
+def test_what_could_not_be_told_is_counted():
+    settings = TrackingSection(uri="http://127.0.0.1:9")
+    assert tracking.kept(settings, "").state == "ok"
+    for run in ("one", "two"):
+        for step in range(2):
+            spool_of(settings.uri, "file:/x", run).append(Metrics(values={"x": 1.0}, step=step))
+    check = tracking.kept(settings, "")
+    assert (check.state, check.finding) == ("caution", "4 entries of 2 runs wait for MLflow on this machine")
 
 
 def test_a_database_that_is_to_be_made_is_not_made(tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from rayjobs.config import build, to_dict
 from rayjobs.console import Console
 from rayjobs.embed import job
+from rayjobs.embed.encoder import chosen_encoder, tell_encoder
 from rayjobs.errors import NotFoundError
 from rayjobs.experiment import Experiment
 from rayjobs.index import job as index_job
@@ -48,7 +49,7 @@ def trained(experiment):
 
 def told(made):
     screen = io.StringIO()
-    job.tell_encoder(made, job.newest_checkpoint(made), Console(io.StringIO(), screen), "index")
+    tell_encoder(chosen_encoder(made), Console(io.StringIO(), screen), "index")
     return screen.getvalue().splitlines()
 
 
@@ -61,7 +62,7 @@ def test_model_keys_that_have_no_say_are_named(trained, experiment):
     _, caution = told(experiment(model={"backbone": "resnet34", "dim": 64}))
     assert "caution: run small was trained with other keys (model.backbone: 'resnet18' -> 'resnet34'; model.dim: null -> 64)" in caution
     assert "--workspace.run NAME" in caution
-    assert job.preview(experiment(model={"dim": 64}))["cautions"] == [job.idle_keys(experiment(model={"dim": 64}))[0]]
+    assert job.preview(experiment(model={"dim": 64}))["cautions"] == list(chosen_encoder(experiment(model={"dim": 64})).cautions)
 
 
 def test_a_plan_says_whether_it_was_done_already(trained, experiment):
@@ -81,4 +82,4 @@ def test_a_plan_says_whether_it_was_done_already(trained, experiment):
 
 def test_without_a_run_the_remedy_is_named(experiment):
     with pytest.raises(NotFoundError, match="rayjobs train"):
-        job.newest_checkpoint(experiment())
+        chosen_encoder(experiment())

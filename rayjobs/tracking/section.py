@@ -1,0 +1,48 @@
+"""The `tracking` section of the experiment file, and which MLflow it means."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+
+from rayjobs.config import section
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[^/:@\s]+", name):
+        raise ValueError(f"{name!r} cannot name a model of MLflow; leave out '/', ':', '@' and spaces")
+    return name
+
+
+@section
+class TrackingSection:
+    """Where runs are logged."""
+
+    enabled: bool = True
+    """False logs nothing to MLflow."""
+    uri: str | None = None
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else SQLite: in a `file:` workspace, or in ~/.cache/rayjobs."""
+    experiment: str = "rayjobs"
+    """Name of the MLflow experiment that holds the runs."""
+    model: Annotated[str, pydantic.AfterValidator(_checked_name)] | None = None
+    """Name under which MLflow's registry keeps what was learned: each finished `train` adds a version, and each `tune` one with the alias
+    `champion`. Default: nothing is registered."""
+
+
+def tracking_uri(settings: TrackingSection, workspace: str, *, make: bool = True) -> str:
+    """Return the MLflow tracking URI that holds for a workspace; the folder of a database of ours is made, unless `make` is False."""
+    if chosen := settings.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return chosen
+    folder = Path(workspace.removeprefix("file:")) if workspace.startswith("file:") else cache_folder()
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.absolute()}/mlflow.db"
+
+
+def cache_folder() -> Path:
+    """Return the folder of this machine where what belongs to no workspace is kept."""
+    return Path("~/.cache/rayjobs").expanduser()
