@@ -150,6 +150,7 @@ def cluster(s3_server):
         "RAY_AUTH_TOKEN": token,
         "RAY_TMPDIR": folder,
         "RAYJOBS_LOG_DIR": f"{folder}/logs",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "PATH": f"{RAY.parent}:{os.environ['PATH']}",
         "PYTHONUNBUFFERED": "1",
         "RAY_worker_niceness": "0",  # else workers get what a busy machine has left, and commands time out waiting for them

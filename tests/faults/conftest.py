@@ -39,6 +39,7 @@ COUNTS = {
     "J1": (1, 5),
     "U1": (4, 50),
     "U2": (1, 3),
+    "U3": (20, 60),
     "S1": (4, 100),
     "S2": (4, 1000),
     "S3": (6, 6),
@@ -48,7 +49,7 @@ COUNTS = {
     "S7": (400, 10_000),
     "S8": (1, 1),
 }
-"""Of each test the tries of its short form and of the full one: kills, tiles (D1, D2, D6), seconds (T6, S6), times the object store (D5),
+"""Of each test the tries of its short form and of the full one: kills, tiles (D1, D2, D6), seconds (T6, U3, S6), times the store (D5),
 swaps of the index (S1), requests (S7), trials (U1)."""
 FULL = os.environ.get("RAYJOBS_CHAOS") == "full"
 FOLDER = Path(os.environ.get("RAYJOBS_CHAOS_FOLDER", "build/chaos")) / ("full" if FULL else "short")

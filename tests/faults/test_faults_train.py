@@ -10,9 +10,7 @@ import os
 import random
 import secrets
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +25,9 @@ from rayjobs.train.batches import ByGeography, plan_epoch
 from rayjobs.train.state import save
 from tests import faulty_s3
 from tests.faults.conftest import COUNTS, FULL
+from tests.faults.mlflow_server import tracking_server
 from tests.small_run import opened
-from tests.three_nodes import RAY, options
+from tests.three_nodes import RAY, free_port, options
 
 EPOCHS = max(8, 2 * COUNTS["T1"][FULL] + 4)
 LONG = [
@@ -371,9 +370,7 @@ def test_the_tracking_server_goes_away(begin, cluster, config, sampled, row, tmp
     """MLflow is killed in the middle of a run and comes back: no step is lost, and no metric."""
     from mlflow import MlflowClient
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     more = ["--train.epochs", str(EPOCHS), "--train.steps_per_epoch", "6", "--mining.every", "0", "--tracking.enabled", "true"]
     more += ["--tracking.uri", f"http://127.0.0.1:{port}", "--workspace.run", "tracked"]
     with contextlib.ExitStack() as stack:
@@ -393,25 +390,3 @@ def test_the_tracking_server_goes_away(begin, cluster, config, sampled, row, tmp
         logged = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted(entry.step for entry in logged) == list(range(1, EPOCHS + 1))
     row.lost, row.recovered = "no step, no metric", "-"
-
-
-@contextlib.contextmanager
-def tracking_server(port, folder):
-    """Run MLflow's server as one process until the block ends; wait until it answers."""
-    code = f"from mlflow.server import app; from werkzeug.serving import run_simple; run_simple('127.0.0.1', {port}, app, threaded=True)"
-    where = f"sqlite:///{folder}/server.db"
-    settings = {"_MLFLOW_SERVER_FILE_STORE": where, "_MLFLOW_SERVER_REGISTRY_STORE": where, "_MLFLOW_SERVER_ARTIFACT_ROOT": str(folder)}
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen([sys.executable, "-c", code], env=os.environ | settings, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert server.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
-        yield server
-    finally:
-        server.kill()
-        server.wait()

@@ -7,11 +7,14 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
+from mlflow import MlflowClient
 
 from rayjobs.tune.trials import all_known
-from tests.three_nodes import options
+from tests.faults.mlflow_server import tracking_server
+from tests.three_nodes import free_port, options
 
 SPACE = {"loss": [{"kind": "triplet", "margin": [0.1, 0.2, 0.3]}, {"kind": "ntxent"}]}
 SWEEP = [
@@ -53,6 +56,37 @@ def test_the_sweep_is_killed(begin, cluster, config, sampled, store_of, row, tmp
         assert all(sorted(one.history) == [1, 2] for one in found)
         _assert_tracked_once(tmp_path, sweep, {one.run for one in found})
     row.lost = f"no trial of {TRIALS * row.tries}; each ended once, none is left RUNNING in MLflow"
+
+
+@pytest.mark.fault("U3")
+@pytest.mark.filterwarnings("ignore")  # of MLflow's client, which uses what SQLAlchemy has deprecated
+def test_the_tracking_server_goes_away(begin, cluster, config, sampled, row, tmp_path):
+    """MLflow is killed when the first trial has ended and comes back after a while: all trials are there in the end, whole and once."""
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    arguments = options(config, sampled, *SWEEP, "untold", "--tracking.enabled", "true", "--tracking.uri", uri, "--json")
+    with tracking_server(port, tmp_path) as server:
+        command = begin("tune", *arguments)
+        command.wait_for(r"untold-\w+ has ended", seconds=600)
+        server.kill()
+        server.wait()
+        away = time.monotonic()
+        time.sleep(max(0.0, row.tries - (time.monotonic() - away)))
+    with tracking_server(port, tmp_path):
+        done = command.ended(900)
+        assert done.code == 0, done.err
+        assert done.result["trials"] == {"finished": TRIALS}
+        client = MlflowClient(uri)
+        found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+        [sweep] = [run for run in found if run.info.run_name == "untold"]
+        trials = [run for run in found if run is not sweep]
+        assert {run.info.status for run in found} == {"FINISHED"}
+        assert len({run.info.run_name for run in trials}) == len(trials) == TRIALS
+        for run in trials:
+            assert run.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+            assert [entry.step for entry in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+            assert client.list_artifacts(run.info.run_id, "model/data/encoder")
+    row.lost = f"no metric and no model of {TRIALS} trials"
 
 
 def _workspace(store_of, bucket, sweep):

@@ -26,9 +26,9 @@ FAST = ["--train.epochs", "2", "--train.steps_per_epoch", "3", "--train.batch_si
 SWEEP = [
     "--tune.space", "{loss: [{kind: triplet, margin: {uniform: [0.1, 0.5]}}, {kind: ntxent}], model.dim: [32, 64]}",
     "--tune.search", "optuna", "--tune.trials", "2", "--tune.scheduler", "{kind: asha}", "--tune.final_seeds", "1",
-    "--train.num_workers", "2",
+    "--train.num_workers", "2", "--tracking.model", "road",
 ]  # fmt: skip
-"""Two trials of two workers each, and the better values trained anew."""
+"""Two trials of two workers each; the better one is registered, and its values are trained anew."""
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,20 @@ def test_the_whole_road_through_the_job_api(cluster, zion, data, tmp_path):
     assert indexed["encoder_fingerprint"] == trained["encoder_fingerprint"]
 
     served_and_asked(cluster, [*zion, *FAST], indexed, data("zion_north"), tmp_path)
+    assert_champion_is_indexed(cluster, [*zion, *FAST, "--workspace.encoder", "models:/road@champion"], tuned)
+
+
+def assert_champion_is_indexed(cluster, options, tuned):
+    """The registry's name stands for what the best trial has learned: another index is made of it, and this one is not served under it."""
+    indexed = cluster.run("index", *options, "--workspace.index", "champion")
+    assert indexed.code == 0, indexed.err
+    workspace = open_store(options[options.index("--workspace.uri") + 1])
+    learned = Artefact(workspace, f"runs/{tuned['best']['run']}", "checkpoints").current()
+    assert indexed.result["encoder_fingerprint"] == learned.manifest["encoder_fingerprint"]
+    assert cluster.run("serve", *options, "--workspace.index", "champion", "--dry-run").code == 0
+    refused = cluster.run("serve", *options, "--dry-run")
+    assert refused.code == 1
+    assert "but the experiment's is models:/road@champion, version 1" in refused.err
 
 
 def assert_report(evaluated):
