@@ -11,13 +11,14 @@ import torch
 from rayjobs.doctor.checks import Check, caution, fault, ok
 from rayjobs.doctor.searching import SAME
 from rayjobs.embed.encode import CANONICAL_BATCH
+from rayjobs.embed.encoder import chosen_encoder
 from rayjobs.embed.stack import stack
 from rayjobs.models.checkpoint import from_files
 
 if TYPE_CHECKING:
     from rayjobs.doctor.opened import Opened, Pixels
+    from rayjobs.experiment import Experiment
     from rayjobs.models.checkpoint import Checkpointed
-    from rayjobs.storage import Artefact
 
 Array = np.ndarray[Any, Any]
 
@@ -114,16 +115,16 @@ def fingerprint(opened: Opened) -> Check:
     return ok("index/encoder", f"it carries encoder {found[:12]}, which its manifest names")
 
 
-def checkpoint(opened: Opened, checkpoints: Artefact) -> Check:
-    """Compare the encoder of the index with the run's newest checkpoint."""
-    made_by, newest = opened.manifest.encoder_fingerprint, checkpoints.current()
-    if newest is None:
+def checkpoint(opened: Opened, experiment: Experiment) -> Check:
+    """Compare the encoder of the index with the experiment's: the run's newest checkpoint, or a registered model."""
+    made_by = opened.manifest.encoder_fingerprint
+    if experiment.workspace.encoder is None and experiment.open_workspace().checkpoints.current() is None:
         return ok("index/checkpoint", f"made by encoder {made_by[:12]}; the run has no checkpoint to compare with")
-    now = str(newest.manifest["encoder_fingerprint"])
-    if now != made_by:
-        finding = f"the index is at fault: made by encoder {made_by[:12]}, and checkpoint {newest.version} is {now[:12]}: it is not served"
-        return fault("index/checkpoint", finding, "run rayjobs index, or name the index's own run with --workspace.run")
-    return ok("index/checkpoint", f"made by encoder {made_by[:12]}, which is the run's newest checkpoint {newest.version}")
+    wanted = chosen_encoder(experiment)
+    if wanted.fingerprint != made_by:
+        finding = f"the index is at fault: made by encoder {made_by[:12]}, and not by {wanted.words}: it is not served"
+        return fault("index/checkpoint", finding, "run rayjobs index, or name the index's own workspace.run or workspace.encoder")
+    return ok("index/checkpoint", f"made by encoder {made_by[:12]}: {wanted.words}")
 
 
 @torch.inference_mode()

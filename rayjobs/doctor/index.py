@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rayjobs.doctor.opened import Opened
-    from rayjobs.workspace import Workspace
+    from rayjobs.experiment import Experiment
 
 _TILES = 256
 """Tiles whose pixels are looked at."""
@@ -24,11 +24,12 @@ def looks(patient: Patient) -> dict[str, Look]:
     """Return what to look at."""
     if patient.experiment is None:
         return {}
-    return {"index/manifest": functools.partial(examined, patient.experiment.open_workspace(), patient.folder)}
+    return {"index/manifest": functools.partial(examined, patient.experiment, patient.folder)}
 
 
-def examined(workspace: Workspace, cache: Path) -> list[Check]:
-    """Look at the current version of a workspace's index; `cache` takes copies of what lies in a bucket."""
+def examined(experiment: Experiment, cache: Path) -> list[Check]:
+    """Look at the current version of an experiment's index; `cache` takes copies of what lies in a bucket."""
+    workspace = experiment.open_workspace()
     version = workspace.index.require("run `rayjobs index` first")
     manifest = read_index_manifest(version.manifest, version.store.address(version.prefix))
     size = f"{manifest.stored:,} vectors of {manifest.dimension} numbers, {manifest.deleted:,} deleted"
@@ -36,7 +37,7 @@ def examined(workspace: Workspace, cache: Path) -> list[Check]:
     first = [ok("index/manifest", f"{workspace.index.name} {version.version}: {size}, kind {manifest.kind}"), searching.digests(opened)]
     asked: dict[str, Look] = {
         "index/encoder": functools.partial(encoder.fingerprint, opened),
-        "index/checkpoint": functools.partial(encoder.checkpoint, opened, workspace.checkpoints),
+        "index/checkpoint": functools.partial(encoder.checkpoint, opened, experiment),
     }
     return [*first, *looked(asked), *(_of_tiles(opened) if opened.tiles else [])]
 

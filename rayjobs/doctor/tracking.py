@@ -13,7 +13,7 @@ import httpx
 
 from rayjobs.doctor.checks import Check, Look, Patient, caution, fault, ok
 from rayjobs.storage import open_store
-from rayjobs.tracking import REQUESTS, spools_at, tracking_uri
+from rayjobs.tracking import VARIABLES, spools_at, tracking_uri
 
 if TYPE_CHECKING:
     from rayjobs.tracking import TrackingSection
@@ -94,7 +94,7 @@ def _logged(settings: TrackingSection, uri: str) -> Check:
     from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
     from mlflow.exceptions import MlflowException  # noqa: PLC0415  likewise
 
-    for name, value in REQUESTS.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     client = MlflowClient(uri)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from rayjobs.config import changed_keys, to_dict
-from rayjobs.errors import FingerprintError
+from rayjobs.errors import ConfigError, FingerprintError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.models.pyfunc import FILES, FOLDER
 from rayjobs.tracking import registered
@@ -17,6 +17,7 @@ from rayjobs.tracking import registered
 if TYPE_CHECKING:
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
+    from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
     from rayjobs.tracking import Registered
 
@@ -80,6 +81,20 @@ def of_checkpoint(experiment: Experiment, checkpoint: Version) -> ChosenEncoder:
         cautions=_idle_keys(experiment),
         read=lambda: {"model_json": checkpoint.read("model.json"), "tensors": checkpoint.read("model.safetensors")},
     )
+
+
+def check_fits(spec: ModelSpec, source: Version) -> None:
+    """Refuse to embed a set with an encoder of other pixels: what comes out would be numbers, and mean nothing.
+
+    Raises:
+        ConfigError: other bands, or another type.
+    """
+    bands, dtype = tuple(source.manifest["bands"]), str(source.manifest["dtype"])
+    if (bands, dtype) != (spec.bands, spec.dtype):
+        raise ConfigError(
+            f"set {source.manifest['name']} has {dtype} pixels of the bands {', '.join(bands)}, and the encoder takes {spec.dtype} of "
+            f"{', '.join(spec.bands)}; name another with workspace.encoder or workspace.run, or sample with rasters.bands of the encoder"
+        )
 
 
 def tell_encoder(encoder: ChosenEncoder, console: Console, verb: str) -> None:

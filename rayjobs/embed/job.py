@@ -15,7 +15,7 @@ import ray.data
 
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.encode import METADATA_KEY, Encode
-from rayjobs.embed.encoder import chosen_encoder, tell_encoder
+from rayjobs.embed.encoder import check_fits, chosen_encoder, tell_encoder
 from rayjobs.errors import FingerprintError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.storage import Artefact, Draft, FileDigest, Version
@@ -61,13 +61,15 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     encoder = chosen_encoder(experiment)
     splits = experiment.index.splits
     tiles = tiles_of(source, splits)
+    spec = from_files(**encoder.read()).spec
+    check_fits(spec, source)
     chip_bytes = sum(entry.size for entry in source.files if entry.name.startswith("chips/"))
     current = workspace.embeddings().current()
     return {
         "encoder": encoder.words,
         "tiles": tiles,
         "bytes_to_read": chip_bytes,
-        "table_bytes": tiles * from_files(**encoder.read()).spec.dim * 4,
+        "table_bytes": tiles * spec.dim * 4,
         "published_already": current is not None and current.version == table_version(source, encoder.fingerprint, splits),
         "cautions": list(encoder.cautions),
     }
@@ -112,8 +114,12 @@ def embed(
         splits: parts of the set to embed; None for all tiles.
         only: rows of the set's tile table, sorted by `tile_id`, to embed in place of all tiles of `splits`; at least one.
         stage: what the progress is called.
+
+    Raises:
+        ConfigError: the encoder takes other pixels than the set has.
     """
     loaded = from_files(**encoder)
+    check_fits(loaded.spec, source)
     digest = table_version(source, loaded.fingerprint, splits, only)
     current = target.current()
     if current and current.version == digest:

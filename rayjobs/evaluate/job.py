@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import ray
 
 from rayjobs.cluster.session import joined, wants_gpu
-from rayjobs.embed.encoder import newest_checkpoint, of_checkpoint, tell_encoder
+from rayjobs.embed.encoder import ChosenEncoder, newest_checkpoint, of_checkpoint, tell_encoder
 from rayjobs.embed.job import tiles_of
 from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.evaluate.illustrate import Illustrated, choose, illustrate
@@ -88,7 +88,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
             for kind, division in fits(found, experiment.evaluate)
         ],
         "segmentation": _segmentation_planned(experiment),
-        "cautions": [*encoder.cautions, *found.left_out],
+        "cautions": [*_cautions_of_encoder(experiment, encoder), *found.left_out],
         "encoders": len(rows),
         "tiles_to_embed": tiles * len(rows) + tiles_of(source, (standardised_on(experiment, source),)),
         "memory_bytes": tiles * len(rows) * dim * 4,
@@ -116,7 +116,7 @@ def run(experiment: Experiment, console: Console, tags: Mapping[str, str] = Mapp
         rows = embed_rows(experiment, source, encoder.read(), console)
         segmentation = _segmented(experiment, source, rows, console)
     measured = _measure(experiment, rows, question, found, console)
-    protocol = _protocol(experiment, source, question, found, measured, encoder.cautions)
+    protocol = _protocol(experiment, source, question, found, measured, _cautions_of_encoder(experiment, encoder))
     report = {**table(measured, experiment.evaluate, ours=TRAINED, segmentation=segmentation), "protocol": protocol}
     files = _files(experiment, source, checkpoint, report, measured)
     addresses = _publish(experiment, source, checkpoint, files)
@@ -124,6 +124,13 @@ def run(experiment: Experiment, console: Console, tags: Mapping[str, str] = Mapp
     _show(console, report)
     console.say(f"evaluate         report: {addresses['report.html']}")
     return Result(**report, report=addresses["report.json"], page=addresses["report.html"])
+
+
+def _cautions_of_encoder(experiment: Experiment, encoder: ChosenEncoder) -> list[str]:
+    """Return what of the experiment has no say in which encoder is measured."""
+    named = experiment.workspace.encoder
+    told = f"what is measured is {encoder.words}, not workspace.encoder {named}; name the model's own run with --workspace.run"
+    return [*encoder.cautions, *([told] if named else [])]
 
 
 def _parents(experiment: Experiment) -> tuple[Version, Version]:
@@ -349,6 +356,7 @@ def _log(
     with tracked(
         experiment.tracking,
         workspace=workspace.store.uri,
+        verb="evaluate",
         run=name,
         parameters=parameters,
         say=console.say,

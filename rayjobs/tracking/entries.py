@@ -1,12 +1,13 @@
 """What MLflow is told of a run, as values that can be kept on disk, and how each is told.
 
-Each bears its own time and can be told twice without harm: MLflow keeps metrics by name, step and time.
+Each bears its own time and can be told twice without harm: MLflow keeps metrics by name, step and time, and a run has a mark of its own.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -26,7 +27,10 @@ MODEL_FOLDER = "model"
 """Where among the files of a run what it learned is, as MLflow lays out models."""
 Ended = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
+_MARK = "rayjobs_mark"
 _PARAMETER_LIMIT = 6000
+_Number = Annotated[float, pydantic.PlainSerializer(str, when_used="json")]
+"""JSON has no word for what is not finite."""
 _BYTES = pydantic.ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
 
@@ -44,13 +48,18 @@ class Begin:
     """URI below which the files of a new experiment are kept."""
     name: str
     tags: Mapping[str, str]
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """A tag by which it is found where it was made already, and its maker never heard of it."""
     at_ms: int = field(default_factory=_now_ms)
 
     def begin(self, client: MlflowClient) -> str:
-        """Make the run and return its id."""
+        """Make the run, unless it is there, and return its id."""
         found = client.get_experiment_by_name(self.experiment)
         experiment = found.experiment_id if found else client.create_experiment(self.experiment, self.artifacts)
-        return str(client.create_run(experiment, start_time=self.at_ms, run_name=self.name, tags=dict(self.tags)).info.run_id)
+        known = client.search_runs([experiment], f"tags.{_MARK} = '{self.mark}'") if found else []
+        tags = {**self.tags, _MARK: self.mark}
+        made = known[0] if known else client.create_run(experiment, start_time=self.at_ms, run_name=self.name, tags=tags)
+        return str(made.info.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +103,7 @@ class Metrics:
     """Metrics of one step."""
 
     kind: Literal["metrics"] = "metrics"
-    values: Mapping[str, float]
+    values: Mapping[str, _Number]
     step: int
     at_ms: int = field(default_factory=_now_ms)
 
@@ -143,11 +152,15 @@ class Model:
     kind: Literal["model"] = "model"
     name: str
     fingerprint: str
-    alias: str | None
+    alias: str | None = None
     """Name that is given to this version, and taken from the one that had it."""
 
     def tell(self, client: MlflowClient, run_id: str) -> None:
         """Register the run's model, unless it is, and give it its alias."""
+        from mlflow import MlflowException  # noqa: PLC0415  it takes seconds to import
+
+        if not client.list_artifacts(run_id, MODEL_FOLDER):
+            raise MlflowException.invalid_parameter_value(f"run {run_id} has no files of a model to register")
         version = self._version_of(client, run_id) or self._registered(client, run_id)
         if self.alias:
             client.set_registered_model_alias(self.name, self.alias, version)

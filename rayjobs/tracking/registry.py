@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayjobs.errors import ConfigError, NotFoundError
+from rayjobs.tracking.client import AwayError, Client, RefusedError, first_line
 from rayjobs.tracking.entries import FINGERPRINT
 from rayjobs.tracking.section import tracking_uri
-from rayjobs.tracking.tracker import client_of, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
     from rayjobs.tracking.section import TrackingSection
 
@@ -55,6 +58,12 @@ class Registered:
             return {name: Path(path).read_bytes() for name, path in paths.items()}
 
 
+def _version(client: MlflowClient, asked: re.Match[str]) -> ModelVersion:
+    if asked["alias"]:
+        return client.get_model_version_by_alias(asked["name"], asked["alias"])
+    return client.get_model_version(asked["name"], asked["version"])
+
+
 def registered(settings: TrackingSection, *, workspace: str, model: str) -> Registered:
     """Ask MLflow's registry for a model.
 
@@ -72,12 +81,8 @@ def registered(settings: TrackingSection, *, workspace: str, model: str) -> Regi
         raise ConfigError(f"{model!r} names no model of MLflow's registry; write models:/NAME@ALIAS or models:/NAME/VERSION")
     uri = tracking_uri(settings, workspace)
     try:
-        client = client_of(uri)
-        if found["alias"]:
-            version = client.get_model_version_by_alias(found["name"], found["alias"])
-        else:
-            version = client.get_model_version(found["name"], found["version"])
-    except Exception as error:  # MLflow's stores raise what they like
+        version = Client(uri).ask(lambda client: _version(client, found))
+    except (AwayError, RefusedError) as error:
         raise NotFoundError(
             f"{model} is not to be had from MLflow ({first_line(error)}); register one with tracking.model and `rayjobs tune`, give a "
             "version the alias on MLflow's page, or correct tracking.uri"

@@ -1,75 +1,83 @@
 """One MLflow run, told as the work goes on. Tracking never stops work.
 
-Where the server fails, the person is told once and the work goes on; what it should have been told is kept on this machine's disk, and told
-when it answers again, be it to a later command.
+Where MLflow is away, the person is told once and the work goes on; what it should have been told is kept on this machine's disk, and told
+when it answers again, be it by a later command.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import logging
 import threading
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rayjobs.config import flatten
+from rayjobs.tracking.client import AwayError, Client, RefusedError, first_line
 from rayjobs.tracking.entries import MODEL_FOLDER, Begin, Dataset, File, Metrics, Model, Parameters, Status, Tags
 from rayjobs.tracking.section import tracking_uri
-from rayjobs.tracking.spool import spool_of, spools_at
+from rayjobs.tracking.spool import Spool, spool_of, spools_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlflow import MlflowClient
 
-    from rayjobs.tracking.entries import Dataset, Ended, Entry
+    from rayjobs.tracking.entries import Ended, Entry
     from rayjobs.tracking.section import TrackingSection
-    from rayjobs.tracking.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+Verb = Literal["train", "tune", "evaluate"]
 
 _AGAIN_S = 5.0
-"""Least time between two tries to reach a server that failed."""
+"""Least time between two tries to reach an MLflow that is away."""
 _PATIENCE_S = 15.0
-"""How long the end of the work waits for a server that failed."""
+"""How long the end of the work waits for it."""
 _HASTE_S = 0.3
-"""How long the end of work that was interrupted waits for a server that answered so far."""
-_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
-"""What no later try mends: an entry that is none, or a run that somebody has deleted."""
-REQUESTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-"""Without these a call to a server that is gone would take minutes (we try again ourselves), and each file would have its progress bar."""
+"""How long the end of work that was interrupted waits for MLflow."""
+_FOR_OTHERS_S = 30.0
+"""How long a command tells what others have left."""
+_NOWHERE = Spool(Path())
+"""Of a tracker that tells nobody, and so has nothing to keep."""
 
 
 class Tracker:
-    """What tells MLflow of one run, or, without a client, nobody."""
+    """What tells MLflow of one run, or, without a client, nobody. No method raises."""
 
     def __init__(
         self,
-        client: MlflowClient | None,
+        client: Client | None,
         spool: Spool,
         say: Callable[[str], None],
         *,
         run_id: str | None = None,
         opened: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take where to tell, where to keep what cannot be told, and what tells the person that the server failed.
+        """Take where to tell.
 
         Args:
             client: MLflow's; None tells nobody.
             spool: where to keep what cannot be told.
-            say: tells the person that the server failed.
+            say: tells the person what is wrong.
             run_id: of a run that was begun.
             opened: is given the id of a run that begins, once MLflow has given it.
         """
         self._client, self._spool, self._say, self.run_id, self._opened = client, spool, say, run_id, opened
-        self._failed_at: float | None = None
-        """When the server failed last; None while it answers."""
+        self._away_at: float | None = None
+        """When MLflow was found away last; None while it answers."""
         self._turn = threading.Lock()
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything is kept that MLflow is yet to be told."""
+        with self._guarded():
+            return self._client is not None and bool(self._spool.waiting())
+        return False
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics of one step; in MLflow's names `@` is `_at_`."""
@@ -81,123 +89,164 @@ class Tracker:
 
     def files(self, files: Mapping[str, bytes]) -> None:
         """Log files by name; a name may have folders."""
-        for name, data in files.items():
-            self.tell(File(name=name, data=data))
+        self.tell(*(File(name=name, data=data) for name, data in files.items()))
 
-    def model(self, files: Mapping[str, bytes]) -> None:
-        """Log what was learned, as MLflow lays out models: files by name."""
-        self.files({f"{MODEL_FOLDER}/{name}": data for name, data in files.items()})
+    def model(self, make: Callable[[], Mapping[str, bytes]], registered: Model | None = None) -> None:
+        """Log what was learned, as MLflow lays out models, and if wanted as a version of a registered model; `make` returns its files."""
+        with self._guarded():
+            if self._client is not None:
+                self.files({f"{MODEL_FOLDER}/{name}": data for name, data in make().items()})
+                self.tell(*([registered] if registered else []))
 
-    def register(self, name: str, fingerprint: str, alias: str | None = None) -> None:
-        """Make what was learned, whose files were logged, a version of a registered model, and give it an alias."""
-        self.tell(Model(name=name, fingerprint=fingerprint, alias=alias))
+    def begin(self, begin: Begin, *more: Entry) -> None:
+        """Go on with the run, if it was begun and MLflow still knows it; else begin it, and tell more of it."""
+        with self._guarded():
+            if self._client is not None and (self.run_id or self._spool.waiting()):
+                self.tell(Status(status="RUNNING"))
+                if self.run_id or self._spool.waiting():
+                    return
+            self.tell(begin, *more)
 
     def end(self, status: Ended) -> None:
-        """Close the run, and wait a little for a server that does not answer."""
-        if self._client is None:
-            return
+        """Close the run, and wait a little where MLflow is away."""
         self.tell(Status(status=status))
-        deadline = time.monotonic() + _PATIENCE_S
-        while (left := self._spool.waiting()) and time.monotonic() < deadline:
-            time.sleep(1)
-            self.tell_waiting()
-        if left:
-            told = "the next command of this machine that tracks runs there tells them"
-            self._say(f"tracking         MLflow still fails: {len(left):,} entries of this run are kept, and {told}")
+        with self._guarded():
+            if self._client is None:
+                return
+            deadline = time.monotonic() + _PATIENCE_S
+            while (left := self._spool.waiting()) and time.monotonic() < deadline:
+                time.sleep(1)
+                self.tell_waiting()
+            if left and self._spool.waiting():
+                later = "the next command of this machine that tracks runs there tells them"
+                self._say(f"tracking         MLflow is still away: {len(left):,} entries of this run are kept, and {later}")
 
     def drop(self, status: Ended) -> None:
-        """Close the run where nobody may be kept waiting: tell a server that answers at once, and write it down for any other."""
-        if self._client is None:
-            return
-        entry = Status(status=status)
-        if self._failed_at is not None:
-            self._keep(entry)
-            return
-        ending = threading.Thread(target=self.tell, args=(entry,), name="tracking", daemon=True)
-        ending.start()
-        ending.join(_HASTE_S)
+        """Close the run where nobody may be kept waiting: it is written down, and MLflow told if it answers at once."""
+        with self._guarded():
+            if self._client is None:
+                return
+            self._keep(Status(status=status))
+            if self._away_at is None:
+                ending = threading.Thread(target=self._tell_and_release, name="tracking", daemon=True)
+                ending.start()
+                ending.join(_HASTE_S)
 
-    def tell(self, entry: Entry) -> None:
-        """Tell MLflow an entry, after those that wait."""
-        if self._client is None:
-            return
-        with self._turn:
-            if self._spool.waiting() or not self._told(entry):
-                self._keep(entry)
-            else:
-                self._forget_after(entry)
+    def _tell_and_release(self) -> None:
         self.tell_waiting()
+        self.release()
 
-    def tell_waiting(self) -> int:
-        """Tell what waits, unless the server failed just now; return how much was told."""
-        if self._failed_at is not None and time.monotonic() - self._failed_at < _AGAIN_S:
-            return 0
-        told = 0
-        with self._turn, self._spool.turn():
-            for path in self._spool.waiting():
-                if not self._told_from(path):
-                    return told
-                told += 1
-        if self._failed_at is not None:
-            self._say("tracking         MLflow answers again, and has been told all")
-        self._failed_at = None
+    def release(self, *, forget: bool = True) -> None:
+        """Let others tell what waits; where nothing does, forget the run."""
+        with self._guarded():
+            self._spool.release(forget=forget)
+
+    def tell(self, *entries: Entry) -> None:
+        """Tell MLflow entries, after those that wait."""
+        for entry in entries:
+            with self._guarded():
+                if self._client is None:
+                    return
+                with self._turn:
+                    if not self._spool.waiting() and self._told(entry):
+                        continue
+                    self._keep(entry)
+                self.tell_waiting()
+
+    def tell_waiting(self, seconds: float = float("inf")) -> int:
+        """Tell what waits, for so long, unless MLflow was found away just now; return how much was told."""
+        told, deadline = 0, time.monotonic() + seconds
+        with self._guarded():
+            if self._away_at is not None and time.monotonic() - self._away_at < _AGAIN_S:
+                return 0
+            with self._turn:
+                for path in self._spool.waiting():
+                    if time.monotonic() > deadline or not self._told_from(path):
+                        return told
+                    told += 1
+            if self._away_at is not None:
+                self._say("tracking         MLflow answers again, and has been told all")
+            self._away_at = None
         return told
 
-    def _keep(self, entry: Entry) -> None:
-        try:
-            self._spool.append(entry)
-            if self.run_id:
-                self._spool.begun(self.run_id)
-        except OSError as error:
-            self._say(f"tracking         what MLflow misses cannot be kept either ({error}); it is lost to it")
-
     def _told_from(self, path: Path) -> bool:
-        """Tell an entry that is kept, and remove it; False where the server fails."""
+        """Tell an entry that is kept, and remove it; False where MLflow is away."""
         try:
             entry = self._spool.read(path)
         except ValueError as error:
             self._say(f"tracking         {path} is damaged ({first_line(error)}); it is left out")
-            path.unlink()
-            return True
-        if not self._told(entry):
-            return False
+        else:
+            if not self._told(entry):
+                return False
         path.unlink()
-        self._forget_after(entry)
         return True
 
     def _told(self, entry: Entry) -> bool:
-        """Tell an entry; False where the server fails. What MLflow will never take is left out: it would keep back all that comes after."""
+        """Tell an entry; False where MLflow is away. What it never takes is left out: it would keep back all that comes after."""
+        if self._client is None or (self.run_id is None and not isinstance(entry, Begin)):
+            return True  # of a run that MLflow refused, which was said
         try:
-            self._call(entry)
-        except Exception as error:  # noqa: BLE001  whatever a tracking server does, work goes on
-            if getattr(error, "error_code", None) in _REFUSALS:
-                self._say(f"tracking         MLflow refuses an entry ({first_line(error)}); it is left out")
-                return True
-            if self._failed_at is None:
-                self._say(f"tracking         MLflow failed ({first_line(error)}); what it misses is kept and told later")
-            self._failed_at = time.monotonic()
+            run_id = self._client.ask(lambda client: _tell(client, entry, self.run_id))
+        except RefusedError as error:
+            self._refused(entry, error)
+        except AwayError as error:
+            if self._away_at is None:
+                self._say(f"tracking         MLflow is away ({first_line(error)}); what it misses is kept and told later")
+            self._away_at = time.monotonic()
             return False
+        else:
+            self._know(run_id)
         return True
 
-    def _call(self, entry: Entry) -> None:
-        client: Any = self._client
+    def _refused(self, entry: Entry, error: RefusedError) -> None:
         if isinstance(entry, Begin):
-            run_id = entry.begin(client)
-            self._spool.begun(run_id)
-            self._know(run_id)
-            return
-        if self.run_id is None:  # another process has told of the beginning
-            self._know(self._spool.run_id or "")
-        entry.tell(client, self.run_id or "")
+            self._say(f"tracking         MLflow refuses the run ({first_line(error)}); it is not tracked")
+        elif isinstance(entry, Status) and entry.status == "RUNNING":  # it was deleted there
+            self.run_id = None
+        else:
+            self._say(f"tracking         MLflow refuses an entry ({first_line(error)}); it is left out")
 
     def _know(self, run_id: str) -> None:
+        if run_id == self.run_id:
+            return
         self.run_id = run_id
-        self._opened(run_id)
+        if self._spool.claimed:
+            self._spool.remember(run_id)
+        try:
+            self._opened(run_id)
+        except Exception as error:  # noqa: BLE001  the run is there, whoever was to remember it
+            self._say(
+                f"tracking         run {run_id} of MLflow cannot be written down ({first_line(error)}); another command begins it anew"
+            )
 
-    def _forget_after(self, entry: Entry) -> None:
-        """Forget the run with its last entry."""
-        if isinstance(entry, Status) and entry.status == "FINISHED":
-            self._spool.forget()
+    def _keep(self, entry: Entry) -> None:
+        try:
+            if not self._spool.claim():
+                self._spool = self._spool.another()
+                self._spool.claim()
+            if self.run_id:
+                self._spool.remember(self.run_id)
+            self._spool.append(entry)
+        except (OSError, ValueError) as error:
+            self._say(f"tracking         what MLflow misses cannot be kept either ({first_line(error)}); it is lost to it")
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Go on untracked, whatever goes wrong with tracking itself."""
+        try:
+            yield
+        except Exception as error:
+            logger.warning("tracking fails", exc_info=True)
+            self._client = None
+            self._say(f"tracking         it fails ({first_line(error)}), and the work goes on without it")
+
+
+def _tell(client: MlflowClient, entry: Entry, run_id: str | None) -> str:
+    """Tell an entry of a run; return the run's id."""
+    if isinstance(entry, Begin):
+        return entry.begin(client)
+    entry.tell(client, run_id or "")
+    return run_id or ""
 
 
 @contextmanager
@@ -205,6 +254,7 @@ def tracked(
     settings: TrackingSection,
     *,
     workspace: str,
+    verb: Verb,
     run: str,
     parameters: Mapping[str, Any],
     say: Callable[[str], None],
@@ -218,25 +268,19 @@ def tracked(
     Args:
         settings: the experiment's tracking section.
         workspace: the workspace's URI; files are kept below it.
+        verb: whose run it is; each evaluation is a run of its own, the others go on with theirs.
         run: name of the run.
         parameters: nested; logged under dotted keys.
-        say: tells the person that the server failed.
+        say: tells the person what is wrong with MLflow.
         resume: id of an earlier MLflow run to go on with.
         tags: of a run that begins.
         dataset: what a run that begins uses.
         opened: is given the run's id once MLflow has given it, which may be later, or never.
     """
-    uri = tracking_uri(settings, workspace)
-    spool = spool_of(uri, workspace, run)
-    client = _client(uri, say) if settings.enabled else None
-    tracker = Tracker(client, spool, say, run_id=resume or spool.run_id, opened=opened)
-    if tracker.run_id or spool.waiting():
-        tracker.tell(Status(status="RUNNING"))
-    else:
-        tracker.tell(Begin(experiment=settings.experiment, artifacts=f"{workspace}/mlflow", name=run, tags=_tags(tags)))
-        tracker.tell(Parameters(values={name: str(value) for name, value in flatten(parameters).items()}))
-        if dataset:
-            tracker.tell(dataset)
+    tracker = tracker_of(settings, workspace=workspace, verb=verb, run=run, say=say, run_id=resume, opened=opened)
+    more: Sequence[Entry] = [Parameters(values={name: str(value) for name, value in flatten(parameters).items()})]
+    more = [*more, dataset] if dataset else more
+    tracker.begin(Begin(experiment=settings.experiment, artifacts=f"{workspace}/mlflow", name=run, tags=_tags(settings, tags)), *more)
     try:
         yield tracker
     except KeyboardInterrupt:
@@ -244,49 +288,68 @@ def tracked(
         raise
     except BaseException:
         tracker.end("FAILED")
+        tracker.release()
         raise
     tracker.end("FINISHED")
-    if client and not spool.waiting():
-        _tell_left(client, uri, say)
+    away = tracker.waits
+    tracker.release()
+    if settings.enabled and not away:
+        _tell_left(settings, workspace, say)
 
 
-def client_of(uri: str) -> MlflowClient:
-    """Return what talks to an MLflow, with patience for its failures. Raises what MLflow does for an address that is none."""
-    from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
-
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    for name, value in REQUESTS.items():
-        os.environ.setdefault(name, value)
-    return MlflowClient(uri)
-
-
-def _client(uri: str, say: Callable[[str], None]) -> MlflowClient | None:
+def tracker_of(
+    settings: TrackingSection,
+    *,
+    workspace: str,
+    verb: Verb,
+    run: str,
+    say: Callable[[str], None],
+    run_id: str | None,
+    opened: Callable[[str], None] = lambda _: None,
+) -> Tracker:
+    """Return what tells MLflow of a run, after what an earlier command could not tell it; arguments as of `tracked`."""
+    if not settings.enabled:
+        return Tracker(None, _NOWHERE, say)
     try:
-        return client_of(uri)
-    except Exception as error:  # noqa: BLE001  whatever is wrong with the address, work goes on
-        say(f"tracking         MLflow cannot be reached ({first_line(error)}); this run is not tracked")
-        return None
+        uri = tracking_uri(settings, workspace)
+        spool = spool_of(uri, workspace, f"{verb} {run}", goes_on=verb != "evaluate")
+        if spool.folder.exists() and not spool.claim():
+            spool = spool.another()
+        tracker = Tracker(Client(uri), spool, say, run_id=run_id or spool.run_id, opened=opened)
+        if run_id is None and tracker.run_id:
+            opened(tracker.run_id)
+    except Exception as error:
+        logger.warning("tracking fails", exc_info=True)
+        say(f"tracking         it fails ({first_line(error)}), and the work goes on without it")
+        return Tracker(None, _NOWHERE, say)
+    return tracker
 
 
-def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+def _tags(settings: TrackingSection, tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags with those that MLflow's own client sets: who ran what, and the commit of the code where there is one."""
-    from mlflow.tracking.context import registry  # noqa: PLC0415  it takes seconds to import
+    found: dict[str, str] = {}
+    if settings.enabled:
+        with contextlib.suppress(Exception):  # a repository that git cannot read, a user without a name
+            from mlflow.tracking.context import registry  # noqa: PLC0415  it takes seconds to import
 
-    return {**registry.resolve_tags(), "rayjobs_version": version("rayjobs"), **tags}
+            found = registry.resolve_tags()
+    return {**found, "rayjobs_version": version("rayjobs"), **tags}
 
 
-def _tell_left(client: MlflowClient, uri: str, say: Callable[[str], None]) -> None:
-    """Tell MLflow what other commands of this machine could not tell it, as long as it takes that."""
-    told = 0
-    for spool in spools_at(uri):
-        told += Tracker(client, spool, say, run_id=spool.run_id).tell_waiting()
-        if spool.waiting():
-            break
+def _tell_left(settings: TrackingSection, workspace: str, say: Callable[[str], None]) -> None:
+    """Tell MLflow what commands of this machine that have ended could not tell it, for a while and as long as it takes that."""
+    told, deadline = 0, time.monotonic() + _FOR_OTHERS_S
+    with contextlib.suppress(Exception):  # what is left stays there
+        uri = tracking_uri(settings, workspace)
+        for spool in spools_at(uri):
+            if time.monotonic() > deadline or not spool.claim():
+                continue
+            begun: list[str] = []
+            tracker = Tracker(Client(uri), spool, say, run_id=spool.run_id, opened=begun.append)
+            told += tracker.tell_waiting(deadline - time.monotonic())
+            away = bool(spool.waiting())
+            tracker.release(forget=not (begun and spool.goes_on))  # the run's own command asks for the id
+            if away:
+                break
     if told:
         say(f"tracking         MLflow has been told {told:,} entries of other runs, which it had missed")
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in short."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

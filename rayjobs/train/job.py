@@ -168,6 +168,7 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
             tracked(
                 experiment.tracking,
                 workspace=workspace.store.uri,
+                verb="train",
                 run=workspace.run,
                 parameters=parameters,
                 say=console.say,
@@ -190,16 +191,21 @@ def _track_model(experiment: Experiment, workspace: Workspace, source: Version, 
     fingerprint = newest.manifest["encoder_fingerprint"]
     tracker.tags({"encoder_fingerprint": fingerprint, "set_version": source.version})
     tracker.files({"experiment.yaml": experiment.to_yaml().encode()})
-    tracker.model(mlflow_model({name: newest.read(name) for name in ("model.json", "model.safetensors")}))
-    if experiment.tracking.model:
-        tracker.register(experiment.tracking.model, fingerprint)
+    name = experiment.tracking.model
+    tracker.model(lambda: _mlflow_model(newest), Model(name=name, fingerprint=fingerprint) if name else None)
+
+
+def _mlflow_model(checkpoint: Version) -> dict[str, bytes]:
+    return mlflow_model({name: checkpoint.read(name) for name in ("model.json", "model.safetensors")})
 
 
 def _end_tracking(experiment: Experiment, workspace: Workspace, source: Version, console: Console) -> None:
     """Log what a command that was killed after the last checkpoint had not logged yet, and close its run in MLflow."""
     run_id, uri = workspace.mlflow_run(), workspace.store.uri
     if run_id and is_open(experiment.tracking, workspace=uri, run_id=run_id):
-        with tracked(experiment.tracking, workspace=uri, run=workspace.run, parameters={}, say=console.say, resume=run_id) as tracker:
+        with tracked(
+            experiment.tracking, workspace=uri, verb="train", run=workspace.run, parameters={}, say=console.say, resume=run_id
+        ) as tracker:
             _track_model(experiment, workspace, source, tracker)
     if experiment.tracking.model:
         register_model(experiment, experiment.tracking.model, console)
@@ -208,13 +214,14 @@ def _end_tracking(experiment: Experiment, workspace: Workspace, source: Version,
 def register_model(experiment: Experiment, name: str, console: Console, alias: str | None = None) -> None:
     """Make what a finished run has learned a version of a registered model, unless it is one; give that version an alias."""
     workspace = experiment.open_workspace()
-    fingerprint = str(workspace.checkpoints.require("run `rayjobs train` first").manifest["encoder_fingerprint"])
+    newest = workspace.checkpoints.require("run `rayjobs train` first")
     register(
         experiment.tracking,
         workspace=workspace.store.uri,
         run=workspace.run,
         run_id=workspace.mlflow_run(),
-        model=Model(name=name, fingerprint=fingerprint, alias=alias),
+        files=lambda: _mlflow_model(newest),
+        model=Model(name=name, fingerprint=str(newest.manifest["encoder_fingerprint"]), alias=alias),
         say=console.say,
     )
 

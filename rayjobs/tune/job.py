@@ -213,6 +213,7 @@ def _tracked(experiment: Experiment, workspace: Workspace, source: Version, cons
     return tracked(
         experiment.tracking,
         workspace=workspace.store.uri,
+        verb="tune",
         run=workspace.sweep,
         parameters={**experiment.to_dict(), "set_version": source.version},
         say=console.say,

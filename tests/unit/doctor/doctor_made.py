@@ -153,7 +153,7 @@ class Made:
 
     def checks(self, cache):
         """By name."""
-        return {check.name: check for check in examined(self.workspace, cache)}
+        return {check.name: check for check in examined(self.experiment, cache)}
 
 
 def faults(checks):

@@ -28,8 +28,11 @@ def test_what_could_not_be_told_is_counted():
     settings = TrackingSection(uri="http://127.0.0.1:9")
     assert tracking.kept(settings, "").state == "ok"
     for run in ("one", "two"):
+        spool = spool_of(settings.uri, "file:/x", run)
+        spool.claim()
         for step in range(2):
-            spool_of(settings.uri, "file:/x", run).append(Metrics(values={"x": 1.0}, step=step))
+            spool.append(Metrics(values={"x": 1.0}, step=step))
+        spool.release(forget=True)
     check = tracking.kept(settings, "")
     assert (check.state, check.finding) == ("caution", "4 entries of 2 runs wait for MLflow on this machine")
 

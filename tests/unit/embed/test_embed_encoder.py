@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from rayjobs.config import build
-from rayjobs.embed.encoder import chosen_encoder
-from rayjobs.errors import CheckpointError, FingerprintError
+from rayjobs.embed.encoder import check_fits, chosen_encoder
+from rayjobs.errors import CheckpointError, ConfigError, FingerprintError
 from rayjobs.experiment import Experiment
 from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.spec import ModelSpec
-from rayjobs.tracking import tracked, tracking_uri
+from rayjobs.tracking import Model, tracked, tracking_uri
 from rayjobs.train.logged import mlflow_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow uses what SQLAlchemy has deprecated, and warns of what it cannot pin
@@ -42,9 +42,8 @@ def files():
 
 def register(experiment, files, fingerprint):
     uri = experiment.open_workspace().store.uri
-    with tracked(experiment.tracking, workspace=uri, run="small", parameters={}, say=pytest.fail) as tracker:
-        tracker.model(mlflow_model(files))
-        tracker.register("places", fingerprint, "champion")
+    with tracked(experiment.tracking, workspace=uri, verb="train", run="small", parameters={}, say=pytest.fail) as tracker:
+        tracker.model(lambda: mlflow_model(files), Model(name="places", fingerprint=fingerprint, alias="champion"))
     return tracking_uri(experiment.tracking, uri), tracker.run_id
 
 
@@ -79,3 +78,11 @@ def test_a_damaged_model_is_refused(experiment, files):
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match="cut off or altered"):
         chosen_encoder(experiment).read()
+
+
+@pytest.mark.parametrize("other", [{"bands": ["nir", "red"]}, {"bands": ["red"]}, {"dtype": "uint8"}])
+def test_a_set_of_other_pixels_is_refused(experiment, other):
+    draft = experiment.open_workspace().set.draft("s1")
+    source = draft.publish({"parents": {}, "counts": {}, "bands": ["red", "nir"], "dtype": "uint16", **other})
+    with pytest.raises(ConfigError, match="the encoder takes uint16 of red, nir"):
+        check_fits(SPEC, source)

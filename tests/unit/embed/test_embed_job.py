@@ -35,7 +35,9 @@ def trained(experiment):
     """A workspace with a set of 30 tiles and a run with one checkpoint."""
     made = experiment()
     workspace = made.open_workspace()
-    workspace.set.draft("s1").publish({"parents": {}, "counts": {"kept": 30, "by_split": {"train": 20, "test": 10}}, "shards": 1})
+    workspace.set.draft("s1").publish(
+        {"parents": {}, "counts": {"kept": 30, "by_split": {"train": 20, "test": 10}}, "shards": 1, "bands": ["red"], "dtype": "uint8"}
+    )
     spec = statistics_spec(bands=("red",), mean=(0.0,), std=(1.0,), tile_size=8, resolution_m=None, dtype="uint8")
     files = to_files(encoder.build(spec, 0), spec)
     fingerprint = from_files(model_json=files["model.json"], tensors=files["model.safetensors"]).fingerprint

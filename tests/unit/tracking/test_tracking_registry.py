@@ -4,7 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rayjobs.errors import ConfigError, NotFoundError
-from rayjobs.tracking import TrackingSection, registered, tracked
+from rayjobs.tracking import Model, TrackingSection, registered, tracked
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow uses what SQLAlchemy has deprecated
 
@@ -16,10 +16,9 @@ def settings(monkeypatch, tmp_path):
 
 
 def learned(settings, tmp_path, run, fingerprint, alias=None, *, times=1):
-    with tracked(settings, workspace=f"file:{tmp_path}", run=run, parameters={}, say=pytest.fail) as tracker:
-        tracker.model({"data/encoder/model.json": run.encode()})
+    with tracked(settings, workspace=f"file:{tmp_path}", verb="train", run=run, parameters={}, say=pytest.fail) as tracker:
         for _ in range(times):
-            tracker.register("places", fingerprint, alias)
+            tracker.model(lambda: {"data/encoder/model.json": run.encode()}, Model(name="places", fingerprint=fingerprint, alias=alias))
 
 
 def test_a_model_is_found_by_alias_and_by_version(settings, tmp_path):

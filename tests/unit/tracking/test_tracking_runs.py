@@ -5,6 +5,7 @@ from mlflow import MlflowClient
 
 from rayjobs import tracking
 from rayjobs.tracking import Model, TrackingSection, spools_at, tracked
+from rayjobs.tracking.client import AwayError, Client
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow uses what SQLAlchemy has deprecated
 
@@ -31,22 +32,21 @@ def test_a_run_cannot_be_closed_now_and_is_closed_later(settings, monkeypatch):
     left = client.create_run(client.create_experiment("x")).info.run_id
     said = []
     with monkeypatch.context() as without:
-        for name in ("get_run", "set_terminated"):
-            without.setattr(MlflowClient, name, _refused)
+        without.setattr(Client, "ask", _away)
         tracking.close(settings, workspace="file:/x", run="x", run_id=left, status="KILLED", say=said.append)
     assert client.get_run(left).info.status == "RUNNING"
     assert len(spools_at(settings.uri)) == 1
-    with tracked(settings, workspace="file:/x", run="next", parameters={}, say=said.append):
+    with tracked(settings, workspace="file:/x", verb="train", run="next", parameters={}, say=said.append):
         pass
     assert client.get_run(left).info.status == "KILLED"
 
 
-def _refused(*_arguments, **_named):
-    raise ConnectionError("refused")
+def _away(*_arguments):
+    raise AwayError("refused")
 
 
 def test_the_history_of_a_run(settings, tmp_path):
-    with tracked(settings, workspace=f"file:{tmp_path}", run="x", parameters={}, say=pytest.fail, tags={"a": "b"}) as tracker:
+    with tracked(settings, workspace=f"file:{tmp_path}", verb="train", run="x", parameters={}, say=pytest.fail, tags={"a": "b"}) as tracker:
         tracker.metrics({"train/loss": 2.0, "val/recall@10": 0.5}, step=1)
         tracker.metrics({"train/loss": 1.0}, step=2)
     found = tracking.history(settings, workspace=f"file:{tmp_path}", run_id=tracker.run_id)
@@ -56,6 +56,8 @@ def test_the_history_of_a_run(settings, tmp_path):
 
 def test_a_run_that_was_not_tracked_cannot_be_registered(settings):
     said = []
-    model = Model(name="places", fingerprint="0", alias=None)
-    tracking.register(settings, workspace="file:/x", run="one", run_id=None, model=model, say=said.append)
+    model = Model(name="places", fingerprint="0")
+    tracking.register(settings, workspace="file:/x", run="one", run_id=None, files=pytest.fail, model=model, say=said.append)
     assert said == ["tracking         run one was not tracked; it cannot be registered as places"]
+    off = TrackingSection(enabled=False)
+    tracking.register(off, workspace="file:/x", run="one", run_id="1", files=pytest.fail, model=model, say=pytest.fail)
