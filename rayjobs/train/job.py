@@ -66,7 +66,7 @@ _MAY_CHANGE = {
 """Keys of these sections that may differ when a run is taken up again: none decides what is learned."""
 
 _START_TIMEOUT_S = 7
-"""How long Ray Train waits for nodes that it believes to have, before it looks again which it has. It hears of a dead node up to 20 s later,
+"""How long Ray Train waits for nodes that it believes to have, before it looks again which it has. It hears of a dead node within 20 s,
 so that its default of 60 s would be lost whenever a node dies, and now 21 s at most are; a start waits for nothing else in this time."""
 _GRACE_S = 2.5
 """How long a command that is told to end waits for a last checkpoint: `ray job stop` kills it after 3 s."""
