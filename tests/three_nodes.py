@@ -153,6 +153,7 @@ def cluster(s3_server):
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "PATH": f"{RAY.parent}:{os.environ['PATH']}",
         "PYTHONUNBUFFERED": "1",
+        "RAY_health_check_period_ms": "1000",  # as the shipped clusters have it
         "RAY_worker_niceness": "0",  # else workers get what a busy machine has left, and commands time out waiting for them
     }
     port, dashboard = free_port(), free_port()

@@ -107,6 +107,11 @@ def test_ray_start_knows_every_option(command):
         assert context.params["head"] or context.params["address"] == "$RAY_HEAD_IP:6379"
 
 
+def test_a_node_that_died_is_known_after_five_seconds():
+    [head] = [command for command in WRITTEN["head_start_ray_commands"] if "--head" in command]
+    assert "RAY_health_check_period_ms=1000" in shlex.split(head)
+
+
 def test_ray_keeps_on_disk_what_it_knows():
     [head] = [command for command in WRITTEN["head_start_ray_commands"] if "--head" in command]
     settings = dict(word.split("=", 1) for word in shlex.split(head) if word.startswith("RAY_gcs"))
