@@ -24,7 +24,7 @@
     │  ├─ PinnedVersionError       a request names an index version that is not held
     │  ├─ UploadError              an upload that is not an image the encoder can take
     │  └─ UploadTooLargeError      bytes or pixels above the limit
-    ├─ ClusterError                Ray cannot be started on this machine
+    ├─ ClusterError                Ray cannot be started on this machine, or its processes die
     ├─ ServiceError                a service that cannot be started or reached, or that failed
     └─ DemoError                   a step of the demo
 
@@ -133,7 +133,7 @@ class UploadTooLargeError(QueryError):
 
 
 class ClusterError(RayjobsError):
-    """Ray cannot be started on this machine."""
+    """Ray cannot be started on this machine, or its processes die."""
 
 
 class ServiceError(RayjobsError):

@@ -17,8 +17,9 @@ from rayjobs.rasters.handles import FAULTS, Handle, Handles, explained
 from rayjobs.rasters.masks import mark_missing, usable
 from rayjobs.rasters.scenes import Asset, Scene
 
-_WAITS_SECONDS = (0.1, 0.5, 2.0)
-"""Before the second try, on the same handle, and before the third and the fourth, with the file opened anew."""
+_WAITS_SECONDS = (0.1, 0.5, 1.0, 2.0, 2.0, 4.0, 4.0)
+"""Before the second try, on the same handle, and before the further ones, with the file opened anew. Where a tenth of all answers breaks
+off, four tries lose a window in two hundred, eight one in tens of thousands."""
 _PATIENCE = 3
 """After so many windows of one scene that failed for good, its further windows are tried once only."""
 
@@ -53,7 +54,7 @@ class RasterReader:
     """Reads with rasterio; keeps files open, so that each thread needs a reader of its own.
 
     A pixel is valid where each band is: not nodata, a finite number, not masked by the file (alpha, internal or side mask), and not refused
-    by the scene's quality layer. Remote files are tried four times, at last with fresh credentials, since GDAL does not repeat a request
+    by the scene's quality layer. Remote files are tried eight times, later with fresh credentials, since GDAL does not repeat a request
     whose answer was cut short.
     """
 

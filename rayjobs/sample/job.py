@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from rayjobs.cluster.session import joined
-from rayjobs.errors import NotFoundError, NoTilesError, TooManyFailuresError, first_few
+from rayjobs.errors import ClusterError, NotFoundError, NoTilesError, TooManyFailuresError, first_few
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.rasters.radiometry import check_sentinel2_scenes
 from rayjobs.rasters.reader import REPLACE
@@ -197,7 +197,13 @@ def _read(plan: SetPlan, read_plan: ReadPlan, max_bad_fraction: float, console: 
 def _reports(plan: SetPlan, read_plan: ReadPlan) -> Iterator[dict[str, Any]]:
     """Yield the report of each shard as it is read, anywhere on the cluster. Ray Data puts the function, and the plan in it, once."""
     shards = ray.data.from_items(list(_shards(plan)), override_num_blocks=plan.shards)
-    yield from shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1, max_retries=_RETRIES).iter_rows()
+    try:
+        yield from shards.map(functools.partial(read_shard, plan=read_plan), num_cpus=1, max_retries=_RETRIES).iter_rows()
+    except ray.exceptions.WorkerCrashedError as error:
+        raise ClusterError(
+            f"the process that reads one shard of tiles died {_RETRIES + 1} times, each time a new one (was it killed, or out of memory? "
+            "Ray's log of that node says it); what was read is kept: run the same command again"
+        ) from error
 
 
 def _too_many(plan: SetPlan, reports: Sequence[dict[str, Any]], bad: int, limit: float) -> str:
