@@ -13,7 +13,7 @@ import httpx
 
 from rayjobs.doctor.checks import Check, Look, Patient, caution, fault, ok
 from rayjobs.storage import open_store
-from rayjobs.tracking import VARIABLES, spools_at, tracking_uri
+from rayjobs.tracking import connected, spools_at, tracking_uri
 
 if TYPE_CHECKING:
     from rayjobs.tracking import TrackingSection
@@ -91,12 +91,9 @@ def _answer(uri: str) -> Check | None:
 
 def _logged(settings: TrackingSection, uri: str) -> Check:
     """Make a run, or where the experiment is yet to be made an experiment, and delete it again."""
-    from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415  likewise
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415  it takes seconds to import
 
-    for name, value in VARIABLES.items():
-        os.environ.setdefault(name, value)
-    client = MlflowClient(uri)
+    client = connected(uri)
     try:
         found = client.get_experiment_by_name(settings.experiment)
     except MlflowException as error:

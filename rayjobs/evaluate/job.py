@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 import ray
 
+from rayjobs import __version__
 from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.encoder import ChosenEncoder, newest_checkpoint, of_checkpoint, tell_encoder
 from rayjobs.embed.job import tiles_of
@@ -299,7 +300,8 @@ def _files(
         "set": source.version,
         "checkpoint": checkpoint.version,
         "encoder fingerprint": str(checkpoint.manifest["encoder_fingerprint"]),
-        **{package: metadata.version(package) for package in ("rayjobs", "torch", "timm", "ray")},
+        "rayjobs": __version__,
+        **{package: metadata.version(package) for package in ("torch", "timm", "ray")},
     }
     shown = page(
         report,

@@ -1,6 +1,6 @@
 """Runs in MLflow: parameters, metrics, files and models of one experiment. Knows nothing of what is measured."""
 
-from rayjobs.tracking.client import VARIABLES
+from rayjobs.tracking.client import connected
 from rayjobs.tracking.entries import Dataset, Model
 from rayjobs.tracking.registry import Registered, registered
 from rayjobs.tracking.runs import close, history, is_open, register
@@ -9,13 +9,13 @@ from rayjobs.tracking.spool import spools_at
 from rayjobs.tracking.tracker import Tracker, tracked
 
 __all__ = [
-    "VARIABLES",
     "Dataset",
     "Model",
     "Registered",
     "Tracker",
     "TrackingSection",
     "close",
+    "connected",
     "history",
     "is_open",
     "register",

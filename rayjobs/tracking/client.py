@@ -17,7 +17,7 @@ _TRIES, _BETWEEN_S = 3, 1.0
 """How often a call is made that fails although MLflow answers, and the seconds between."""
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND"}
 _BUSY = "TEMPORARILY_UNAVAILABLE"
-VARIABLES = {
+_VARIABLES = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -62,7 +62,7 @@ class Client:
 
     def _client(self) -> MlflowClient:
         if self._made is None:
-            self._made = _connected(self.uri)
+            self._made = connected(self.uri)
         return self._made
 
     def _judge(self, error: Exception) -> None:
@@ -81,12 +81,13 @@ class Client:
         return True
 
 
-def _connected(uri: str) -> MlflowClient:
+def connected(uri: str) -> MlflowClient:
+    """Return MLflow's own client, with little patience for a server that is gone. Raises what MLflow does for an address that is none."""
     from mlflow import MlflowClient  # noqa: PLC0415  it takes seconds to import
 
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", endpoint)
-    for name, value in VARIABLES.items():
+    for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     return MlflowClient(uri)
 

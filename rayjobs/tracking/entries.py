@@ -25,7 +25,7 @@ FINGERPRINT = "encoder_fingerprint"
 """Tag of runs and of versions of models."""
 MODEL_FOLDER = "model"
 """Where among the files of a run what it learned is, as MLflow lays out models."""
-Ended = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 _MARK = "rayjobs_mark"
 _PARAMETER_LIMIT = 6000
@@ -182,7 +182,7 @@ class Status:
     """A run goes on, or has ended."""
 
     kind: Literal["status"] = "status"
-    status: Ended
+    status: RunStatus
     at_ms: int = field(default_factory=_now_ms)
 
     def tell(self, client: MlflowClient, run_id: str) -> None:

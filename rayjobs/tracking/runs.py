@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
-    from rayjobs.tracking.entries import Ended, Model
+    from rayjobs.tracking.entries import Model, RunStatus
     from rayjobs.tracking.section import TrackingSection
 
 History = dict[str, list[tuple[int, float]]]
@@ -40,7 +40,9 @@ def is_open(settings: TrackingSection, *, workspace: str, run_id: str) -> bool:
     return settings.enabled and _status(settings, workspace, run_id) == "RUNNING"
 
 
-def close(settings: TrackingSection, *, workspace: str, run: str, run_id: str | None, status: Ended, say: Callable[[str], None]) -> None:
+def close(
+    settings: TrackingSection, *, workspace: str, run: str, run_id: str | None, status: RunStatus, say: Callable[[str], None]
+) -> None:
     """Close a training run that another process left open; where MLflow is away, have a later command close it.
 
     Args:

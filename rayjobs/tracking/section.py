@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated
-
-import pydantic
 
 from rayjobs.config import section
-
-
-def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[^/:@\s]+", name):
-        raise ValueError(f"{name!r} cannot name a model of MLflow; leave out '/', ':', '@' and spaces")
-    return name
+from rayjobs.workspace import ArtefactName
 
 
 @section
@@ -28,7 +19,7 @@ class TrackingSection:
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else SQLite: in a `file:` workspace, or in ~/.cache/rayjobs."""
     experiment: str = "rayjobs"
     """Name of the MLflow experiment that holds the runs."""
-    model: Annotated[str, pydantic.AfterValidator(_checked_name)] | None = None
+    model: ArtefactName | None = None
     """Name under which MLflow's registry keeps what was learned: each finished `train` adds a version, and each `tune` one with the alias
     `champion`. Default: nothing is registered."""
 

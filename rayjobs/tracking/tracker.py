@@ -11,11 +11,11 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from rayjobs import __version__
 from rayjobs.config import flatten
 from rayjobs.tracking.client import AwayError, Client, RefusedError, first_line
 from rayjobs.tracking.entries import MODEL_FOLDER, Begin, Dataset, File, Metrics, Model, Parameters, Status, Tags
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
-    from rayjobs.tracking.entries import Ended, Entry
+    from rayjobs.tracking.entries import Entry, RunStatus
     from rayjobs.tracking.section import TrackingSection
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Tracker:
                     return
             self.tell(begin, *more)
 
-    def end(self, status: Ended) -> None:
+    def end(self, status: RunStatus) -> None:
         """Close the run, and wait a little where MLflow is away."""
         self.tell(Status(status=status))
         with self._guarded():
@@ -121,7 +121,7 @@ class Tracker:
                 later = "the next command of this machine that tracks runs there tells them"
                 self._say(f"tracking         MLflow is still away: {len(left):,} entries of this run are kept, and {later}")
 
-    def drop(self, status: Ended) -> None:
+    def drop(self, status: RunStatus) -> None:
         """Close the run where nobody may be kept waiting: it is written down, and MLflow told if it answers at once."""
         with self._guarded():
             if self._client is None:
@@ -235,10 +235,14 @@ class Tracker:
         """Go on untracked, whatever goes wrong with tracking itself."""
         try:
             yield
-        except Exception as error:
-            logger.warning("tracking fails", exc_info=True)
+        except Exception as error:  # noqa: BLE001  that is what it is for
             self._client = None
-            self._say(f"tracking         it fails ({first_line(error)}), and the work goes on without it")
+            _say_untracked(self._say, error)
+
+
+def _say_untracked(say: Callable[[str], None], error: Exception) -> None:
+    logger.warning("tracking fails", exc_info=error)
+    say(f"tracking         it fails ({first_line(error)}), and the work goes on without it")
 
 
 def _tell(client: MlflowClient, entry: Entry, run_id: str | None) -> str:
@@ -318,9 +322,8 @@ def tracker_of(
         tracker = Tracker(Client(uri), spool, say, run_id=run_id or spool.run_id, opened=opened)
         if run_id is None and tracker.run_id:
             opened(tracker.run_id)
-    except Exception as error:
-        logger.warning("tracking fails", exc_info=True)
-        say(f"tracking         it fails ({first_line(error)}), and the work goes on without it")
+    except Exception as error:  # noqa: BLE001  as `Tracker` does
+        _say_untracked(say, error)
         return Tracker(None, _NOWHERE, say)
     return tracker
 
@@ -333,7 +336,7 @@ def _tags(settings: TrackingSection, tags: Mapping[str, str]) -> dict[str, str]:
             from mlflow.tracking.context import registry  # noqa: PLC0415  it takes seconds to import
 
             found = registry.resolve_tags()
-    return {**found, "rayjobs_version": version("rayjobs"), **tags}
+    return {**found, "rayjobs_version": __version__, **tags}
 
 
 def _tell_left(settings: TrackingSection, workspace: str, say: Callable[[str], None]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rayjobs import __version__
 from rayjobs.models import pyfunc
 from rayjobs.models.spec import ModelSpec
 
@@ -31,7 +31,7 @@ def mlflow_model(encoder: Mapping[str, bytes]) -> dict[str, bytes]:
     pixels = TensorSpec(np.dtype(spec.dtype), (-1, len(spec.bands), spec.tile_size, spec.tile_size))
     vectors = TensorSpec(np.dtype(np.float32), (-1, spec.dim))
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder, "encoder"), Path(folder, "model")
+        source, made = Path(folder, Path(pyfunc.FOLDER).name), Path(folder, "model")  # MLflow keeps the name, below `data`
         source.mkdir()
         for name, data in encoder.items():
             (source / name).write_bytes(data)
@@ -40,6 +40,6 @@ def mlflow_model(encoder: Mapping[str, bytes]) -> dict[str, bytes]:
             loader_module=pyfunc.__name__,
             data_path=str(source),
             signature=ModelSignature(inputs=Schema([pixels]), outputs=Schema([vectors])),
-            pip_requirements=[f"rayjobs=={version('rayjobs')}"],
+            pip_requirements=[f"rayjobs=={__version__}"],
         )
         return {path.relative_to(made).as_posix(): path.read_bytes() for path in sorted(made.rglob("*")) if path.is_file()}

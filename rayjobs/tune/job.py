@@ -248,7 +248,7 @@ def _shared_out(experiment: Experiment, console: Console) -> tuple[Experiment, i
 
 
 def _mlflow(experiment: Experiment, workspace: Workspace) -> str | None:
-    return tracking_uri(experiment.tracking, workspace.store.uri) if experiment.tracking.enabled else None
+    return tracking_uri(experiment.tracking, workspace.store.uri, make=False) if experiment.tracking.enabled else None
 
 
 def _kept(workspace: Workspace, concurrent: int) -> int:

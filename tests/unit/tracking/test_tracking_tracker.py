@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 
 import pytest
 from mlflow import MlflowClient
 
+import rayjobs
 from rayjobs.tracking import Dataset, Model, TrackingSection, register, tracked, tracker
 from rayjobs.tracking.client import AwayError, Client
 from rayjobs.tracking.entries import ENTRY, File, Metrics, Status
@@ -229,6 +231,20 @@ def test_whatever_goes_wrong_with_tracking_the_work_goes_on(tmp_path, monkeypatc
     with other as tracking:
         tracking.metrics({"x": 1.0}, step=1)
     assert len(said) == 1
+
+
+def test_rayjobs_need_not_be_installed(tmp_path, monkeypatch):
+    """A job may bring it in its working directory, and then there is no distribution of that name."""
+
+    def none(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", none)
+    block, said = track(tmp_path)
+    with block as tracking:
+        tracking.metrics({"x": 1.0}, step=1)
+    assert client_at(tmp_path).get_run(tracking.run_id).data.tags["rayjobs_version"] == rayjobs.__version__
+    assert not said
 
 
 @pytest.mark.usefixtures("at_once")
