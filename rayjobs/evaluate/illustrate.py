@@ -85,11 +85,11 @@ def choose(measured: Sequence[Measured], seed: int) -> Choice:
 
 
 def _queries(question: Question, rng: np.random.Generator) -> IntArray:
-    """Return queries of as many classes as there are places, in turn; without classes, any that have something to find."""
-    able = rng.permutation(findable(question))
-    turn = _turn(question.codes[able]) if question.classes else np.zeros(len(able))
+    """Return queries of as many classes as there is room for, in turn; without classes, any that have something to find."""
+    able, codes = rng.permutation(findable(question)), question.codes[question.queries]
+    turn = _turn(codes[able]) if question.classes else np.zeros(len(able))
     chosen: IntArray = able[np.argsort(turn, kind="stable")[:QUERIES]]
-    return chosen[np.argsort(question.codes[chosen], kind="stable")]
+    return chosen[np.argsort(codes[chosen], kind="stable")]
 
 
 def _turn(codes: IntArray) -> IntArray:
@@ -102,10 +102,12 @@ def _turn(codes: IntArray) -> IntArray:
 
 def _found(row: Measured, queries: IntArray, seed: int) -> Sheet:
     question = row.question
-    ranker, out = Ranker(row.vectors, row.vectors, distance=row.distance, seed=seed), row.question.excluded.rows(queries)
+    asking = question.queries
+    ranker, out = Ranker(row.vectors[asking], row.vectors, distance=row.distance, seed=seed), question.excluded.rows(queries)
     depth = min(NEIGHBOURS, int((~out).sum(axis=1).min(initial=NEIGHBOURS)))  # after its candidates a query is given what is excluded
     found = ranker.ranked(queries, out, depth)
-    return Sheet(row=row.name, queries=queries, found=found, right=np.take_along_axis(question.relevance.rows(queries), found, axis=1))
+    right = np.take_along_axis(question.relevance.rows(queries), found, axis=1)
+    return Sheet(row=row.name, queries=asking[queries], found=found, right=right)
 
 
 def illustrate(

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
@@ -23,7 +24,7 @@ from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, 
 from rayjobs.evaluate.page import page
 from rayjobs.evaluate.relevance import Question, ask, findable
 from rayjobs.evaluate.report import cautions, shown, table, values_of
-from rayjobs.evaluate.rows import FROZEN, TRAINED, Row, embed_rows, expected, standardised_on
+from rayjobs.evaluate.rows import FROZEN, TRAINED, Row, embed_rows, expected, measured_splits, standardised_on
 from rayjobs.evaluate.segmentation import segment
 from rayjobs.models.checkpoint import from_files
 from rayjobs.rasters.label_map import LabelMap
@@ -34,9 +35,8 @@ from rayjobs.tracking import Dataset, history, tracked
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
-
     from rayjobs.console import Console
+    from rayjobs.evaluate.section import EvaluateSection
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
 
@@ -59,6 +59,8 @@ class Result:
     """Of the first probe of classes, by row."""
     segmentation: dict[str, Any] | None
     """The probe of single pixels: `rows`, with mIoU, accuracy and IoU by class, and its own `protocol`."""
+    dates: dict[str, list[dict[str, Any]]]
+    """Of each row, retrieval across dates, pair by pair; empty where no other date is asked."""
     protocol: dict[str, Any]
     """Queries, gallery, relevance, exclusion, resampling unit, seeds."""
     report: str
@@ -140,10 +142,11 @@ def _parents(experiment: Experiment) -> tuple[Version, Version]:
     return workspace.set.require("run `rayjobs sample` first"), newest_checkpoint(experiment)
 
 
-def tiles_of_split(source: Version, split: str) -> pa.Table:
-    """Return the rows of a set's tile table that are in a split, sorted by `tile_id`."""
-    tiles = read_geoparquet(source.read("tiles.parquet"))
-    return tiles.filter(pc.equal(tiles["split"], split)).sort_by("tile_id")
+def measured_tiles(source: Version, settings: EvaluateSection) -> pa.Table:
+    """Return the rows of a set's tile table that a question is about, sorted by `tile_id`: of places all, else those of the split."""
+    tiles = read_geoparquet(source.read("tiles.parquet")).sort_by("tile_id")
+    wanted = measured_splits(settings)
+    return tiles if wanted is None else tiles.filter(pc.is_in(tiles["split"], pa.array(wanted)))
 
 
 def question_of(experiment: Experiment, source: Version) -> Question:
@@ -153,8 +156,8 @@ def question_of(experiment: Experiment, source: Version) -> Question:
         ConfigError: the set has no tile of the split.
     """
     settings = experiment.evaluate
-    tiles = tiles_of_split(source, settings.split)
-    if not tiles.num_rows:
+    tiles = measured_tiles(source, settings)
+    if not pc.any(pc.equal(tiles["split"], settings.split)).as_py():
         raise ConfigError(
             f"no tile of the set belongs to the {settings.split} split; choose another evaluate.split, or sample one with a share"
         )
@@ -164,6 +167,7 @@ def question_of(experiment: Experiment, source: Version) -> Question:
         classes=source.manifest["classes"],
         by_block=experiment.tiles.splits.by == "block",
         min_label_coverage=experiment.tiles.min_label_coverage,
+        place_tolerance=experiment.tiles.place_tolerance,
     )
 
 
@@ -218,7 +222,8 @@ def _measure(experiment: Experiment, rows: Mapping[str, Row], question: Question
 def _protocol(
     experiment: Experiment, source: Version, question: Question, found: Plan, measured: Sequence[Measured], of_encoder: Sequence[str]
 ) -> dict[str, Any]:
-    settings, gallery, row = experiment.evaluate, len(question.tile_ids), measured[-1]
+    settings, row = experiment.evaluate, measured[-1]
+    gallery = min((pair.gallery for pair in question.dates), default=len(question.tile_ids))
     queries = row.metrics[settings.objective].tiles
     retrieved = row.metrics["MAP@R"].tiles
     units = len(np.unique(question.units[queries]))
@@ -226,10 +231,10 @@ def _protocol(
         "set_version": source.version,
         "split": settings.split,
         "queries": len(retrieved),
-        "lone_queries": gallery - len(retrieved),
+        "lone_queries": len(question.queries) - len(retrieved),
         "gallery": gallery,
         "relevant": question.relevant_means,
-        "excluded": "the query itself, and tiles whose ground overlaps its own",
+        "excluded": question.excluded_means,
         "interval": f"95 %, {settings.resamples} bootstrap resamples of {question.unit_means}",
         "units": units,
         "image_statistics": f"standardised on the {standardised_on(experiment, source)} split",

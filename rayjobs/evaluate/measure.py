@@ -41,6 +41,9 @@ class TileValues:
 
     tiles: IntArray
     """(measured,) indices of the tiles that it is measured at."""
+    queries: IntArray
+    """(measured,) positions of the queries that it is measured for among the question's, ascending; of a metric that asks nothing, the
+    tiles."""
     values: FloatArray
     """(measured,)."""
 
@@ -130,7 +133,8 @@ def _graded(ks: Sequence[int]) -> list[str]:
 
 def nothing_relevant(settings: EvaluateSection) -> str:
     """Return what to say, and to do, where no tile has anything to find."""
-    remedy = "label more tiles of one class" if settings.relevance == "label" else "widen evaluate.radius or take larger blocks"
+    remedies = {"label": "label more tiles of one class", "place": "widen tiles.place_tolerance, or sample all dates on one grid"}
+    remedy = remedies.get(settings.relevance, "widen evaluate.radius or take larger blocks")
     return f"no tile of the {settings.split} split has another relevant one; {remedy}"
 
 
@@ -181,7 +185,7 @@ def _by_tile(vectors: Vectors, distance: Distance, question: Question, found: Pl
 
 def _retrieval(vectors: Vectors, distance: Distance, question: Question, settings: EvaluateSection) -> dict[str, TileValues]:
     scores = score(
-        vectors,
+        vectors[question.queries],
         vectors,
         relevance=question.relevance,
         excluded=question.excluded,
@@ -191,7 +195,10 @@ def _retrieval(vectors: Vectors, distance: Distance, question: Question, setting
     )
     if not len(scores.queries):
         raise TrainingError(nothing_relevant(settings))
-    return {name: TileValues(tiles=scores.queries, values=values) for name, values in scores.values.items()}
+    return {
+        name: TileValues(tiles=question.queries[scores.queries], queries=scores.queries, values=values)
+        for name, values in scores.values.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +218,7 @@ def _of_proportions(
     vectors: Vectors, distance: Distance, question: Question, mixed: IntArray, settings: EvaluateSection
 ) -> dict[str, TileValues]:
     """Measure among the tiles whose proportions are known: what is not known can be neither right nor wrong."""
-    held, found, excluded = _held(question)[mixed], vectors[mixed], _among(question.excluded, mixed)
+    held, found, excluded = _held(question)[mixed], vectors[mixed], _among(question.shared, mixed)
     gains = Proportions(queries=held, gallery=held)
     graded = score(
         found,
@@ -226,10 +233,13 @@ def _of_proportions(
     soft = soft_precision_at_r(found, found, proportions=gains, excluded=excluded, rs=settings.ks, distance=distance, seed=settings.seed)
     silhouette = generalised_silhouette(found, held, seed=settings.seed)
     return {
-        **{name: TileValues(tiles=mixed[graded.queries], values=graded.values[name]) for name in _graded(settings.ks)},
-        **{name: TileValues(tiles=mixed, values=values) for name, values in soft.items()},
+        **{
+            name: TileValues(tiles=mixed[graded.queries], queries=mixed[graded.queries], values=graded.values[name])
+            for name in _graded(settings.ks)
+        },
+        **{name: TileValues(tiles=mixed, queries=mixed, values=values) for name, values in soft.items()},
         # proportions sum to 1, so that all tiles weigh alike and the weighted mean is the mean
-        GENERALISED_SILHOUETTE: TileValues(tiles=mixed[silhouette.tiles], values=silhouette.values),
+        GENERALISED_SILHOUETTE: TileValues(tiles=mixed[silhouette.tiles], queries=mixed[silhouette.tiles], values=silhouette.values),
     }
 
 
@@ -296,7 +306,7 @@ def _splits(by: By, labels: IntArray, question: Question, settings: EvaluateSect
     repeats, share, seed = settings.probe_repeats, settings.probe_test_share, settings.seed
     if by == "ground":
         return unit_splits(question.ground, labels, repeats=repeats, test_share=share, seed=seed, near=question.near)
-    return random_splits(labels, repeats=repeats, test_share=share, seed=seed, near=question.excluded)
+    return random_splits(labels, repeats=repeats, test_share=share, seed=seed, near=question.shared)
 
 
 def _serves(split: Split, labels: IntArray | None) -> bool:

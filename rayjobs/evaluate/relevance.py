@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +12,13 @@ import pyarrow.compute as pc
 
 from rayjobs.errors import ConfigError
 from rayjobs.retrieval.metrics import PairList, Pairs, SameLabel
-from rayjobs.retrieval.ranking import FloatArray, IntArray, blocks
+from rayjobs.retrieval.ranking import BoolArray, FloatArray, IntArray, blocks
+from rayjobs.tiles import places
 from rayjobs.tiles.neighbours import outlines, overlapping_pairs, positive_pairs
 from rayjobs.tiles.positions import positions, sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
 
@@ -27,16 +30,38 @@ UNKNOWN = -1
 Names = np.ndarray[Any, Any]
 
 _NEIGHBOURS = "tiles whose centres lie within {} tile sizes of the query's"
+_SAME_PLACE = "tiles of another date whose centres lie within {:g} tile sizes of the query's, date by date"
 _WITHOUT_CLASSES = "set rasters.label_map, or"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatePair:
+    """Queries of one date that ask another."""
+
+    asking: str
+    """A day, as 2015-09-26; of scenes without a date the scene's id."""
+    asked: str
+    gap_days: int | None
+    """From the one to the other, negative where the other is the earlier; None where a date is not known."""
+    queries: IntArray
+    """Positions among the question's queries."""
+    gallery: int
+    """Tiles of the date that is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """The tiles of a split as queries and gallery at once."""
+    """What is asked of some tiles: each query is compared with all of them but what it may not count."""
 
     tile_ids: list[str]
+    queries: IntArray
+    """(queries,) the tile that asks; all tiles once, but for places, of which those of the split ask each other date."""
     relevance: Pairs
-    excluded: PairList
+    """Which tiles each query should find."""
+    excluded: Pairs
+    """Which it may not count."""
+    shared: PairList
+    """Each tile with itself and those whose ground overlaps its own."""
     units: Names
     """(tiles,) name of the block, scene or class that is resampled for intervals."""
     ground: Names
@@ -52,59 +77,161 @@ class Question:
     None where it tells of no tile, or there is none."""
     held_classes: tuple[str, ...]
     """Names of all classes of the set."""
+    dates: tuple[DatePair, ...]
+    """Of places: which queries ask which date; else none."""
     relevant_means: str
     """The rule in words."""
+    excluded_means: str
+    """What a query may not count, in words."""
     unit_means: str
     ground_means: str
 
 
 def ask(
-    tiles: pa.Table, settings: EvaluateSection, *, classes: Sequence[str] = (), by_block: bool, min_label_coverage: float = 0.0
+    tiles: pa.Table,
+    settings: EvaluateSection,
+    *,
+    classes: Sequence[str] = (),
+    by_block: bool,
+    min_label_coverage: float = 0.0,
+    place_tolerance: float = 0.25,
 ) -> Question:
     """Make the question of a split.
 
     Args:
-        tiles: its rows of the tile table, sorted by tile id.
+        tiles: its rows of the tile table, sorted by tile id; of places those of all splits.
         settings: the experiment's evaluate section.
         classes: names of the set's classes, in the order of `label_fractions`.
         by_block: whether `block_id` names blocks of ground, as opposed to scenes.
         min_label_coverage: tiles of which the label map knows a smaller share have no proportions, as they have no label.
+        place_tolerance: greatest distance between the centres of tiles of one place, in tile sizes.
 
     Raises:
-        ConfigError: relevance or intervals by class, and no classes; intervals by block, and no blocks.
+        ConfigError: relevance or intervals by class, and no classes; intervals by block, and no blocks; places, and one date.
     """
     count = tiles.num_rows
     overlapping = overlapping_pairs(outlines(tiles))
     itself = np.repeat(np.arange(count)[:, None], 2, axis=1)
-    excluded = PairList(np.concatenate([itself, _both_ways(overlapping)]), count)
+    shared = PairList(np.concatenate([itself, _both_ways(overlapping)]), count)
     neighbours = PairList(_both_ways(positive_pairs(positions(tiles), sizes(tiles), 0.0, settings.radius)), count)
-    found, codes = _classes(tiles, classes)
-    relevance, means = _by_label(codes) if settings.relevance == "label" else (neighbours, _NEIGHBOURS.format(settings.radius))
+    across_dates = settings.relevance == "place"  # then the tiles of training are there, too: nothing of them is measured but by place
+    found, codes = ((), np.full(count, UNKNOWN)) if across_dates else _classes(tiles, classes)
+    asked = _asked(tiles, settings, codes, neighbours, shared, place_tolerance)
     on_ground = by_block and tiles["geometry"].null_count < count
     units, unit_means = _units(tiles, settings, on_ground=on_ground)
     return Question(
         tile_ids=tiles["tile_id"].to_pylist(),
-        relevance=relevance,
-        excluded=excluded,
+        queries=asked.queries,
+        relevance=asked.relevance,
+        excluded=asked.excluded,
+        shared=shared,
         units=units,
         ground=_names(tiles, "block_id"),
-        near=PairList(np.concatenate([excluded.pairs, neighbours.pairs]), count),
+        near=PairList(np.concatenate([shared.pairs, neighbours.pairs]), count),
         codes=codes,
         classes=found,
-        proportions=_proportions(tiles, classes, min_label_coverage),
+        proportions=None if across_dates else _proportions(tiles, classes, min_label_coverage),
         held_classes=tuple(classes),
-        relevant_means=means,
+        dates=asked.dates,
+        relevant_means=asked.means,
+        excluded_means=asked.without,
         unit_means=unit_means,
         ground_means="spatial blocks" if on_ground else "scenes",
     )
 
 
 def findable(question: Question) -> IntArray:
-    """Return the tiles that have another relevant one: the queries that can be measured."""
-    count = len(question.tile_ids)
-    parts = list(blocks(count, 4 * count))
+    """Return the queries that have a relevant tile: those that can be measured."""
+    parts = list(blocks(len(question.queries), 4 * len(question.tile_ids)))
     found = [(question.relevance.rows(rows) & ~question.excluded.rows(rows)).any(axis=1) for rows in parts]
-    return np.flatnonzero(np.concatenate(found))
+    return np.flatnonzero(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The part of a question that depends on what counts as relevant."""
+
+    queries: IntArray
+    relevance: Pairs
+    excluded: Pairs
+    dates: tuple[DatePair, ...] = ()
+    means: str
+    without: str = "the query itself, and tiles whose ground overlaps its own"
+
+
+def _asked(
+    tiles: pa.Table, settings: EvaluateSection, codes: IntArray, neighbours: PairList, shared: PairList, place_tolerance: float
+) -> _Asked:
+    if settings.relevance == "place":
+        return _of_places(tiles, settings.split, place_tolerance)
+    relevance, means = _by_label(codes) if settings.relevance == "label" else (neighbours, _NEIGHBOURS.format(settings.radius))
+    return _Asked(queries=np.arange(tiles.num_rows), relevance=relevance, excluded=shared, means=means)
+
+
+@dataclass(frozen=True, slots=True)
+class _OtherDates:
+    """All tiles but those of the date that a query asks."""
+
+    asked: IntArray
+    """(queries,) number of the date."""
+    dates: IntArray
+    """(tiles,) number of each tile's date."""
+
+    def rows(self, queries: IntArray) -> BoolArray:
+        other: BoolArray = self.asked[queries][:, None] != self.dates[None, :]
+        return other
+
+
+def _of_places(tiles: pa.Table, split: str, tolerance: float) -> _Asked:
+    """Have each tile of the split ask each other date for its place."""
+    names, dates = np.unique(places.dates(tiles), return_inverse=True)
+    if len(names) <= 1:
+        raise ConfigError(
+            "evaluate.relevance is place, and all tiles are of one date; add scenes of others, or set relevance: neighbourhood"
+        )
+    asking = np.flatnonzero(pc.equal(tiles["split"], split).to_numpy(zero_copy_only=False))
+    queries, asked = (found.ravel() for found in np.meshgrid(asking, np.arange(len(names)), indexing="ij"))
+    other = dates[queries] != asked
+    queries, asked = queries[other], asked[other]
+    return _Asked(
+        queries=queries,
+        relevance=_same_place(tiles, dates, queries, asked, tolerance),
+        excluded=_OtherDates(asked, dates),
+        dates=tuple(_pairs_of_dates(names, dates, queries, asked)),
+        means=_SAME_PLACE.format(tolerance),
+        without="tiles of all dates but the one that is asked",
+    )
+
+
+def _same_place(tiles: pa.Table, dates: IntArray, queries: IntArray, asked: IntArray, tolerance: float) -> PairList:
+    """Return the pairs of query and tile of the date that it asks which show one place."""
+    near = _both_ways(places.across_dates(positions(tiles), sizes(tiles), dates, tolerance))
+    near = near[np.argsort(near[:, 0], kind="stable")]
+    first, end = (np.searchsorted(near[:, 0], queries, side) for side in ("left", "right"))
+    query = np.repeat(np.arange(len(queries)), end - first)
+    at = np.arange(len(query)) + np.repeat(first - np.concatenate([[0], np.cumsum(end - first)[:-1]]), end - first)
+    found = near[at, 1]
+    of_date = dates[found] == asked[query]
+    return PairList(np.stack([query, found], axis=1)[of_date], tiles.num_rows)
+
+
+def _pairs_of_dates(names: Names, dates: IntArray, queries: IntArray, asked: IntArray) -> Iterator[DatePair]:
+    for one, other in itertools.permutations(range(len(names)), 2):
+        of_pair = np.flatnonzero((dates[queries] == one) & (asked == other))
+        yield DatePair(
+            asking=str(names[one]),
+            asked=str(names[other]),
+            gap_days=_days_between(str(names[one]), str(names[other])),
+            queries=of_pair,
+            gallery=int((dates == other).sum()),
+        )
+
+
+def _days_between(one: str, other: str) -> int | None:
+    try:
+        return (datetime.date.fromisoformat(other) - datetime.date.fromisoformat(one)).days
+    except ValueError:  # a scene's id
+        return None
 
 
 def _both_ways(pairs: IntArray) -> IntArray:

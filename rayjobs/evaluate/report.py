@@ -16,6 +16,7 @@
 `segmentation` null where no probe of pixels was asked for; else `rows`, a list: `name` (with `majority-class`, which predicts the most
                frequent class everywhere); `metrics` {mIoU, pixel accuracy: {value, low, high}}; `trained_minus` likewise, null in the
                trained row; `iou` {class: value or null}; `penalty` of the probe or null; and its own `protocol`.
+`dates`        {row: list} of retrieval across dates, one entry for each pair of dates: see `rayjobs.evaluate.dates`; else empty.
 `protocol`     queries, gallery, relevance, exclusion, units, splits, seeds, and `cautions`: what keeps the figures from saying much.
 
 Intervals of a single unit or a single split have no ends: null.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rayjobs.evaluate.dates import by_dates
 from rayjobs.retrieval.intervals import Interval, bootstrap_interval, paired_difference, resampled_interval
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def table(measured: Sequence[Measured], settings: EvaluateSection, *, ours: str,
         "classes": {row.name: _by_class(row, settings) for row in measured} if measured[0].question.classes else {},
         "confusion": _confusion(measured),
         "segmentation": segmentation,
+        "dates": {row.name: by_dates(row, settings) for row in measured} if measured[0].question.dates else {},
     }
 
 
@@ -94,7 +97,7 @@ def _bootstrap(row: Measured, found: TileValues, settings: EvaluateSection) -> I
 
 def _difference(trained: Measured, other: Measured, settings: EvaluateSection) -> Json:
     mine, theirs = trained.metrics[settings.objective], other.metrics[settings.objective]
-    if not np.array_equal(mine.tiles, theirs.tiles):
+    if not np.array_equal(mine.queries, theirs.queries):
         raise AssertionError("rows are measured at different tiles")  # a fault of ours: they could not be compared
     units = trained.question.units[mine.tiles]
     return _entry(paired_difference(mine.values, theirs.values, units, resamples=settings.resamples, seed=settings.seed))

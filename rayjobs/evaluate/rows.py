@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from rayjobs.console import Console
+    from rayjobs.evaluate.section import EvaluateSection
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
 
     Embedded = Callable[..., Embeddings]
+    Splits = Sequence[str] | None
 
 RANDOM, STATISTICS, FROZEN, TRAINED = "random-init", "image-statistics", "frozen-pretrained", "trained"
 """Names of the rows, in the order of the table."""
@@ -29,6 +31,11 @@ _TRAINING = "train"
 _PLAIN = f"{STATISTICS}-plain"
 _STAGES = {_PLAIN: "embed/scale-of-statistics"}
 """What progress is called, where the name of the table would say little."""
+
+
+def measured_splits(settings: EvaluateSection) -> Splits:
+    """Return the splits whose tiles are embedded: that of the queries, or, where other dates are asked, all (None)."""
+    return None if settings.relevance == "place" else (settings.split,)
 
 
 def expected(experiment: Experiment) -> list[str]:
@@ -59,11 +66,11 @@ def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, by
         trained: `model_json` and `tensors` of the trained encoder.
         console: shows progress.
     """
-    workspace, gpu = experiment.open_workspace(), wants_gpu(experiment.ray)
+    workspace, gpu, measured = experiment.open_workspace(), wants_gpu(experiment.ray), measured_splits(experiment.evaluate)
 
-    def embedded(name: str, encoder: Mapping[str, bytes], split: str = experiment.evaluate.split) -> Embeddings:
+    def embedded(name: str, encoder: Mapping[str, bytes], splits: Splits = measured) -> Embeddings:
         target = workspace.embeddings(name)
-        return read_embeddings(embed(source, encoder, target, console, gpu=gpu, splits=(split,), stage=_STAGES.get(name, f"embed/{name}")))
+        return read_embeddings(embed(source, encoder, target, console, gpu=gpu, splits=splits, stage=_STAGES.get(name, f"embed/{name}")))
 
     spec = from_files(**trained).spec
     encoders = {
@@ -90,7 +97,7 @@ def _statistics(spec: ModelSpec, embedded: Embedded, split: str) -> dict[str, by
     plain = statistics_spec(
         bands=spec.bands, mean=spec.mean, std=spec.std, tile_size=spec.tile_size, resolution_m=spec.resolution_m, dtype=spec.dtype
     )
-    return _files(standardised(plain, embedded(_PLAIN, _files(plain), split).vectors))
+    return _files(standardised(plain, embedded(_PLAIN, _files(plain), (split,)).vectors))
 
 
 def _frozen(experiment: Experiment, spec: ModelSpec, console: Console) -> dict[str, bytes] | None:

@@ -25,8 +25,10 @@ class EvaluateSection:
 
     split: Literal["val", "test"] = "test"
     """Part of the set that is both queries and gallery. Choices are made on `val`; `test` is opened once, after them."""
-    relevance: Literal["neighbourhood", "label"] = "neighbourhood"
-    """`neighbourhood`: tiles whose centres lie within `radius`; `label`: tiles of the query's class."""
+    relevance: Literal["neighbourhood", "label", "place"] = "neighbourhood"
+    """`neighbourhood`: tiles whose centres lie within `radius`; `label`: tiles of the query's class; `place`: the tiles of the same place
+    (`tiles.place_tolerance`) on another date. There each tile of the split asks each other date, whose gallery is all its tiles, of
+    whatever split."""
     radius: Annotated[float, pydantic.Field(gt=0)] = 1.5
     """Greatest distance between centres of relevant tiles, in tile sizes; 1.5 is the 8 tiles around one of a grid."""
     ks: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], ...], pydantic.Field(min_length=1)] = (1, 5, 10)

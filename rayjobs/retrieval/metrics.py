@@ -239,6 +239,18 @@ def score(
     return Scores(queries=found, values=values, lone=len(queries) - len(found))
 
 
+def first_ranks(queries: Vectors, gallery: Vectors, *, relevance: Pairs, excluded: Pairs, distance: Distance, seed: int = 0) -> IntArray:
+    """Return (queries,) the rank, from 1, of each query's first relevant item; 0 where it has none. Arguments and errors as of `score`."""
+    ranker = Ranker(queries, gallery, distance=distance, seed=seed)
+    ranks = np.zeros(len(queries), np.int64)
+    for rows in blocks(len(queries), len(gallery) * CELL_BYTES):
+        out = excluded.rows(rows)
+        relevant = relevance.rows(rows) & ~out
+        hits = np.take_along_axis(relevant, ranker.ranked(rows, out, len(gallery)), axis=1)
+        ranks[rows] = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
+    return ranks
+
+
 def _measured(
     ranker: Ranker, rows: IntArray, out: BoolArray, relevant: BoolArray, worth: FloatArray | None, ks: Sequence[int]
 ) -> dict[str, FloatArray]:

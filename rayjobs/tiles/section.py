@@ -122,6 +122,9 @@ class TilesSection:
     """Least distance between the centres of two tiles that count as different, in tile sizes."""
     max_neg_dist: Distance | None = None
     """Greatest such distance; null: any."""
+    place_tolerance: Distance = 0.25
+    """Greatest distance between the centres of tiles of two dates that show the same place, in tile sizes: what the dates' grids and their
+    registration may be apart."""
     splits: SplitsSection = SplitsSection()
     """How the ground is divided into training, validation and test."""
 

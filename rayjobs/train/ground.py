@@ -23,6 +23,7 @@ from rayjobs.metric.guards import (
     SceneGuard,
     SimilarityGuard,
 )
+from rayjobs.tiles import places
 from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_geoparquet
@@ -52,6 +53,8 @@ class Ground:
     """(tiles,) place, numbered from 0: equal for tiles that show the same ground on whichever date."""
     scenes: IntArray
     """(tiles,) scene, numbered from 0."""
+    dates: IntArray
+    """(tiles,) day, numbered from 0; tiles of a scene without a date have one of their own."""
     labels: IntArray
     """(tiles,) class, numbered from 0; -1 where unknown."""
     fractions: Fractions
@@ -74,6 +77,7 @@ class Ground:
             reaches=self.reaches[rows],
             places=self.places[rows],
             scenes=self.scenes[rows],
+            dates=self.dates[rows],
             labels=self.labels[rows],
             fractions=self.fractions[rows],
         )
@@ -122,6 +126,7 @@ def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:
         reaches=reaches(tiles),
         places=_numbered(tiles["place_id"]),
         scenes=_numbered(tiles["scene_id"]),
+        dates=np.unique(places.dates(tiles), return_inverse=True)[1],
         labels=_numbered(tiles["label"]),
         fractions=_fractions(tiles, experiment.tiles.min_label_coverage),
     )
@@ -154,7 +159,14 @@ def supervise(experiment: Experiment, ground: Ground) -> Supervision:
     if experiment.train.supervision == "proportions":
         return ByProportion(ground.fractions, min_shared=experiment.train.min_pos_shared)
     tiles = experiment.tiles
-    pairs = positive_pairs(ground.positions, ground.sizes, tiles.min_pos_dist, tiles.max_pos_dist)
+    if experiment.train.supervision == "places":
+        pairs = places.across_dates(ground.positions, ground.sizes, ground.dates, tiles.place_tolerance)
+        remedy = "no training tile has its place on another date within tiles.place_tolerance; widen it, or sample all dates on one grid"
+    else:
+        pairs = positive_pairs(ground.positions, ground.sizes, tiles.min_pos_dist, tiles.max_pos_dist)
+        remedy = "no training tile has another between tiles.min_pos_dist and tiles.max_pos_dist; widen them, or sample on a grid"
+    if not len(pairs):
+        raise TrainingError(remedy)
     return ByGeography(Neighbourhood.from_pairs(pairs, len(ground.tile_ids)))
 
 

@@ -55,9 +55,10 @@ class PoolSection:
 class TrainSection:
     """How long, on what and how fast to train."""
 
-    supervision: Literal["geography", "labels", "proportions"] = "geography"
+    supervision: Literal["geography", "labels", "proportions", "places"] = "geography"
     """`geography`: near tiles are alike and distant ones are not (Tile2Vec); `labels`: tiles of one class are alike; `proportions`: tiles
-    that share most of what a label map says of them are alike."""
+    that share most of what a label map says of them are alike; `places`: tiles of one place (`tiles.place_tolerance`) on several dates are
+    alike, and those of other places, the neighbouring ones among them, are not."""
     min_pos_shared: Fraction = 0.8
     """With `supervision: proportions`, least share of their classes that alike tiles have in common: the sum over classes of the lesser."""
     max_neg_shared: Fraction = 0.5
@@ -132,8 +133,10 @@ class TrainSection:
             raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than two tiles each; raise it, or lower num_workers")
         if self.max_neg_shared > self.min_pos_shared:
             raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
-        if self.supervision == "geography" and not self.pool.everything:
-            raise ValueError("pool is by class, and supervision: geography knows none; drop it, or set supervision: labels or proportions")
+        if self.supervision in {"geography", "places"} and not self.pool.everything:
+            raise ValueError(
+                f"pool is by class, and supervision: {self.supervision} knows none; drop it, or set supervision: labels or proportions"
+            )
 
     @property
     def workers(self) -> tuple[int, int]:

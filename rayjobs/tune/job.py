@@ -184,7 +184,7 @@ def _validation(experiment: Experiment, source: Version) -> tuple[Validation, st
     question = evaluation.question_of(held_out, source)
     found = plan(question, dataclasses.replace(held_out.evaluate, probes=()))
     evaluation.check(held_out, source, question, found)
-    tiles = evaluation.tiles_of_split(source, "val")
+    tiles = evaluation.measured_tiles(source, held_out.evaluate)
     distance = training.encoder_spec(experiment, source).distance
     measure = Measure(question=question, plan=found, settings=held_out.evaluate, distance=distance)
     return Validation(tiles=tiles, measure=measure), experiment.evaluate.objective

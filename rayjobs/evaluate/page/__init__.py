@@ -87,6 +87,7 @@ def _parts(
         ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows",)))),
         ("Probes", _probes(report, ours)),
         ("Class by class", _classes(report, ours)),
+        ("Date by date", _dates(report, ours)),
         ("Single pixels", _segmentation(report, ours)),
         ("Confusion", joined(_figures(pictures, ("confusion",)), _confusion(report, ours))),
         (embedding[0], joined(embedding[1], noted)),
@@ -150,6 +151,12 @@ def _classes(report: Json, ours: str) -> Html:
     found = {row: entries for row, entries in (report.get("classes") or {}).items() if entries}
     rows = sorted(found, key=lambda row: row != ours)
     return joined(*(_folded(row, tables.classes(found[row]), unfolded=row == ours) for row in rows))
+
+
+def _dates(report: Json, ours: str) -> Html:
+    found = report.get("dates") or {}
+    rows = sorted((row for row in found if found[row]), key=lambda row: row != ours)
+    return joined(*(_folded(row, tables.dates(found[row]), unfolded=row == ours) for row in rows))
 
 
 def _segmentation(report: Json, ours: str) -> Html:

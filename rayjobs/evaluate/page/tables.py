@@ -108,6 +108,25 @@ def classes(entries: Sequence[Json]) -> Html:
     return table(["class", "tiles", "queries", *names, *(f"{name} (probe)" for name in probe)], body)
 
 
+def dates(entries: Sequence[Json]) -> Html:
+    """Return one row's table of pairs of dates."""
+    names = list(entries[0]["metrics"])
+    body = [
+        _row(
+            f"{entry['asking']} asks {entry['asked']}",
+            [
+                _NONE if entry["gap_days"] is None else f"{entry['gap_days']:,}",
+                f"{entry['queries']:,}",
+                f"{entry['gallery']:,}",
+                number(entry["median_rank"]),
+                *(figure(entry["metrics"][name]) for name in names),
+            ],
+        )
+        for entry in entries
+    ]
+    return table(["dates", "days", "queries", "gallery", "median rank", *names], body)
+
+
 def confusion(found: Json, row: str) -> Html:
     """Return one row's confusion matrix."""
     names = found["classes"]

@@ -33,8 +33,10 @@ def question(codes, *, blocks=15, proportions=None, excluded=None):
     ground = np.array([f"block{number % blocks}" for number in range(count)])
     return Question(
         tile_ids=[f"tile{number}" for number in range(count)],
+        queries=np.arange(count),
         relevance=SameLabel(codes, codes),
         excluded=excluded or itself(count),
+        shared=excluded or itself(count),
         units=ground,
         ground=ground,
         near=excluded or itself(count),
@@ -42,7 +44,9 @@ def question(codes, *, blocks=15, proportions=None, excluded=None):
         classes=tuple(f"class{number}" for number in range(codes.max() + 1)),
         proportions=proportions,
         held_classes=tuple(f"class{number}" for number in range(held)),
+        dates=(),
         relevant_means="tiles of the query's class",
+        excluded_means="the query itself",
         unit_means="spatial blocks",
         ground_means="spatial blocks",
     )

@@ -73,6 +73,21 @@ def pixels(name):
     return {"name": name, "metrics": metrics, "trained_minus": minus, "iou": {HOSTILE: 0.613, "rare": None}, "penalty": 0.333}
 
 
+def by_date():
+    return [
+        {
+            "asking": asking,
+            "asked": HOSTILE,
+            "gap_days": gap,
+            "queries": 41,
+            "gallery": 154,
+            "median_rank": 2.5,
+            "metrics": {"MRR@5": entry(0.617), "recall@1": {"value": 0.5, "low": None, "high": None}},
+        }
+        for asking, gap in (("2010-06-29", 763), ("2012-07-31", None))
+    ]
+
+
 @pytest.fixture
 def report():
     rows = [
@@ -90,6 +105,7 @@ def report():
         "probes": probes(),
         "classes": {name: by_class(HOSTILE) for name in ROWS},
         "segmentation": {"rows": [pixels(name) for name in ROWS], "protocol": {"tested_pixels": {HOSTILE: 4321, "rare": 7}}},
+        "dates": {name: by_date() for name in ROWS},
         "confusion": {"probe": "knn", "split": "ground", "classes": [HOSTILE, "rare"], "rows": {name: [[271, 3], [1, 0]] for name in ROWS}},
         "protocol": {
             "split": "test",
@@ -216,12 +232,13 @@ def test_cautions_and_notes_stand_out(report):
 
 
 def test_a_report_without_classes_has_no_empty_parts(report):
-    report |= {"probes": [], "classes": {}, "confusion": None, "segmentation": None}
+    report |= {"probes": [], "classes": {}, "confusion": None, "segmentation": None, "dates": {}}
     found = Reader(written(report, versions={}))
     assert "Probes" not in found.text
     assert "Class by class" not in found.text
     assert "Confusion" not in found.text
     assert "Single pixels" not in found.text
+    assert "Date by date" not in found.text
     assert "Versions" not in found.text
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import datetime
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,9 +19,9 @@ from rayjobs.tiles.table import plan_tiles
 CLASSES = ("water", "forest", "crops")
 
 
-def scene(scene_id, *, crs="EPSG:32760", left=500_000.0):
+def scene(scene_id, *, crs="EPSG:32760", left=500_000.0, day=None):
     grid = Grid(crs=crs, transform=(30.0, 0, left, 0, -30.0, 8_120_000.0), height=48, width=48)
-    return Scene(scene_id=scene_id, assets={"red": Asset(uri="x.tif")}, grid=grid, block=(8, 8), dtype="uint16")
+    return Scene(scene_id=scene_id, assets={"red": Asset(uri="x.tif")}, grid=grid, block=(8, 8), dtype="uint16", datetime=day)
 
 
 def tiles(*scenes, stride=8, labels=None, fractions=None, coverage=None):
@@ -103,3 +106,40 @@ def test_overlapping_tiles_are_no_candidates_and_neighbours_are_the_buffer_of_pr
     assert out.diagonal().all()
     assert (near >= out).all()
     assert near.sum() > out.sum() > len(every)
+
+
+def of_two_dates():
+    """36 tiles on each of two days, the second a little further east and with one column of tiles less; half of them train."""
+    days = [datetime.datetime(year, 6, 1, tzinfo=datetime.UTC) for year in (2015, 2018)]
+    section = TilesSection(size=8, sampler=GridSampler(), splits=SplitsSection(train=0.5, val=0, test=0.5, block_m=500))
+    late = scene("b", left=500_040.0, day=days[1])
+    late = dataclasses.replace(late, grid=dataclasses.replace(late.grid, width=40))
+    return plan_tiles([scene("a", day=days[0]), late], section)
+
+
+def test_tiles_of_the_split_ask_the_other_date_for_their_place():
+    table = of_two_dates()
+    question = asked(table, relevance="place")
+    assert len(question.tile_ids) == table.num_rows == 36 + 30
+    scenes, splits = (np.array(table[name].to_pylist()) for name in ("scene_id", "split"))
+    assert question.queries.tolist() == np.flatnonzero(splits == "test").tolist()
+    every = np.arange(len(question.queries))
+    relevant, out = question.relevance.rows(every), question.excluded.rows(every)
+    assert (out == (scenes[None, :] == scenes[question.queries][:, None])).all(), "its own date is no candidate, its own split is"
+    where = np.array([[row, col] for row, col in zip(table["row"].to_pylist(), table["col"].to_pylist(), strict=True)])
+    assert (relevant == ((where[None] == where[question.queries][:, None]).all(axis=2) & ~out)).all()
+    assert not question.classes
+
+
+def test_pairs_of_dates_have_their_gap_and_their_gallery():
+    question = asked(of_two_dates(), relevance="place")
+    there, back = question.dates
+    assert (there.asking, there.asked, there.gap_days, there.gallery) == ("2015-06-01", "2018-06-01", 1096, 30)
+    assert (back.asking, back.asked, back.gap_days, back.gallery) == ("2018-06-01", "2015-06-01", -1096, 36)
+    assert sorted([*there.queries, *back.queries]) == list(range(len(question.queries)))
+    assert len(findable(question)) < len(question.queries), "a column of tiles has no like on the other date"
+
+
+def test_places_of_one_date_are_refused():
+    with pytest.raises(ConfigError, match="all tiles are of one date"):
+        asked(tiles(scene("a")), relevance="place")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from types import SimpleNamespace
 
@@ -154,3 +155,38 @@ def test_labels_guard_nothing_where_they_do_not_supervise():
 def test_keys_that_do_not_go_together_are_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         experiment(train=keys)
+
+
+def dated(days):
+    """The same twelve tiles of a picture on each of some days, as three scenes that lie on each other."""
+    tiles = table(12)
+    parts = []
+    for number, day in enumerate(days):
+        columns = {"tile_id": [f"{number}{name}" for name in tiles["tile_id"].to_pylist()], "datetime": [day] * 12, "split": ["train"] * 12}
+        part = tiles
+        for name, values in columns.items():
+            part = part.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+        parts.append(part)
+    return pa.concat_tables(parts).sort_by("tile_id")
+
+
+def test_tiles_of_one_place_on_several_dates_are_alike():
+    days = [datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (2010, 2012, 2015)]
+    made = experiment(train={"supervision": "places"})
+    tiles = dated(days)
+    found = supervise(made, ground_of(tiles, made))
+    assert isinstance(found, ByGeography)
+    columns = np.array(tiles["col"].to_pylist())
+    for tile in range(tiles.num_rows):
+        alike = found.known_positives(tile, 10)
+        assert len(alike) == 2
+        assert (columns[alike] == columns[tile]).all()
+    forbidden = forbidden_pairs(made, ground_of(tiles, made), np.arange(36), np.arange(36))
+    assert (forbidden == (columns[:, None] == columns[None, :])).all(), "other places are unlike, the neighbouring ones, too"
+
+
+def test_places_on_one_date_are_refused():
+    made = experiment(train={"supervision": "places"})
+    tiles = dated([datetime.datetime(2010, 1, 1, tzinfo=datetime.UTC)])
+    with pytest.raises(TrainingError, match="widen it, or sample all dates on one grid"):
+        supervise(made, ground_of(tiles, made))

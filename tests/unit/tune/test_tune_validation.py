@@ -28,6 +28,7 @@ def test_a_trials_figures_are_those_of_an_evaluation(proportions):
         tile_ids=[str(number) for number in range(COUNT)], relevance=SameLabel(codes, codes), excluded=itself, units=blocks, ground=blocks,
         near=itself, codes=codes, classes=("a", "b", "c"), proportions=rng.dirichlet([1] * 3, COUNT) if proportions else None,
         held_classes=("a", "b", "c"), relevant_means="", unit_means="", ground_means="",
+        queries=np.arange(COUNT), shared=itself, dates=(), excluded_means="",
     )  # fmt: skip
     settings = config.build(EvaluateSection, {"relevance": "label", "ks": [1, 5], "probes": []})
     found = plan(question, settings)
