@@ -12,7 +12,6 @@ costs. Every measurement is appended to a file of JSON lines; what stands there 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -28,7 +27,7 @@ from torch import nn
 from benchmarks import command
 from benchmarks.study import DATA, METRICS, Images, Keys, Record, images_of, interval_over, measure, train, vectors_of
 from rayjobs import experiment as experiments
-from rayjobs.models.backbones import feature_count
+from rayjobs.models import encoder as encoders
 from rayjobs.models.encoder import Encoder, build, standardised, statistics_spec
 from rayjobs.models.section import spec_of
 from rayjobs.retrieval.intervals import resampled_interval
@@ -133,9 +132,7 @@ def spec(experiment: Experiment) -> ModelSpec:
 
 def bare(experiment: Experiment, *, pretrained: bool) -> Encoder:
     """Return the backbone without a projection."""
-    full = spec(experiment)
-    plain = dataclasses.replace(full, projection="none", dim=feature_count(full.backbone, len(full.bands)))
-    return cast("Encoder", build(plain, pretrained=experiment.model.pretrained if pretrained else "none"))
+    return cast("Encoder", build(encoders.bare(spec(experiment)), pretrained=experiment.model.pretrained if pretrained else "none"))
 
 
 def begin(encoder: Encoder, experiment: Experiment, images: Images, kept: Kept) -> None:

@@ -90,10 +90,11 @@ def check_fits(spec: ModelSpec, source: Version) -> None:
         ConfigError: other bands, or another type.
     """
     bands, dtype = tuple(source.manifest["bands"]), str(source.manifest["dtype"])
-    if (bands, dtype) != (spec.bands, spec.dtype):
+    if bands not in spec.modalities or dtype != spec.dtype:
+        taken = " or of ".join(", ".join(names) for names in spec.modalities)
         raise ConfigError(
             f"set {source.manifest['name']} has {dtype} pixels of the bands {', '.join(bands)}, and the encoder takes {spec.dtype} of "
-            f"{', '.join(spec.bands)}; name another with workspace.encoder or workspace.run, or sample with rasters.bands of the encoder"
+            f"{taken}; name another with workspace.encoder or workspace.run, or sample with rasters.bands of the encoder"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from rayjobs.cluster.session import wants_gpu
 from rayjobs.embed.job import Embeddings, embed, read_embeddings
 from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models.checkpoint import from_files, to_files
-from rayjobs.models.encoder import build
+from rayjobs.models.encoder import bare, build
 from rayjobs.models.spec import ModelSpec, standardised, statistics_spec
 
 if TYPE_CHECKING:
@@ -102,14 +101,11 @@ def _statistics(spec: ModelSpec, embedded: Embedded, split: str) -> dict[str, by
 
 def _frozen(experiment: Experiment, spec: ModelSpec, console: Console) -> dict[str, bytes] | None:
     """Return the pretrained backbone as it is, or None where there are no weights, or they cannot be had here."""
-    from rayjobs.models.backbones import feature_count  # noqa: PLC0415  needed in this row alone
-
     weights = _weights(experiment)
     if weights is None:
         return None
-    bare = dataclasses.replace(spec, projection="none", dim=feature_count(spec.backbone, len(spec.bands)))
     try:
-        return _files(bare, seed=experiment.evaluate.seed, pretrained=weights, rgb=experiment.model.rgb)
+        return _files(bare(spec), seed=experiment.evaluate.seed, pretrained=weights, rgb=experiment.model.rgb)
     except (CheckpointError, ConfigError) as error:
         console.say(f"evaluate         no frozen-pretrained row: {error}")
         return None

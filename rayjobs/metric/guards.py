@@ -79,6 +79,21 @@ class PlaceGuard:
         return same
 
 
+class DateGuard:
+    """Refuses candidates of the anchor's own date, where places are looked for on others."""
+
+    name = "date"
+
+    def __init__(self, dates: IntArray) -> None:
+        """Take (tiles,) the number of each tile's date."""
+        self._dates = dates
+
+    def refuses(self, pairs: Pairs) -> BoolArray:
+        """See `Guard`."""
+        same: BoolArray = self._dates[pairs.anchors] == self._dates[pairs.candidates]
+        return same
+
+
 class DistanceGuard:
     """Refuses candidates nearer than some tile sizes, whose ground is likely of the anchor's kind; or, if wanted, farther than some."""
 

@@ -34,7 +34,14 @@ class MinedBlock:
 
 
 def mine(
-    ranking: Ranking, block: slice, guards: Sequence[Guard], *, negatives: int, max_candidates: int, ceilings: Fractions | None = None
+    ranking: Ranking,
+    block: slice,
+    guards: Sequence[Guard],
+    *,
+    negatives: int,
+    max_candidates: int,
+    ceilings: Fractions | None = None,
+    skip_in_top: int | None = None,
 ) -> MinedBlock:
     """Find the negatives of one block of anchors among all tiles.
 
@@ -45,7 +52,9 @@ def mine(
         negatives: wanted per anchor.
         max_candidates: most similar tiles that are looked at per anchor; where the guards refuse too many of them, it gets fewer negatives.
         ceilings: (anchors,) similarity of each anchor and the most similar of its known positives, infinity where it has none; None where
-            no guard asks.
+            nobody asks.
+        skip_in_top: anchors that have fewer negatives more similar than that positive get none, and those without a known positive; None:
+            all get theirs.
 
     Returns:
         Most similar first, equal similarities by index; the anchor itself is never among them.
@@ -62,6 +71,9 @@ def mine(
         again = walk.down(ranking.most_similar(anchors[lacking], max_candidates), anchors[lacking], ceilings[lacking])
         for part, longer in ((found.candidates, again.candidates), (found.scores, again.scores), (found.refused, again.refused)):
             part[lacking] = longer
+    if skip_in_top is not None:
+        easy = (found.scores > ceilings[:, None]).sum(axis=1, where=found.candidates >= 0) < skip_in_top
+        found.candidates[easy], found.scores[easy] = -1, 0
     counts = found.refused.sum(axis=0).tolist()
     return MinedBlock(
         candidates=found.candidates, scores=found.scores, refused={guard.name: n for guard, n in zip(guards, counts, strict=True)}

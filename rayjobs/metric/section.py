@@ -109,6 +109,18 @@ class CircleLossSection:
 
 
 @section
+class SiameseLossSection:
+    """Whether two tiles are alike, from the weighted absolute difference of their embeddings (Khokhlova et al., ICIP 2020)."""
+
+    kind: Literal["siamese"]
+    """Which loss."""
+    alpha: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.5
+    """Weight of alike pairs; unlike ones have 1 - alpha."""
+    gamma: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    """0: binary cross-entropy; above it a focal loss: pairs that are told well already count less. 2 is usual."""
+
+
+@section
 class ProxyAnchorLossSection:
     """A learned proxy per class attracts its class and repels the others (Kim et al., Proxy anchor loss, 2020)."""
 
@@ -152,6 +164,7 @@ LossSection = Annotated[
     | ContrastiveLossSection
     | MultiSimilarityLossSection
     | CircleLossSection
+    | SiameseLossSection
     | ProxyAnchorLossSection
     | SoftmaxLossSection
     | MagnetLossSection,
@@ -331,8 +344,14 @@ class MiningSection:
     exact_up_to: Annotated[int, pydantic.Field(ge=0)] = 3_000_000
     """Training tiles up to which each is compared with all others. Of more tiles, each is compared with those in the parts of the set
     nearest to it, by a FAISS IVF index: some of its hardest negatives are overlooked. The log says which search was taken."""
+    skip_in_top: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """Anchors of which a known positive is among so many most similar tiles get no negatives: what is found already teaches little
+    (Khokhlova et al., 2020, with 2; there the tiles are those of the other date). A known positive is compared with the tiles that the
+    guards admit. Null: all anchors get theirs."""
     place: bool = True
     """Refuse candidates that show the anchor's place (`place_id`), on another date or in another scene."""
+    date: bool = True
+    """With `train.supervision: places`, refuse candidates of the anchor's own date, since its place is looked for on the others."""
     overlap: bool = True
     """Refuse candidates whose ground overlaps the anchor's."""
     distance: bool = True
@@ -357,3 +376,5 @@ class MiningSection:
             raise ValueError(f"max_candidates {self.max_candidates} is below negatives {self.negatives}; raise it")
         if self.joined > self.negatives:
             raise ValueError(f"joined {self.joined} is above negatives {self.negatives}; lower it, or raise negatives")
+        if self.skip_in_top is not None and self.skip_in_top > self.negatives:
+            raise ValueError(f"skip_in_top {self.skip_in_top} is above negatives {self.negatives}; lower it, or raise negatives")

@@ -127,7 +127,21 @@ def feature_map(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         found = _grid_of(found, network)
     if isinstance(found, torch.Tensor) and found.ndim == _MAP and channels in {found.shape[1], found.shape[3]}:
         return found if found.shape[1] == channels else found.permute(0, 3, 1, 2)
-    raise ConfigError(f"{type(network).__name__} has no feature map; segment with another model.backbone")
+    raise ConfigError(
+        f"{type(network).__name__} has no feature map; do without model.pool_cells and evaluate.segmentation, or choose another "
+        "model.backbone"
+    )
+
+
+def shape_of_map(backbone: str, *, bands: int, side: int) -> tuple[int, int]:
+    """Return the features of a network's last feature map and its side in cells, for square images of a size; only shapes are computed.
+
+    Raises:
+        ConfigError: the network has no such map.
+    """
+    with torch.device("meta"), torch.no_grad(), quiet():
+        found = feature_map(create(backbone, bands=bands, input_size=side).eval(), torch.empty(1, bands, side, side))
+    return found.shape[1], found.shape[2]
 
 
 def _grid_of(tokens: torch.Tensor, network: torch.nn.Module) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models import backbones
+from rayjobs.models.fusion import Fusion
 from rayjobs.models.pretrained import load_pretrained
 from rayjobs.models.spec import ModelSpec, check_bands, standardised, statistics_spec
 from rayjobs.models.whitening import whitening
@@ -21,6 +23,7 @@ __all__ = [
     "Features",
     "ImageStatistics",
     "ModelSpec",
+    "bare",
     "build",
     "check_bands",
     "parameter_count",
@@ -44,10 +47,14 @@ class _Standardiser(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std, device="cpu").view(-1, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-        if pixels.ndim != 4 or pixels.shape[1] != len(self._spec.bands):  # noqa: PLR2004  batch, bands, height, width
-            check_bands(self._spec, pixels.shape[-3] if pixels.ndim > 2 else 0)  # noqa: PLR2004
+        given = self._spec.modality_of(pixels.shape[-3] if pixels.ndim > 2 else 0)  # noqa: PLR2004  bands, height, width
+        if pixels.ndim != 4:  # noqa: PLR2004  a batch of them
             raise CheckpointError(f"the encoder takes pixels (batch, bands, height, width), not {tuple(pixels.shape)}")
-        values = (pixels.to(torch.float32) - self.mean) / self.std
+        mean, std = self.mean, self.std
+        if len(given) < len(self._spec.bands):
+            of_given = [self._spec.bands.index(band) for band in given]
+            mean, std = mean[of_given], std[of_given]
+        values = (pixels.to(torch.float32) - mean) / std
         return values if valid is None else torch.where(valid[:, None], values, 0.0)
 
 
@@ -59,8 +66,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.standardise = _Standardiser(spec)
-        self.backbone = backbones.create(spec.backbone, bands=len(spec.bands), input_size=spec.input_size)
-        features = backbones.features_of(self.backbone)
+        self.fusion = Fusion(spec) if spec.maps else None
+        self.backbone = backbones.create(spec.backbone, bands=len(spec.imagery), input_size=spec.input_size)
+        features = backbones.features_of(self.backbone) * spec.pool_cells**2
         if spec.projection == "none" and features != spec.dim:
             raise CheckpointError(
                 f"{spec.backbone} gives {features} features, and without a projection dim cannot be {spec.dim}; set it to {features}"
@@ -71,7 +79,7 @@ class Encoder(nn.Module):
         """Embed images.
 
         Args:
-            pixels: (batch, bands, height, width), raw values of any numeric dtype.
+            pixels: (batch, bands, height, width), raw values of any numeric dtype; all bands, or those of one of `ModelSpec.modalities`.
             valid: (batch, height, width) bool, True means valid; None where all pixels are. Invalid pixels count as their band's mean.
 
         Returns:
@@ -83,8 +91,12 @@ class Encoder(nn.Module):
         return self.projected(self.features(pixels, valid))
 
     def features(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the backbone's pooled features (batch, features), before the projection; see `forward`."""
-        found: torch.Tensor = self.backbone(self._images(pixels, valid))
+        """Return the backbone's pooled features (batch, features), before the projection; see `forward`.
+
+        With `pool_cells` they are the averages of cells of its last feature map, features first, then rows and columns of cells.
+        """
+        images, cells = self._images(pixels, valid), self.spec.pool_cells
+        found: torch.Tensor = self.backbone(images) if cells == 1 else _in_cells(backbones.feature_map(self.backbone, images), cells)
         return found
 
     def projected(self, features: torch.Tensor) -> torch.Tensor:
@@ -111,6 +123,8 @@ class Encoder(nn.Module):
     def _images(self, pixels: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """Return what the backbone sees: standardised pixels at its input size."""
         images: torch.Tensor = self.standardise(pixels, valid)
+        if self.fusion is not None:
+            images = self.fusion(images, pixels, valid)
         side = self.spec.input_size
         if images.shape[-2:] == (side, side):
             return images
@@ -167,6 +181,10 @@ class Encoder(nn.Module):
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         return self
+
+
+def _in_cells(found: torch.Tensor, cells: int) -> torch.Tensor:
+    return functional.adaptive_avg_pool2d(found, cells).flatten(1)
 
 
 class Features(nn.Module):
@@ -253,14 +271,21 @@ def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none", rgb: Sequ
         torch.default_generator.manual_seed(seed)
         module = _KINDS[spec.kind](spec)
     if pretrained != "none" and isinstance(module, Encoder):
-        colours = None if rgb is None else (spec.bands.index(rgb[0]), spec.bands.index(rgb[1]), spec.bands.index(rgb[2]))
-        rest = load_pretrained(module.backbone, spec.backbone, pretrained, bands=len(spec.bands), rgb=colours)
+        seen = spec.imagery
+        colours = None if rgb is None else (seen.index(rgb[0]), seen.index(rgb[1]), seen.index(rgb[2]))
+        rest = load_pretrained(module.backbone, spec.backbone, pretrained, bands=len(seen), rgb=colours)
         expected = {name: tensor.shape for name, tensor in module.projection.state_dict().items()}
         if expected and expected == {name: tensor.shape for name, tensor in rest.items()}:
             module.projection.load_state_dict(rest)
     if isinstance(module, Encoder):
         module.backbone.to(memory_format=backbones.memory_format(module.backbone))
     return module
+
+
+def bare(spec: ModelSpec) -> ModelSpec:
+    """Return the same encoder without its projection: embeddings are the backbone's pooled features."""
+    features = backbones.feature_count(spec.backbone, len(spec.imagery)) * spec.pool_cells**2
+    return dataclasses.replace(spec, projection="none", dim=features)
 
 
 def skeleton(spec: ModelSpec) -> nn.Module:

@@ -23,6 +23,17 @@ def _timm_name(name: str) -> str:
 
 
 @section
+class FusionSection:
+    """Maps that are joined with the imagery in front of the backbone (Khokhlova et al., 2020)."""
+
+    maps: Annotated[dict[str, tuple[Annotated[float, pydantic.Field(allow_inf_nan=False)], ...]], pydantic.Field(min_length=1)]
+    """Those of `rasters.bands` that are no imagery: to each the codes that become channels of their own, as the classes of a label map;
+    [] of a map whose values are numbers, such as elevation or a grey drawing."""
+    dropout: Annotated[float, pydantic.Field(ge=0, le=0.5)] = 0.0
+    """Probability with which a tile in training lacks its maps, and likewise its imagery, so that either may be absent afterwards."""
+
+
+@section
 class ModelSection:
     """The encoder."""
 
@@ -49,6 +60,11 @@ class ModelSection:
     """With `normalisation: imagenet`, the pixel value that stands for white. Default 255 for 8-bit imagery; other imagery needs it."""
     projection: Literal["linear", "mlp", "none"] = "linear"
     """From the backbone's pooled features to `dim`; `none` keeps the features as they are."""
+    pool_cells: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
+    """Cells a side into which the backbone's last feature map is averaged. 1 forgets where in a tile things lie, which suits classes; more
+    keep it, at pool_cells squared as many features, which suits finding the same place again."""
+    fusion: FusionSection | None = None
+    """Maps beside the imagery; null: none."""
     whitening: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | None = None
     """Begin the linear projection not at random but with a whitening of the backbone's features over the training tiles, which needs no
     labels: they are centred, and a direction of variance v is scaled by sqrt(s / (v / v_max + s)) where s is this number; a large one only
@@ -90,25 +106,56 @@ def spec_of(
     Raises:
         ConfigError: no such backbone, or none for images of this size; `rgb` names other bands; ImageNet normalisation of other than three
             bands without `rgb`, or of pixels whose range is not told; a `dim` that `projection: none` cannot give; more frozen stages than
-            there are.
+            there are; maps that are no bands, or all of them; no feature map to average in cells.
     """
-    _check_rgb(model, bands)
+    maps = () if model.fusion is None else tuple(band for band in bands if band in model.fusion.maps)
+    imagery = [band for band in bands if band not in maps]
+    _check_fusion(model, bands, imagery)
+    _check_rgb(model, imagery)
     if model.normalisation == "imagenet":
-        mean, std = _imagenet(model, bands, mean, std, dtype)
+        mean, std = _imagenet(model, bands, imagery, mean, std, dtype)
     spec = ModelSpec(
         backbone=model.backbone,
         projection=model.projection,
-        dim=_dim(model, len(bands)),
+        dim=_dim(model, len(imagery)),
         bands=tuple(bands),
         dtype=dtype,
         mean=tuple(float(value) for value in mean),
         std=positive(std),
         tile_size=int(tile_size),
-        input_size=_input_size(model, len(bands), int(tile_size)),
+        input_size=_input_size(model, len(imagery), int(tile_size)),
         resolution_m=None if resolution_m is None else float(resolution_m),
+        pool_cells=model.pool_cells,
+        maps=maps,
+        codes=() if model.fusion is None else tuple(model.fusion.maps[band] for band in maps),
     )
+    _check_cells(spec)
     _check_freeze(model, spec)
     return spec
+
+
+def _check_fusion(model: ModelSection, bands: Sequence[str], imagery: Sequence[str]) -> None:
+    absent = [name for name in (model.fusion.maps if model.fusion else ()) if name not in bands]
+    if absent:
+        raise ConfigError(
+            f"model.fusion.maps names {', '.join(absent)}, and the set has the bands {', '.join(bands)}; add them to rasters.bands and "
+            "sample again"
+        )
+    if not imagery:
+        raise ConfigError("model.fusion.maps names all bands of the set; a backbone sees imagery: leave some of them out")
+
+
+def _check_cells(spec: ModelSpec) -> None:
+    from rayjobs.models import backbones  # noqa: PLC0415  as below
+
+    if spec.pool_cells == 1:
+        return
+    features, side = backbones.shape_of_map(spec.backbone, bands=len(spec.imagery), side=spec.input_size)
+    if side < spec.pool_cells or features != backbones.feature_count(spec.backbone, len(spec.imagery)):
+        raise ConfigError(
+            f"model.pool_cells is {spec.pool_cells}, and the last feature map of {spec.backbone} for images of {spec.input_size} pixels "
+            f"has {side} x {side} cells of {features} features; lower pool_cells, raise model.input_size or choose another model.backbone"
+        )
 
 
 def _check_rgb(model: ModelSection, bands: Sequence[str]) -> None:
@@ -143,7 +190,7 @@ def _dim(model: ModelSection, bands: int) -> int:
     backbones.require(model.backbone)
     if model.projection != "none" and model.whitening is None:
         return model.dim or DEFAULT_DIM
-    features = backbones.feature_count(model.backbone, bands)
+    features = backbones.feature_count(model.backbone, bands) * model.pool_cells**2
     if model.projection != "none":
         return _whitened_dim(model, features)
     if model.dim not in (None, features):
@@ -164,7 +211,7 @@ def _whitened_dim(model: ModelSection, features: int) -> int:
 
 
 def _imagenet(
-    model: ModelSection, bands: Sequence[str], mean: Sequence[float], std: Sequence[float], dtype: str
+    model: ModelSection, bands: Sequence[str], imagery: Sequence[str], mean: Sequence[float], std: Sequence[float], dtype: str
 ) -> tuple[list[float], list[float]]:
     """Return the set's mean and deviation, with those of the pretraining for the coloured bands."""
     from rayjobs.models import backbones  # noqa: PLC0415  as above
@@ -174,11 +221,11 @@ def _imagenet(
         raise ConfigError(
             f"model.normalisation: imagenet needs model.pixel_range, the pixel value that stands for white, for {dtype} imagery"
         )
-    colours = model.rgb or tuple(bands)
+    colours = model.rgb or tuple(imagery)
     theirs = backbones.pretraining_normalisation(model.backbone)
     if len(colours) != len(theirs[0]):
         raise ConfigError(
-            f"model.normalisation: imagenet is for {len(theirs[0])} bands, and the set has {len(bands)} ({', '.join(bands)}); "
+            f"model.normalisation: imagenet is for {len(theirs[0])} bands, and the set has {len(imagery)} ({', '.join(imagery)}); "
             "name the red, green and blue ones as model.rgb, or set model.normalisation: dataset"
         )
     of_mean, of_std = ({band: value * white for band, value in zip(colours, values, strict=True)} for values in theirs)

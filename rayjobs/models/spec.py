@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -23,6 +24,7 @@ STATISTICS_PER_BAND = 4
 """Mean, standard deviation, least and greatest value."""
 
 _MAX_BANDS, _MAX_DIM, _MAX_SIDE, _MAX_JSON_BYTES = 1024, 65_536, 8192, 4_000_000
+_MAX_CELLS, _MAX_CODES = 64, 256
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _KINDS = ("encoder", "statistics")
 _PROJECTIONS = ("linear", "mlp", "none")
@@ -57,6 +59,12 @@ class ModelSpec:
     """Side of a pixel on the ground in metres; None where it is not known or not one."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     """What embeddings are compared with; `cosine` embeddings have length 1."""
+    pool_cells: int = 1
+    """Cells a side into which the backbone's last feature map is averaged; 1: the backbone's own pooling."""
+    maps: tuple[str, ...] = ()
+    """Those of the bands that are maps (labels, elevation), fused with the imagery in front of the backbone."""
+    codes: tuple[tuple[float, ...], ...] = ()
+    """For each map the codes that become channels of their own; none of a map whose values are numbers."""
     feature_mean: tuple[float, ...] | None = None
     """(dim,) of a statistics encoder: subtracted from the statistics; None for none."""
     feature_std: tuple[float, ...] | None = None
@@ -70,7 +78,7 @@ class ModelSpec:
 
     def _rules(self) -> list[tuple[bool, str]]:
         bands = len(self.bands)
-        numbers = [*self.mean, *self.std, *(self.feature_mean or ()), *(self.feature_std or ())]
+        numbers = [*self.mean, *self.std, *itertools.chain(*self.codes), *(self.feature_mean or ()), *(self.feature_std or ())]
         features = [values for values in (self.feature_mean, self.feature_std) if values is not None]
         return [
             (self.kind in _KINDS, f"kind {self.kind!r} is none of {_KINDS}"),
@@ -80,6 +88,10 @@ class ModelSpec:
             (1 <= bands <= _MAX_BANDS, f"{bands} bands, which is not between 1 and {_MAX_BANDS}"),
             (len(set(self.bands)) == bands, "a band is named twice"),
             (1 <= self.dim <= _MAX_DIM, f"dim {self.dim} is not between 1 and {_MAX_DIM}"),
+            (1 <= self.pool_cells <= _MAX_CELLS, f"pool_cells {self.pool_cells} is not between 1 and {_MAX_CELLS}"),
+            (set(self.maps) < set(self.bands) and len(set(self.maps)) == len(self.maps), "maps are not some of the bands, each once"),
+            (len(self.codes) == len(self.maps), f"{len(self.maps)} maps but codes of {len(self.codes)}"),
+            (all(len(set(codes)) == len(codes) <= _MAX_CODES for codes in self.codes), "a map's codes are too many, or one is there twice"),
             (1 <= self.tile_size <= _MAX_SIDE, f"tile_size {self.tile_size} is not between 1 and {_MAX_SIDE}"),
             (1 <= self.input_size <= _MAX_SIDE, f"input_size {self.input_size} is not between 1 and {_MAX_SIDE}"),
             (_is_number_type(self.dtype), f"dtype {self.dtype!r} is no type of pixels"),
@@ -94,6 +106,24 @@ class ModelSpec:
                 f"statistics of {bands} bands are not {self.dim} numbers",
             ),
         ]
+
+    @property
+    def imagery(self) -> tuple[str, ...]:
+        """The bands that are no maps."""
+        return tuple(band for band in self.bands if band not in self.maps)
+
+    @property
+    def modalities(self) -> tuple[tuple[str, ...], ...]:
+        """Which bands an image may have, told apart by their number: all; of an encoder with maps also the imagery or the maps alone."""
+        if not self.maps:
+            return (self.bands,)
+        alone = (self.imagery, self.maps) if len(self.maps) != len(self.imagery) else (self.imagery,)
+        return (self.bands, *alone)
+
+    def modality_of(self, count: int) -> tuple[str, ...]:
+        """Return the bands of an image that has so many of them; raises as `check_bands` does."""
+        check_bands(self, count)
+        return next(taken for taken in self.modalities if len(taken) == count)
 
     def to_json(self) -> bytes:
         """Return the canonical `model.json`: sorted keys, no spaces, the same bytes for the same spec."""
@@ -123,6 +153,8 @@ class ModelSpec:
 
 def _checked(name: str, declared: str, value: Any) -> Any:
     """Return a JSON value as the field's type, or refuse it."""
+    if declared.startswith("tuple[tuple") and isinstance(value, list):
+        return tuple(_checked(name, "tuple[float, ...]", part) for part in value)
     if declared.startswith("tuple") and isinstance(value, list):
         wanted = str if declared.startswith("tuple[str") else (int, float)
         if all(isinstance(part, wanted) and not isinstance(part, bool) for part in value):
@@ -184,7 +216,7 @@ def positive(std: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_bands(spec: ModelSpec, bands: Sequence[str] | int) -> None:
-    """Refuse imagery whose bands are not those of the encoder.
+    """Refuse imagery whose bands are not those of the encoder, or those of one of its modalities; see `ModelSpec.modalities`.
 
     Args:
         spec: of the encoder.
@@ -193,11 +225,10 @@ def check_bands(spec: ModelSpec, bands: Sequence[str] | int) -> None:
     Raises:
         CheckpointError: naming both lists.
     """
-    wanted = ", ".join(spec.bands)
+    accepted = " or ".join(", ".join(taken) for taken in spec.modalities)
     if isinstance(bands, int):
-        if bands != len(spec.bands):
-            raise CheckpointError(
-                f"the image has {bands} bands, the encoder takes {len(spec.bands)} ({wanted}); send these bands, in this order"
-            )
-    elif tuple(bands) != spec.bands:
-        raise CheckpointError(f"the imagery has bands {', '.join(bands)}; the encoder takes {wanted}; set rasters.bands to [{wanted}]")
+        if bands not in map(len, spec.modalities):
+            wanted = " or ".join(str(len(taken)) for taken in spec.modalities)
+            raise CheckpointError(f"the image has {bands} bands, the encoder takes {wanted} ({accepted}); send these bands, in this order")
+    elif tuple(bands) not in spec.modalities:
+        raise CheckpointError(f"the imagery has bands {', '.join(bands)}; the encoder takes {accepted}; set rasters.bands to one of these")

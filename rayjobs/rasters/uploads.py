@@ -36,8 +36,8 @@ _BANDS = {"L": 1, "RGB": 3, "RGBA": 3}
 class UploadLimits:
     """What an image's header must say, so that the image is decoded."""
 
-    bands: tuple[str, ...]
-    """The encoder's, in order; the image must have as many."""
+    modalities: tuple[tuple[str, ...], ...]
+    """The encoder's bands, in order, and those of each part of them that will do; the image must have as many as one of these."""
     dtype: str
     """Of the tiles' values."""
     max_pixels: int
@@ -54,11 +54,9 @@ class UploadLimits:
 
     def check_bands(self, count: int) -> None:
         """Refuse another number of bands than the encoder's. Raises `QueryError`."""
-        if count != len(self.bands):
-            raise QueryError(
-                f"the image has {count} bands, the encoder takes {len(self.bands)} ({', '.join(self.bands)}); "
-                "send these bands, in this order"
-            )
+        if count not in map(len, self.modalities):
+            taken = " or ".join(f"{len(bands)} ({', '.join(bands)})" for bands in self.modalities)
+            raise QueryError(f"the image has {count} bands, the encoder takes {taken}; send these bands, in this order")
 
     def check_kind(self, dtype: Any) -> None:
         """Refuse values of another kind than the tiles', which the encoder would take for dark or bright ones. Raises `QueryError`."""

@@ -84,7 +84,7 @@ class Ingress:
     def uploads_for(self, answers: Answers) -> UploadLimits:
         """Return what an uploaded image must keep to that is searched for in an index version."""
         return UploadLimits(
-            bands=answers.spec.bands,
+            modalities=answers.spec.modalities,
             dtype=answers.spec.dtype,
             max_pixels=int(self._service.max_upload_megapixels * 1e6),
             max_bytes=int(self._service.max_decoded_mb * _MEBIBYTE),

@@ -85,14 +85,17 @@ class Encoder:
 
 
 async def embed_together(asked: Sequence[tuple[LoadedEncoder, Image]]) -> list[Array]:
-    """Embed images, those of one encoder in one go; while another version is taken up there are two encoders.
+    """Embed images, those of one encoder and number of bands in one go; while another version is taken up there are two encoders.
 
     Returns:
         (dim,) float32 for each image, in their order.
     """
     embedded: list[Array] = [np.empty(0)] * len(asked)
-    for encoder in {id(encoder): encoder for encoder, _ in asked}.values():
-        places = [place for place, (wanted, _) in enumerate(asked) if wanted is encoder]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for place, (encoder, (pixels, _)) in enumerate(asked):
+        alike.setdefault((id(encoder), len(pixels)), []).append(place)
+    for places in alike.values():
+        encoder = asked[places[0]][0]
         vectors = await asyncio.to_thread(encoder.embed, [asked[place][1] for place in places])
         for place, vector in zip(places, vectors, strict=True):
             embedded[place] = vector

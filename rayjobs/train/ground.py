@@ -14,6 +14,7 @@ from rayjobs.errors import TrainingError
 from rayjobs.metric.guards import (
     ROUNDING,
     BeyondPositivesGuard,
+    DateGuard,
     DistanceGuard,
     Guard,
     LabelGuard,
@@ -179,6 +180,8 @@ def guards_of(experiment: Experiment, ground: Ground) -> list[Guard]:
     guards: list[Guard] = []
     if mining.place:
         guards.append(PlaceGuard(ground.places))
+    if mining.date and supervision == "places":
+        guards.append(DateGuard(ground.dates))
     if mining.overlap:
         guards.append(OverlapGuard(ground.positions, ground.reaches))
     if mining.distance:

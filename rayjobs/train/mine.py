@@ -260,10 +260,16 @@ def mined_with(
         max_candidates=settings.max_candidates,
         device=device,
         positives=settings.positives,
-        known=_KnownAmong(supervision, rows, len(ground.tile_ids)) if settings.positives or settings.beyond_positives else None,
+        known=_KnownAmong(supervision, rows, len(ground.tile_ids)) if _asks_positives(settings) else None,
+        skip_in_top=settings.skip_in_top,
         exact_up_to=settings.exact_up_to,
     )
     return mined.of_set(rows, len(ground.tile_ids)), {"mine/embed_s": embedded - begun, "mine/search_s": time.monotonic() - embedded}
+
+
+def _asks_positives(settings: MiningSection) -> bool:
+    """Tell whether mining compares anchors with their known positives."""
+    return bool(settings.positives or settings.beyond_positives or settings.skip_in_top)
 
 
 class _KnownAmong:
@@ -289,6 +295,7 @@ def mine_all(
     device: torch.device,
     positives: int = 0,
     known: Callable[..., IntArray] | None = None,
+    skip_in_top: int | None = None,
     exact_up_to: int = 3_000_000,
 ) -> Mined:
     """Find every tile's hardest negatives and positives, each rank its share of the canonical blocks of anchors.
@@ -300,7 +307,8 @@ def mine_all(
         max_candidates: most similar tiles that are looked at per tile; and most of its known positives.
         device: where to compare.
         positives: wanted per tile.
-        known: as `Supervision.known_positives`; None where neither `positives` nor a guard asks.
+        known: as `Supervision.known_positives`; None where nobody asks.
+        skip_in_top: as `rayjobs.metric.mining.mine`.
         exact_up_to: tiles above which an index is searched.
 
     Raises:
@@ -314,7 +322,10 @@ def mine_all(
     def mined(block: slice) -> tuple[slice, MinedBlock, MinedPositives | None]:
         alike = None if bounded is None else mine_positives(vectors, block, bounded, positives=positives)
         ceilings = None if alike is None else alike.ceilings
-        return block, mine(ranking, block, guards, negatives=negatives, max_candidates=max_candidates, ceilings=ceilings), alike
+        mined_here = mine(
+            ranking, block, guards, negatives=negatives, max_candidates=max_candidates, ceilings=ceilings, skip_in_top=skip_in_top
+        )
+        return block, mined_here, alike
 
     for part in _in_threads(mined, canonical_blocks(len(vectors), _SEARCH_BLOCK)[rank() :: world_size()]):
         found.take(*part)

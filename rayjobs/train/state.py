@@ -151,6 +151,8 @@ def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> Stat
     settings, model = plan.experiment.train, plan.experiment.model
     module = cast("Encoder", build(plan.spec, settings.seed, pretrained=model.pretrained, rgb=model.rgb)).to(device)
     module.freeze(model.freeze)
+    if module.fusion is not None and model.fusion is not None:
+        module.fusion.dropout = model.fusion.dropout
     if settings.activation_checkpointing:
         module.checkpoint_activations()
     if settings.sync_batch_norm:

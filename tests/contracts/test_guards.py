@@ -19,6 +19,7 @@ COUNT, NEGATIVES, DEPTH = 150, 4, 60
 
 SWITCHES = {
     "place": (True, False, {}),
+    "date": (True, False, {"supervision": "places"}),
     "overlap": (True, False, {}),
     "distance": (True, False, {}),
     "label": (True, False, {"supervision": "labels"}),
@@ -44,6 +45,7 @@ def world():
         reaches=rng.uniform(0.5, 1.5, COUNT),
         places=rng.integers(0, 20, COUNT),
         scenes=rng.integers(0, 5, COUNT),
+        dates=rng.integers(0, 4, COUNT),
         labels=rng.integers(-1, 3, COUNT),
         fractions=rng.dirichlet([0.5, 0.5, 0.5], COUNT).astype(np.float32),
     )
@@ -94,6 +96,7 @@ class Pair(NamedTuple):
 
 RULES = {
     "place": lambda pair: len(set(pair.of("places"))) == 1,
+    "date": lambda pair: len(set(pair.of("dates"))) == 1,
     "overlap": lambda pair: pair.apart < sum(pair.of("reaches")),
     "distance": lambda pair: not 4 <= pair.apart / max(pair.of("sizes")) <= 15,
     "label": lambda pair: pair.of("labels") in {(0, 0), (1, 1), (2, 2)},

@@ -26,6 +26,7 @@ from rayjobs.metric.section import (
     NTXentLossSection,
     ProxyAnchorLossSection,
     QuadrupletLossSection,
+    SiameseLossSection,
     SoftmaxLossSection,
     SupConLossSection,
     TripletLossSection,
@@ -49,6 +50,8 @@ SECTIONS = [
     ContrastiveLossSection(kind="contrastive", pos_margin=0.0, neg_margin=0.9, distance="cosine"),
     MultiSimilarityLossSection(kind="multi_similarity", alpha=2.0, beta=20.0, base=0.4),
     CircleLossSection(kind="circle", margin=0.4, gamma=8.0),
+    SiameseLossSection(kind="siamese"),
+    SiameseLossSection(kind="siamese", alpha=0.75, gamma=2.0),
     ProxyAnchorLossSection(kind="proxy_anchor", margin=0.1, alpha=8.0),
     SoftmaxLossSection(kind="softmax", temperature=0.1),
     MagnetLossSection(kind="magnet", alpha=1.0),
@@ -234,6 +237,19 @@ def naive_circle(w, section, weights_at=None):
     return mean_above_0(losses)
 
 
+def naive_siamese(w, section, weight=None, bias=None):
+    weight = [-1.0] * len(w.anchors[0]) if weight is None else weight
+    bias = torch.tensor(1.5 * math.sqrt(len(weight) / math.pi)).item() if bias is None else bias  # as float32 holds it
+
+    def p(left, right):
+        return 1 / (1 + math.exp(-bias - sum(v * abs(x - y) for v, x, y in zip(weight, left, right, strict=True))))
+
+    alike = (p(w.anchors[a], w.others[q]) for a, q in w.positive)
+    unlike = (p(w.anchors[a], w.others[n]) for a, n in w.negative)
+    pulls = [-section.alpha * (1 - x) ** section.gamma * math.log(x) for x in alike]
+    return mean(pulls) + mean(-(1 - section.alpha) * x**section.gamma * math.log(1 - x) for x in unlike)
+
+
 def naive_proxy_anchor(rows, groups, section, loss):
     proxies = [unit(row) for row in loss.formula.proxies.tolist()]
     pulls, pushes = [], []
@@ -302,6 +318,7 @@ ON_LISTS = {
     "contrastive": naive_contrastive,
     "multi_similarity": naive_multi_similarity,
     "circle": naive_circle,
+    "siamese": naive_siamese,
 }
 ON_CLASSES = {"proxy_anchor": naive_proxy_anchor, "softmax": naive_softmax, "magnet": naive_magnet}
 
@@ -439,7 +456,7 @@ def test_a_single_triplet_counts(section):
     one = (torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))
     if section.kind == "quadruplet" and section.form == "ratio":  # it is defined on quadruplets alone
         one = (torch.tensor([0]), torch.tensor([1]), torch.tensor([0, 3]), torch.tensor([2, 2]))
-    assert made(section)(embeddings, torch.tensor([0, 0, 1, 2]), one).item() > 0.01
+    assert build_loss(section, dim=2, classes=CLASSES)(embeddings, torch.tensor([0, 0, 1, 2]), one).item() > 0.01
 
 
 @every_loss
@@ -462,7 +479,7 @@ def test_gradients_are_those_of_the_values(section):
         given["clusters"] = torch.arange(8) // 2
     assert loss(embeddings, groups, pairs(groups), **given) > 0
     assert torch.autograd.gradcheck(lambda x, *_: loss(x, groups, pairs(groups), **given), inputs, eps=1e-6, atol=1e-6)
-    assert len(inputs) == 1 + (section.kind in {"proxy_anchor", "softmax"})
+    assert len(inputs) == 1 + {"proxy_anchor": 1, "softmax": 1, "siamese": 2}.get(section.kind, 0)
 
 
 @pytest.mark.parametrize("section", [section for section in ON_TUPLES if section.kind != "circle"], ids=name)
@@ -550,6 +567,28 @@ def test_ntxent_equals_the_librarys():
     embeddings, groups = batch(1)
     found = build_loss(NTXentLossSection(kind="ntxent", temperature=0.3))(embeddings, groups, pairs(groups))
     assert found.item() == pytest.approx(library.NTXentLoss(temperature=0.3)(embeddings, groups).item(), rel=1e-12)
+
+
+def test_siamese_pairs_are_weighed_by_what_is_learned():
+    section = SiameseLossSection(kind="siamese", alpha=0.25, gamma=2.0)
+    embeddings, groups = batch(5)
+    loss = made(section)
+    with torch.no_grad():
+        loss.formula.weight.copy_(torch.tensor([2.0, -1.5, 0.0, 0.5, -3.0, 1.0]))
+        loss.formula.bias.fill_(0.5)
+    tuples = pairs(groups)
+    expected = naive_siamese(world(embeddings, groups, tuples), section, loss.formula.weight.tolist(), 0.5)
+    assert loss(embeddings, groups, tuples).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("alike", "alpha", "expected"), [(True, 0.75, 0.0240756), (True, 0.25, 0.0080252), (False, 0.75, 0.147487)])
+def test_focal_losses_are_those_of_the_published_system(alike, alpha, expected):
+    loss = made(SiameseLossSection(kind="siamese", alpha=alpha, gamma=2.0))
+    with torch.no_grad():
+        loss.formula.weight.zero_()
+        loss.formula.bias.fill_(math.log(0.7 / 0.3))  # p = 0.7 of every pair
+    groups = torch.tensor([0, 0 if alike else 1])
+    assert loss(torch.eye(2, DIM), groups, pairs(groups)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_distances_have_one_sign_and_known_values():

@@ -13,6 +13,7 @@ from rayjobs.metric.losses.ntxent import NTXentLoss
 from rayjobs.metric.losses.protocol import ClassLoss, Loss, Part, TupleLoss
 from rayjobs.metric.losses.proxy_anchor import ProxyAnchorLoss
 from rayjobs.metric.losses.quadruplet import QuadrupletLoss
+from rayjobs.metric.losses.siamese import SiameseLoss
 from rayjobs.metric.losses.softmax import SoftmaxLoss
 from rayjobs.metric.losses.supcon import SupConLoss
 from rayjobs.metric.losses.triplet import TripletLoss
@@ -30,6 +31,7 @@ __all__ = [
     "Part",
     "ProxyAnchorLoss",
     "QuadrupletLoss",
+    "SiameseLoss",
     "SoftmaxLoss",
     "SupConLoss",
     "TripletLoss",
@@ -46,6 +48,7 @@ LOSSES: dict[str, type[Loss]] = {
     "multi_similarity": MultiSimilarityLoss,
     "circle": CircleLoss,
     "proxy_anchor": ProxyAnchorLoss,
+    "siamese": SiameseLoss,
     "softmax": SoftmaxLoss,
     "magnet": MagnetLoss,
 }
@@ -56,8 +59,8 @@ def build_loss(section: LossSection, *, dim: int | None = None, classes: int | N
 
     Args:
         section: which loss, and its parameters.
-        dim: of the embeddings; for losses with learned class weights alone, like what follows.
-        classes: how many there are; groups of a batch are then numbers below it.
+        dim: of the embeddings; for losses that learn weights.
+        classes: how many there are; groups of a batch are then numbers below it. For losses with learned class weights, as what follows.
         seed: of the first weights, which are so the same on all ranks.
 
     Raises:
@@ -65,6 +68,8 @@ def build_loss(section: LossSection, *, dim: int | None = None, classes: int | N
     """
     make: Callable[..., Loss] = LOSSES[section.kind]
     parameters = {name: value for name, value in vars(section).items() if name != "kind"}
+    if LOSSES[section.kind] is SiameseLoss:
+        return make(**parameters, dim=dim)
     if not issubclass(LOSSES[section.kind], ClassLoss):
         return make(**parameters)
     if dim is None or not classes:

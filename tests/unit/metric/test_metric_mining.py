@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rayjobs.errors import TrainingError
 from rayjobs.metric import mining, ranking
-from rayjobs.metric.guards import DistanceGuard, LabelGuard, OverlapGuard, Pairs
+from rayjobs.metric.guards import DistanceGuard, LabelGuard, OverlapGuard, Pairs, PlaceGuard
 from rayjobs.metric.ranking import ExactRanking, canonical_blocks
 
 
@@ -218,3 +218,18 @@ def test_anchors_whose_short_ranking_does_not_suffice_are_ranked_farther_and_cou
     found = mine(vectors, slice(0, 300), [LabelGuard(labels)], negatives=2, max_candidates=200)
     assert (found.candidates[:150] >= 150).all()
     assert found.refused == {"label": 150 * 149}
+
+
+def test_anchors_whose_positive_is_near_the_top_get_no_negatives():
+    vectors = torch.nn.functional.normalize(torch.tensor([[1, 0], [0.99, 0.1], [0.9, 0.4], [0.7, 0.7], [0.0, 1.0]]), dim=1).numpy()
+    similar = vectors @ vectors.T
+    ceilings = np.array([similar[0, 2], similar[1, 4], similar[2, 3], np.inf, similar[4, 3]], np.float32)
+    known = PlaceGuard(np.array([0, 1, 0, 2, 3]))  # 0 and 2 show one place
+
+    def found(skip):
+        return mine(vectors, slice(0, 5), [known], negatives=3, max_candidates=5, ceilings=ceilings, skip_in_top=skip).candidates.tolist()
+
+    everyone = found(None)
+    assert everyone[0] == [1, 3, 4]
+    assert found(1) == [everyone[0], everyone[1], everyone[2], [-1] * 3, [-1] * 3]  # of 4 the positive itself is the most similar
+    assert found(2) == [[-1] * 3, everyone[1], [-1] * 3, [-1] * 3, [-1] * 3]

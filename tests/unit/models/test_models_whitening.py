@@ -99,3 +99,13 @@ def test_what_cannot_be_whitened_is_refused():
         build_section(ModelSection, {"projection": "none", "whitening": 0.3})
     with pytest.raises(ConfigError, match=r"no more numbers than the 512 features of resnet10t; lower model\.dim \(513\)"):
         made(dim=513)
+
+
+def test_very_many_features_are_whitened_in_their_strongest_directions(monkeypatch):
+    features = torch.randn(60, 40, generator=torch.Generator().manual_seed(3)) * torch.logspace(1, -2, 40) + 5
+    exact = whitening(features, 6, 0.1)
+    monkeypatch.setattr("rayjobs.models.whitening._MANY", 30)
+    found = whitening(features, 6, 0.1)
+    made, expected = (features @ each.weight.T + each.bias for each in (found, exact))
+    assert torch.allclose(made.abs(), expected.abs(), atol=1e-2)
+    assert torch.equal(found.weight, whitening(features, 6, 0.1).weight)

@@ -61,7 +61,7 @@ class Service:
 
     def uploads_for(self, answers):
         assert answers is self.answers
-        return UploadLimits(bands=("red", "green", "blue"), dtype="uint8", max_pixels=10_000, max_bytes=30_000)
+        return UploadLimits(modalities=(("red", "green", "blue"),), dtype="uint8", max_pixels=10_000, max_bytes=30_000)
 
     async def embed(self, pixels, valid, answers):
         assert answers is self.answers

@@ -27,7 +27,7 @@ REFUSALS = (UploadError, UploadTooLargeError)
 
 def read(data, *, bands=3, dtype="uint8", max_pixels=LIMIT, max_bytes=10**9):
     names = tuple(f"b{number}" for number in range(bands))
-    return read_upload(data, UploadLimits(bands=names, dtype=dtype, max_pixels=max_pixels, max_bytes=max_bytes))
+    return read_upload(data, UploadLimits(modalities=(names,), dtype=dtype, max_pixels=max_pixels, max_bytes=max_bytes))
 
 
 def encoded(array, form, mode=None, **options):
@@ -348,7 +348,7 @@ def test_a_geotiff_is_read_at_the_encoder_s_resolution(size_m):
     corner = rasterio.Affine(size_m, 0, 500_000 - 100 * size_m, 0, -size_m, 100 * size_m)
     pixels = read_upload(
         on_the_ground(ramp(200, 200), UTM, corner),
-        UploadLimits(bands=("x", "y"), dtype="float32", max_pixels=10**6, max_bytes=10**7),
+        UploadLimits(modalities=(("x", "y"),), dtype="float32", max_pixels=10**6, max_bytes=10**7),
         like=TileGround(resolution_m=10.0, side=32),
     )
     assert pixels.values.shape == (2, 32, 32)
@@ -364,7 +364,7 @@ def test_pixels_that_are_not_square_on_the_ground_become_so():
     values = ramp(100, 200)
     pixels = read_upload(
         on_the_ground(values, rasterio.CRS.from_epsg(4326), rasterio.Affine(degrees, 0, 10, 0, -degrees, 60)),
-        UploadLimits(bands=("x", "y"), dtype="float32", max_pixels=10**6, max_bytes=10**7),
+        UploadLimits(modalities=(("x", "y"),), dtype="float32", max_pixels=10**6, max_bytes=10**7),
         like=TileGround(resolution_m=10.0, side=32),
     )
     assert np.ptp(pixels.values[0, 16]) == pytest.approx(62, abs=2)
@@ -375,7 +375,7 @@ def test_what_a_small_geotiff_does_not_reach_is_not_valid():
     corner = rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000)
     pixels = read_upload(
         on_the_ground(noise(2, 20, 8, dtype=np.float32) + 1, UTM, corner),
-        UploadLimits(bands=("x", "y"), dtype="float32", max_pixels=10**6, max_bytes=10**7),
+        UploadLimits(modalities=(("x", "y"),), dtype="float32", max_pixels=10**6, max_bytes=10**7),
         like=TileGround(resolution_m=10.0, side=32),
     )
     assert pixels.values.shape == (2, 32, 32)
@@ -388,7 +388,9 @@ def test_coarse_pixels_far_larger_than_a_tile_take_no_more_memory():
     corner = rasterio.Affine(100_000, 0, 0, 0, -100_000, 0)
     data = on_the_ground(noise(1, 50, 50), UTM, corner)
     pixels = read_upload(
-        data, UploadLimits(bands=("x",), dtype="uint8", max_pixels=2500, max_bytes=2500), like=TileGround(resolution_m=10.0, side=32)
+        data,
+        UploadLimits(modalities=(("x",),), dtype="uint8", max_pixels=2500, max_bytes=2500),
+        like=TileGround(resolution_m=10.0, side=32),
     )
     assert pixels.values.shape == (1, 32, 32)
     assert pixels.valid.all()
@@ -397,8 +399,10 @@ def test_coarse_pixels_far_larger_than_a_tile_take_no_more_memory():
 @pytest.mark.parametrize("like", [None, TileGround(resolution_m=10.0, side=32)])
 def test_an_image_that_lies_nowhere_is_read_whole(like):
     values = noise(3, 12, 10)
-    pixels = read_upload(geotiff(values), UploadLimits(bands=("r", "g", "b"), dtype="uint8", max_pixels=10**6, max_bytes=10**7), like=like)
+    pixels = read_upload(
+        geotiff(values), UploadLimits(modalities=(("r", "g", "b"),), dtype="uint8", max_pixels=10**6, max_bytes=10**7), like=like
+    )
     assert np.array_equal(pixels.values, values)
     assert read_upload(
-        encoded(noise(9, 7, 3), "PNG"), UploadLimits(bands=("r", "g", "b"), dtype="uint8", max_pixels=99, max_bytes=999), like=like
+        encoded(noise(9, 7, 3), "PNG"), UploadLimits(modalities=(("r", "g", "b"),), dtype="uint8", max_pixels=99, max_bytes=999), like=like
     ).valid.shape == (9, 7)
