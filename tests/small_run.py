@@ -53,6 +53,7 @@ def opened(uri: str, token: str, *, keep_checkpoints: int = 2) -> SimpleNamespac
         fractions=np.empty((COUNT, 0), np.float32),
         places=np.arange(COUNT),
         scenes=np.zeros(COUNT, np.int64),
+        dates=np.zeros(COUNT, np.int64),
     )
     pixels = np.random.default_rng(0).integers(0, 255, (COUNT, 1, SIDE, SIDE)).astype(np.uint8)
     told = SimpleNamespace(messages=[])

@@ -44,6 +44,7 @@ def world():
         reaches=rng.uniform(0.5, 1.5, COUNT),
         places=rng.integers(0, 20, COUNT),
         scenes=rng.integers(0, 5, COUNT),
+        dates=np.zeros(COUNT, np.int64),
         labels=rng.integers(-1, 3, COUNT),
         fractions=rng.dirichlet([0.5, 0.5, 0.5], COUNT).astype(np.float32),
     )

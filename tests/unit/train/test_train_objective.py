@@ -27,6 +27,7 @@ def ground(classes: int = 4) -> Ground:
         reaches=side,
         places=np.arange(COUNT),
         scenes=np.zeros(COUNT, np.int64),
+        dates=np.zeros(COUNT, np.int64),
         labels=np.arange(COUNT) % classes,
         fractions=np.eye(classes, dtype=np.float32)[np.arange(COUNT) % classes],
     )
