@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 """Raised when the same tiles and backbone would give other numbers, or other files."""
-_PART = 512
-"""Tiles of a file."""
+_LEAST, _MOST, _FILES = 64, 1024, 256
+"""Tiles of a file, and files of a set of middle size: enough for the ranks to share, few enough to be read."""
 
 
 def check_frozen(experiment: Experiment) -> None:
@@ -210,7 +210,8 @@ class _Wanted:
             yield {"index": np.arange(part.start, part.stop), "features": _unpacked(data, self._shape_of(part))}
 
     def _parts(self) -> list[tuple[int, slice]]:
-        return list(enumerate(canonical_blocks(self.shape[0], _PART)))
+        tiles = self.shape[0]
+        return list(enumerate(canonical_blocks(tiles, min(_MOST, max(_LEAST, tiles // _FILES)))))
 
     def _shape_of(self, part: slice) -> tuple[int, ...]:
         return (part.stop - part.start, *self.shape[1:])

@@ -418,8 +418,8 @@ class _Listener:
 
     def _features(self, message: dict[str, Any]) -> None:
         came = f"computed in {message['seconds']:.1f} s" if message["computed"] else "found in the workspace"
-        versions = f" in {message['versions']} versions" if message["versions"] > 1 else ""
-        self._console.say(f"train/features   of {message['tiles']:,} tiles{versions}: {came}")
+        versions = f"{message['versions']} version{'s' if message['versions'] > 1 else ''}"
+        self._console.say(f"train/features   {message['tiles']:,} tiles in {versions}: {came}")
 
     def _damaged(self, message: dict[str, Any]) -> None:
         self._console.say(f"train            {message['text']}")
