@@ -101,7 +101,7 @@ def train(
     begin(cast("Encoder", state.module))
     state.parallel = wrapped(cast("Encoder", state.module))
     chips = ChipCache(pixels=images.pixels, valid=np.ones((len(images.pixels), *images.pixels.shape[2:]), bool))
-    on = Bench(plan=plan, ground=ground, chips=chips, device=device, objective=objective)
+    on = Bench(plan=plan, ground=ground, shown=chips, device=device, objective=objective)
     supervision = supervise(experiment, ground)
     steps = steps_per_epoch(experiment, supervision)
     while state.epoch < experiment.train.epochs:

@@ -157,12 +157,12 @@ def measure(config: Mapping[str, Any]) -> None:
     bench = {"ours": held, "fed": mapped}
 
     def trained(side: str) -> list[float]:
-        on = Bench(plan=plan, ground=ground, chips=bench[side], device=device, objective=objective)
+        on = Bench(plan=plan, ground=ground, shown=bench[side], device=device, objective=objective)
         state.epoch, state.step = 0, 0  # the same epoch each time
         return [train_epoch(on, state, loop.plan_next(on, state, supervision, steps))["train/loss"]]
 
-    check_alike(plain, Bench(plan=plan, ground=ground, chips=held, device=device, objective=objective), state)
-    planned = loop.plan_next(Bench(plan=plan, ground=ground, chips=held, device=device, objective=objective), state, supervision, steps)
+    check_alike(plain, Bench(plan=plan, ground=ground, shown=held, device=device, objective=objective), state)
+    planned = loop.plan_next(Bench(plan=plan, ground=ground, shown=held, device=device, objective=objective), state, supervision, steps)
     work = {
         "plain": lambda: plain.epoch(planned.members, planned.groups),
         "ours": lambda: trained("ours"),
@@ -200,11 +200,10 @@ def check_alike(plain: PlainLoop, on: Bench, state: Any) -> None:
     plain.head.load_state_dict(
         {name.removeprefix("projection."): value for name, value in weights.items() if name.startswith("projection.")}
     )
-    rows = np.linspace(0, len(on.chips.pixels) - 1, BATCH).astype(np.int64)
+    rows = np.linspace(0, len(on.shown) - 1, BATCH).astype(np.int64)
     groups = torch.arange(BATCH // 2).repeat_interleave(2).to(on.device)
     theirs = plain.step(plain.chips(rows).float(), groups)
-    pixels, valid = (torch.from_numpy(part[rows]).to(on.device) for part in (on.chips.pixels, on.chips.valid))
-    mine = learn(on, state, pixels, valid, Batch(items=rows, groups=groups, clusters=None, seed=0))
+    mine = learn(on, state, on.shown.read(rows, on.device), Batch(items=rows, groups=groups, clusters=None, seed=0))
     if abs(mine - theirs) > 1e-3 * theirs:
         raise RuntimeError(f"the sides compute different losses: ours {mine}, plain {theirs}")
 

@@ -90,6 +90,11 @@ class Workspace:
         return Artefact(self.store, "sets", self._settings.set or self._name)
 
     @property
+    def features(self) -> Artefact:
+        """The features of the set's tiles by frozen backbones."""
+        return Artefact(self.store, "features", self._settings.set or self._name)
+
+    @property
     def checkpoints(self) -> Artefact:
         """The checkpoints of the training run."""
         return Artefact(self.store, f"runs/{self.run}", "checkpoints")

@@ -355,7 +355,7 @@ class Artefact:
 
     store: Store
     kind: str
-    """`sets`, `embeddings`, `indexes`, or `runs/<run>` for what belongs to a run."""
+    """`sets`, `features`, `embeddings`, `indexes`, or `runs/<run>` for what belongs to a run."""
     name: str
 
     @property

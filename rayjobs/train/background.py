@@ -14,10 +14,10 @@ from rayjobs.cluster.failures import own_error
 from rayjobs.errors import CheckpointError, NotFoundError, StorageError
 from rayjobs.models.checkpoint import from_files
 from rayjobs.train import cache as chip_cache
-from rayjobs.train.distributed import rank
+from rayjobs.train.distributed import from_rank_zero, rank
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import mined_with
-from rayjobs.train.state import MinedTable, from_rank_zero, make_way, mined_table, publish_table, published_tiles
+from rayjobs.train.state import MinedTable, make_way, mined_table, publish_table, published_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """The decoded chips of the training split in files that all workers of a node map into memory.
 
-Filled once per node, from the workspace's shards through Ray Data; batches then read any tile at the cost of memory.
+Filled once per node, from the workspace's shards through Ray Data; batches then read any tile at the cost of memory. `Shown` is what they
+are read by, as are the features that may take the place of chips (`rayjobs.train.features`).
 """
 
 from __future__ import annotations
@@ -13,22 +14,32 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pyarrow.compute as pc
 import ray.data
+import torch
 
 from rayjobs.embed.stack import stack
+from rayjobs.models.encoder import Encoder, Features
 from rayjobs.tiles import chips
 from rayjobs.tiles.chips import shard_name
+from rayjobs.train.augment import augment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
 
+    from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
+    from rayjobs.train.augment import Draws
+    from rayjobs.train.section import AugmentSection
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+Inputs = tuple[torch.Tensor, ...]
+"""What a network is called with: (batch, ...) each."""
 
 _DECODERS = 4
 """Most shards decoded at a time."""
@@ -38,14 +49,62 @@ _KEPT_S = 3 * 24 * 3600
 """How long chips stay on a node after their last use."""
 
 
+class Shown(Protocol):
+    """What networks are shown of some tiles, by index among them, sorted by tile id."""
+
+    def __len__(self) -> int:
+        """Return how many tiles there are."""
+
+    def read(self, rows: IntArray, device: torch.device, draws: Draws | None = None) -> Inputs:
+        """Return what is shown of the tiles `rows`, on the device: as they are, or where `draws` are given of versions that they choose."""
+
+    def augmented(self, inputs: Inputs, section: AugmentSection, spec: ModelSpec, draws: Draws) -> Inputs:
+        """Return what was read for training with the random changes of `train.augment`, as far as they are made now."""
+
+    def network_of(self, encoder: torch.nn.Module) -> torch.nn.Module:
+        """Return the part of an encoder that maps what is read to embeddings."""
+
+    def features_of(self, encoder: Encoder) -> torch.nn.Module:
+        """Return the part of an encoder that maps what is read to the backbone's features."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipCache:
-    """Chips by index among the training tiles, sorted by tile id."""
+    """Chips: what whole encoders are shown. See `Shown`."""
 
     pixels: np.ndarray[Any, Any]
     """(tiles, bands, height, width), mapped."""
     valid: np.ndarray[Any, np.dtype[np.bool_]]
     """(tiles, height, width), mapped; True means valid."""
+
+    def __len__(self) -> int:
+        """Return how many tiles there are."""
+        return len(self.pixels)
+
+    def read(self, rows: IntArray, device: torch.device, draws: Draws | None = None) -> Inputs:  # noqa: ARG002  there is one version
+        """Return pixels (batch, bands, height, width) and valid (batch, height, width)."""
+        return on_device((self.pixels[rows], self.valid[rows]), device)
+
+    def augmented(self, inputs: Inputs, section: AugmentSection, spec: ModelSpec, draws: Draws) -> Inputs:
+        """Change each image; see `rayjobs.train.augment`."""
+        pixels, valid = inputs
+        return augment(pixels, valid, section, spec.mean, spec.std, draws)
+
+    def network_of(self, encoder: torch.nn.Module) -> torch.nn.Module:
+        """Return the whole encoder."""
+        return encoder
+
+    def features_of(self, encoder: Encoder) -> torch.nn.Module:
+        """Return the encoder without its projection."""
+        return Features(encoder)
+
+
+def on_device(arrays: Iterable[np.ndarray[Any, Any]], device: torch.device) -> Inputs:
+    """Return arrays as tensors on a device."""
+    tensors = map(torch.from_numpy, arrays)
+    if device.type == "cuda":  # only from pinned memory does a copy not make the step wait
+        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+    return tuple(tensors)
 
 
 def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Dataset:
@@ -94,7 +153,13 @@ def drop_old(folder: Path) -> None:
 
 
 def fill(folder: Path, batches: Iterable[Mapping[str, Any]], count: int) -> None:
-    """Write a dataset's chips into `folder`, unless it holds them already; the folder appears whole or not at all."""
+    """Write the columns of batches into `folder`, unless it holds them already; the folder appears whole or not at all.
+
+    Args:
+        folder: which gets one file for each column.
+        batches: of arrays (rows, ...) by name, with the row of each tile as `index`.
+        count: of all tiles.
+    """
     if folder.exists():
         return
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
@@ -110,17 +175,25 @@ def fill(folder: Path, batches: Iterable[Mapping[str, Any]], count: int) -> None
 
 
 def _write(folder: Path, batches: Iterable[Mapping[str, Any]], count: int) -> None:
-    pixels = valid = None
+    files: dict[str, np.memmap[Any, Any]] = {}
     for batch in batches:
-        if pixels is None or valid is None:
-            shape = batch["pixels"].shape[1:]
-            pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", batch["pixels"].dtype, (count, *shape))
-            valid = np.lib.format.open_memmap(folder / "valid.npy", "w+", bool, (count, *shape[1:]))
-        pixels[batch["index"]] = batch["pixels"]
-        valid[batch["index"]] = batch["valid"]
+        for name in batch.keys() - {"index"}:
+            if name not in files:
+                shape = (count, *batch[name].shape[1:])
+                files[name] = np.lib.format.open_memmap(_file(folder, name), "w+", batch[name].dtype, shape)
+            files[name][batch["index"]] = batch[name]
+
+
+def _file(folder: Path, column: str) -> Path:
+    return folder / f"{column}.npy"
 
 
 def opened(folder: Path) -> ChipCache:
     """Map the chips of a filled folder into memory."""
+    return ChipCache(pixels=mapped(folder, "pixels"), valid=mapped(folder, "valid"))
+
+
+def mapped(folder: Path, column: str) -> np.ndarray[Any, Any]:
+    """Map a column of a filled folder into memory."""
     os.utime(folder)  # says that it is in use
-    return ChipCache(pixels=np.load(folder / "pixels.npy", mmap_mode="r"), valid=np.load(folder / "valid.npy", mmap_mode="r"))
+    return cast("np.ndarray[Any, Any]", np.load(_file(folder, column), mmap_mode="r"))

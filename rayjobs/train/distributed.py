@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional
+
+from rayjobs.errors import RayjobsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -76,6 +83,36 @@ def share_rows(rows: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(rows)
     return rows
+
+
+def from_rank_zero(value: T) -> T:
+    """Return what rank 0 has, on every rank, of any size."""
+    shared = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
+def found_by_rank_zero(find: Callable[[], T]) -> T:
+    """Have rank 0 alone find something, and every rank take it; where it fails with an error of ours, every rank raises it."""
+    found: T | RayjobsError | None = None
+    if rank() == 0:
+        try:
+            found = find()
+        except RayjobsError as error:
+            found = error
+    shared = from_rank_zero(found)
+    if isinstance(shared, RayjobsError):
+        raise shared
+    return cast("T", shared)
+
+
+def gathered(value: T) -> list[T]:
+    """Return what each rank has, in the order of ranks, on all."""
+    found = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
+    return found
 
 
 def agree_on_buffers(module: torch.nn.Module) -> None:

@@ -17,31 +17,29 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Embed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """From pixels and their validity to embeddings (rows, dim) float32."""
+    from rayjobs.train.cache import Inputs
+
+    Embed = Callable[..., torch.Tensor]
+    """From what is shown of tiles, such as pixels and their validity, to embeddings (rows, dim) float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Some tiles of this rank's share of a batch."""
 
-    pixels: torch.Tensor
-    """(rows, bands, height, width)."""
-    valid: torch.Tensor
-    """(rows, height, width) bool, True means valid."""
+    inputs: Inputs
+    """What is shown of them, (rows, ...) each."""
     random: list[torch.Tensor]
     """State of the random numbers, as of dropped units, with which it was embedded."""
 
 
-def in_parts(pixels: torch.Tensor, valid: torch.Tensor, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def in_parts(inputs: Inputs, count: int) -> list[Inputs]:
     """Cut a share of a batch into `count` parts; the same count on all ranks, which else would wait for each other."""
-    return list(zip(pixels.tensor_split(count), valid.tensor_split(count), strict=True))
+    return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
 
 
 @torch.no_grad()
-def embed_without_graph(
-    module: torch.nn.Module, embed: Embed, cut: list[tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[torch.Tensor, list[Part]]:
+def embed_without_graph(module: torch.nn.Module, embed: Embed, cut: list[Inputs]) -> tuple[torch.Tensor, list[Part]]:
     """Embed all parts, and leave the module as it was.
 
     Returns:
@@ -49,9 +47,9 @@ def embed_without_graph(
     """
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     rows, parts = [], []
-    for pixels, valid in cut:
-        parts.append(Part(pixels=pixels, valid=valid, random=_random_state(pixels.device)))
-        rows.append(embed(pixels, valid))
+    for inputs in cut:
+        parts.append(Part(inputs=inputs, random=_random_state(inputs[0].device)))
+        rows.append(embed(*inputs))
     for name, buffer in module.named_buffers():  # running statistics take in each tile once
         buffer.copy_(kept[name])
     return torch.cat(rows).requires_grad_(), parts
@@ -62,10 +60,11 @@ def pass_on(parallel: torch.nn.Module, embed: Embed, parts: list[Part], gradient
     start = 0
     for number, part in enumerate(parts):
         waiting = number < len(parts) - 1 and isinstance(parallel, DistributedDataParallel)
-        _set_random_state(part.random, part.pixels.device)
+        count = len(part.inputs[0])
+        _set_random_state(part.random, part.inputs[0].device)
         with parallel.no_sync() if waiting else contextlib.nullcontext():  # type: ignore[operator]  # DDP's own
-            embed(part.pixels, part.valid).backward(gradient[start : start + len(part.pixels)])  # type: ignore[no-untyped-call]  # torch's
-        start += len(part.pixels)
+            embed(*part.inputs).backward(gradient[start : start + count])  # type: ignore[no-untyped-call]  # torch's
+        start += count
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:

@@ -26,12 +26,14 @@ from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
 from rayjobs.tracking import Dataset, Model, Tracker, is_open, register, tracked
 from rayjobs.train import cache
+from rayjobs.train.features import check_frozen, feature_bytes
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.logged import mlflow_model
 from rayjobs.train.loop import loop, steps_per_epoch
 from rayjobs.train.mine import host_bytes
 from rayjobs.train.objective import check_objective
 from rayjobs.train.pinned import Pinned, decided
+from rayjobs.train.section import AugmentSection
 from rayjobs.train.state import TrainPlan, unfit
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
         "parameters": parameter_count(spec),
         "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
+        "feature_bytes": feature_bytes(settings, spec, tiles.num_rows),
         "mining_bytes_per_worker": host_bytes(
             experiment.mining,
             tiles=tiles.num_rows,
@@ -127,11 +130,13 @@ def check(experiment: Experiment, source: Version, ground: Ground) -> None:
     """Refuse an experiment that cannot be trained on a set, as far as that is known beforehand.
 
     Raises:
-        ConfigError: no such backbone, an encoder that does not fit the set, or a loss or miner that asks for what the tiles do not tell.
+        ConfigError: no such backbone, an encoder that does not fit the set, features kept of a backbone that learns, or a loss or miner
+            that asks for what the tiles do not tell.
         TrainingError: likewise.
     """
     backbones.require(experiment.model.backbone)
     encoder_spec(experiment, source)
+    check_frozen(experiment)
     check_objective(experiment, ground)
 
 
@@ -144,6 +149,9 @@ def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
     cpus = settings.workers[0] * (settings.cpus_per_worker or 1)
     if not is_joined(experiment.ray) and cpus > cpus_here(experiment.ray):
         found.append(f"train.num_workers want {cpus} CPUs, and this machine has {cpus_here(experiment.ray)}: training will not start")
+    if settings.frozen_features > 1 and settings.augment == AugmentSection(symmetries=False):
+        kept = f"train.frozen_features {settings.frozen_features}"
+        found.append(f"{kept} computes the same several times, since train.augment changes nothing; set it to 1")
     if settings.sync_batch_norm and experiment.ray.gpu == "no":
         found.append("train.sync_batch_norm works on GPUs alone, and ray.gpu is no: training will not start")
     return found
@@ -281,7 +289,7 @@ def tile_size(source: Version, experiment: Experiment) -> int:
 def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console, watch: Watch | None) -> None:
     settings = experiment.train
     tiles = training_tiles(source, experiment)
-    check_objective(experiment, ground_of(tiles, experiment))
+    check(experiment, source, ground_of(tiles, experiment))
     spec = encoder_spec(experiment, source)
     least, most = settings.workers
     cpus = settings.cpus_per_worker or even_cpus(most)
@@ -380,6 +388,7 @@ class _Listener:
         self._hear = {
             "begun": self._begun,
             "resumed": self._resumed,
+            "features": self._features,
             "damaged": self._damaged,
             "upload_failed": self._upload_failed,
             "cut_off": self._cut_off,
@@ -406,6 +415,11 @@ class _Listener:
     def _resumed(self, message: dict[str, Any]) -> None:
         steps = f" and {message['step']} steps" if message["step"] else ""
         self._console.say(f"train            continues from checkpoint {message['checkpoint']}: {message['epoch']} epochs{steps} are done")
+
+    def _features(self, message: dict[str, Any]) -> None:
+        came = f"computed in {message['seconds']:.1f} s" if message["computed"] else "found in the workspace"
+        versions = f"{message['versions']} version{'s' if message['versions'] > 1 else ''}"
+        self._console.say(f"train/features   {message['tiles']:,} tiles in {versions}: {came}")
 
     def _damaged(self, message: dict[str, Any]) -> None:
         self._console.say(f"train            {message['text']}")

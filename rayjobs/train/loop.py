@@ -11,15 +11,15 @@ import ray.train.torch
 
 from rayjobs.errors import CheckpointError, ConfigError, RetrievalError, TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
-from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
 from rayjobs.train.batches import EpochPlan, Supervision, dealt, plan_epoch
-from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
+from rayjobs.train.distributed import agree_on_weights, agreed, barrier, found_by_rank_zero, world_size
+from rayjobs.train.features import frozen_features
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
-from rayjobs.train.state import State, TrainPlan, found_by_rank_zero, initial, publish_mined, require_finite, restore, save
+from rayjobs.train.state import State, TrainPlan, initial, publish_mined, require_finite, restore, save
 from rayjobs.train.step import Bench, train_epoch
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from rayjobs.experiment import Experiment
+    from rayjobs.models.encoder import Encoder
+    from rayjobs.train.cache import Shown
     from rayjobs.train.section import TrainSection
 
 
@@ -53,11 +55,11 @@ def _train(plan: TrainPlan) -> None:
     ground = ground_of(tiles, plan.experiment)
     device = ray.train.torch.get_device()
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
-    chips = local_chips(plan, tiles)
-    held_out = local_chips(plan, plan.validation.tiles, "held_out") if plan.validation else None
-    on = Bench(plan=plan, ground=ground, chips=chips, device=device, objective=objective, held_out=held_out)
     supervision = supervise(plan.experiment, ground)
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
+    shown = _shown(plan, state, tiles, versions=settings.frozen_features)
+    held_out = _shown(plan, state, plan.validation.tiles, "held_out") if plan.validation else None
+    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, held_out=held_out)
     if not state.epoch and not state.step:
         begin_projection(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
@@ -95,7 +97,7 @@ def _validated(on: Bench, state: State) -> dict[str, float]:
     if validation is None or on.held_out is None:
         return {}
     require_finite(state, on.objective)
-    vectors = embed_all(state.learned, on.held_out, on.device).numpy()
+    vectors = embed_all(on.held_out.network_of(state.learned), on.held_out, on.device).numpy()
     measured = found_by_rank_zero(lambda: dict(validation.measure(vectors)))
     return {f"val/{name}": float(value) for name, value in measured.items()}
 
@@ -129,7 +131,7 @@ def begin_projection(on: Bench, state: State) -> None:
     """Begin with a whitening of the backbone's features, where one is wanted; the same on every rank."""
     encoder, shrinkage = cast("Encoder", state.module), on.plan.experiment.model.whitening
     if shrinkage is not None:
-        encoder.whiten(embed_all(Features(encoder), on.chips, on.device), shrinkage)
+        encoder.whiten(embed_all(on.shown.features_of(encoder), on.shown, on.device), shrinkage)
         agree_on_weights(encoder.projection)
 
 
@@ -137,6 +139,16 @@ def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:
     """Return how many batches make an epoch: as told, or as many as the training tiles fill."""
     settings = experiment.train
     return settings.steps_per_epoch or max(1, len(supervision.anchors) * settings.tiles_per_group // settings.batch_size)
+
+
+def _shown(plan: TrainPlan, state: State, tiles: pa.Table, dataset: str = "chips", versions: int = 1) -> Shown:
+    """Return what is shown of tiles: their chips, or where the backbone is frozen for good, its features."""
+    chips = functools.partial(local_chips, plan, tiles, dataset)
+    if not plan.experiment.train.frozen_features:
+        return chips()
+    fills = ray.train.get_context().get_local_rank() == 0
+    encoder = cast("Encoder", state.module)
+    return frozen_features(plan, encoder, tiles["tile_id"].to_pylist(), chips, versions=versions, fills=fills)
 
 
 def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips") -> chip_cache.ChipCache:
@@ -169,7 +181,8 @@ def _refresh(on: Bench, state: State, supervision: Supervision, background: Back
 
 def _mine(on: Bench, state: State, supervision: Supervision) -> None:
     """Mine with the current weights; every rank uses the table, rank 0 publishes it."""
-    mined, seconds = mined_with(on.plan.experiment, on.ground, supervision, state.module, on.chips, on.device)
+    network = on.shown.network_of(state.module)
+    mined, seconds = mined_with(on.plan.experiment, on.ground, supervision, network, on.shown, on.device)
     on.plan.tell("mined", epoch=state.epoch, refused=mined.refused, found=mined.counts, search=mined.search, **seconds)
     publish_mined(on.plan, state, mined, on.ground.tile_ids)
 
@@ -199,7 +212,7 @@ def _batches_of_clusters(on: Bench, state: State, rng: np.random.Generator, step
     """Plan batches of neighbouring clusters, found anew with the current weights when it is time; rank 0 finds them for all."""
     settings, train = on.plan.experiment.clustering, on.plan.experiment.train
     if state.clusters is None or state.epoch % settings.every == 0:
-        vectors = embed_all(state.module, on.chips, on.device).numpy()
+        vectors = embed_all(on.shown.network_of(state.module), on.shown, on.device).numpy()
         state.clusters = found_by_rank_zero(
             lambda: cluster(vectors, on.ground.labels, per_class=settings.per_class, seed=train.seed + state.epoch)
         )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rayjobs.metric.guards import Guard
     from rayjobs.metric.section import MiningSection
     from rayjobs.train.batches import Supervision
-    from rayjobs.train.cache import ChipCache
+    from rayjobs.train.cache import Inputs, Shown
     from rayjobs.train.ground import Ground
 
 T = TypeVar("T")
@@ -195,13 +195,13 @@ def host_bytes(settings: MiningSection, *, tiles: int, anchors: int, dim: int, t
 
 
 @torch.inference_mode()
-def embed_all(module: torch.nn.Module, cache: ChipCache, device: torch.device, rows: IntArray | None = None) -> torch.Tensor:
+def embed_all(module: torch.nn.Module, shown: Shown, device: torch.device, rows: IntArray | None = None) -> torch.Tensor:
     """Embed training tiles, each rank its share of the canonical blocks.
 
     Args:
-        module: the encoder.
-        cache: chips of all training tiles.
-        device: where the encoder is.
+        module: the encoder, or that part of it which takes what is shown.
+        shown: of all training tiles.
+        device: where the module is.
         rows: (tiles,) indices of those that are embedded, ascending; None for all.
 
     Returns:
@@ -210,48 +210,60 @@ def embed_all(module: torch.nn.Module, cache: ChipCache, device: torch.device, r
     agree_on_buffers(module)
     training = module.training
     module.eval()
-    rows = np.arange(len(cache.pixels)) if rows is None else rows
-    blocks = canonical_blocks(len(rows), _EMBED_BLOCK[device.type])[rank() :: world_size()]
+    rows = np.arange(len(shown)) if rows is None else rows
+    blocks = embed_blocks(len(rows), device)[rank() :: world_size()]
     vectors: torch.Tensor | None = None
-    for block, embedded in _embedded(module, cache, device, rows, blocks):
+    for block, embedded in embed_each(module, partial(shown.read, device=device), device, rows, blocks):
         if vectors is None:
             vectors = torch.zeros(len(rows), embedded.shape[1], device=device)
         vectors[block] = embedded
     if vectors is None:  # more ranks than blocks
-        vectors = torch.zeros(len(rows), module(*_chips(cache, rows[:2], device)).shape[1], device=device)
+        vectors = torch.zeros(len(rows), module(*shown.read(rows[:2], device)).shape[1], device=device)
     module.train(training)
     return share_rows(vectors).cpu()
 
 
-def _embedded(
-    module: torch.nn.Module, cache: ChipCache, device: torch.device, rows: IntArray, blocks: Sequence[slice]
+def embed_blocks(count: int, device: torch.device) -> list[slice]:
+    """Return the canonical blocks in which so many tiles are embedded."""
+    return canonical_blocks(count, _EMBED_BLOCK[device.type])
+
+
+def embed_each(
+    module: torch.nn.Module, read: Callable[[IntArray], Inputs], device: torch.device, rows: IntArray, blocks: Sequence[slice]
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Embed blocks: on a GPU one after the other, on a processor each on a thread of its own."""
+    """Embed blocks of the tiles `rows`: on a GPU one after the other, on a processor each on a thread of its own.
+
+    Args:
+        module: is called with what `read` returns of the tiles of a block.
+        read: from (tiles,) indices.
+        device: where the module is.
+        rows: (tiles,) indices.
+        blocks: of `rows`.
+
+    Returns:
+        each block with its embeddings (tiles of the block, dim) float32 on the device.
+    """
     on_gpu = device.type != "cpu"
     encode = module if on_gpu else module.forward  # a compiled call would be compiled anew for other threads and sizes
 
     @torch.inference_mode()
     def embedded(block: slice) -> tuple[slice, torch.Tensor]:
-        return block, encode(*_chips(cache, rows[block], device)).float()
+        return block, encode(*read(rows[block])).float()
 
     return map(embedded, blocks) if on_gpu else _in_threads(embedded, blocks)
 
 
-def _chips(cache: ChipCache, rows: IntArray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(np.array(cache.pixels[rows])).to(device), torch.from_numpy(np.array(cache.valid[rows])).to(device)
-
-
 def mined_with(
-    experiment: Experiment, ground: Ground, supervision: Supervision, module: torch.nn.Module, chips: ChipCache, device: torch.device
+    experiment: Experiment, ground: Ground, supervision: Supervision, module: torch.nn.Module, shown: Shown, device: torch.device
 ) -> tuple[Mined, dict[str, float]]:
-    """Mine the tiles that may be anchors, among each other, with a network's weights, as the experiment says.
+    """Mine the tiles that may be anchors, among each other, with a network that takes what is shown of them, as the experiment says.
 
     Returns:
         what was found, of all tiles; and the seconds that embedding and search took.
     """
     settings, rows = experiment.mining, np.sort(supervision.anchors)
     begun = time.monotonic()
-    vectors = embed_all(module, chips, device, rows)
+    vectors = embed_all(module, shown, device, rows)
     embedded = time.monotonic()
     mined = mine_all(
         vectors,

@@ -98,6 +98,11 @@ class TrainSection:
     statistics then move twice as fast."""
     sync_batch_norm: bool = False
     """Batch norms take their statistics over all workers' tiles instead of each worker's own; on GPUs alone."""
+    frozen_features: Annotated[int, pydantic.Field(ge=0, le=256)] = 0
+    """With `model.freeze: all`, versions of each tile of which the backbone's features are computed once, before training, and kept in the
+    workspace for all runs on the same tiles and backbone; steps, mining and validation then run the projection alone. 1: of the tile as it
+    is, so that nothing is augmented; more: further ones, changed by `augment`, of which each place of a batch draws one. 0: none, the
+    backbone sees each batch anew."""
     compile: bool = False
     """Compile the network (`torch.compile`), which takes minutes at the start and wants a C++ compiler on every node."""
     augment: AugmentSection = AugmentSection()

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import ray
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from rayjobs.errors import CheckpointError, NotFoundError, PublishConflictError, RayjobsError, StorageError, TrainingError
 from rayjobs.metric.clusters import Clusters
@@ -23,7 +22,8 @@ from rayjobs.models.checkpoint import fingerprint, from_files, read_training_sta
 from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
-from rayjobs.train.distributed import agreed, rank, world_size
+from rayjobs.train.distributed import agreed, from_rank_zero, rank, world_size
+from rayjobs.train.features import Projected
 from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import Mined, from_table
 
@@ -111,7 +111,7 @@ class State:
     module: torch.nn.Module
     """The encoder itself, not its DDP wrapping."""
     parallel: torch.nn.Module
-    """The encoder as DDP wraps it."""
+    """The encoder, or that part of it which is called in a step, as DDP wraps it."""
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     """Epochs completed."""
@@ -158,7 +158,8 @@ def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> Stat
     if settings.sync_batch_norm:
         _require_gpu(device)
         module.synchronise_batch_norms()
-    parallel = ray.train.torch.prepare_model(module) if world_size() > 1 else module
+    network = Projected(module) if settings.frozen_features else module
+    parallel = ray.train.torch.prepare_model(network) if world_size() > 1 else network
     average = WeightAverage(module, decay=settings.ema) if settings.ema else None
     if settings.compile:
         parallel.compile()
@@ -193,28 +194,6 @@ def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
         use_mined(plan, state, generation, tile_ids)
     plan.tell("resumed", epoch=state.epoch, step=state.step, checkpoint=name)
     return state
-
-
-def from_rank_zero(value: T) -> T:
-    """Return what rank 0 has, on every rank, of any size."""
-    shared = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(shared, 0)
-    return shared[0]
-
-
-def found_by_rank_zero(find: Callable[[], T]) -> T:
-    """Have rank 0 alone find something, and every rank take it; where it fails with an error of ours, every rank raises it."""
-    found: T | RayjobsError | None = None
-    if rank() == 0:
-        try:
-            found = find()
-        except RayjobsError as error:
-            found = error
-    shared = from_rank_zero(found)
-    if isinstance(shared, RayjobsError):
-        raise shared
-    return cast("T", shared)
 
 
 def _newest(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> tuple[str, int | None] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
 from rayjobs.errors import TrainingError
-from rayjobs.train.augment import Draws, augment
+from rayjobs.train.augment import Draws
 from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total, world_size
 from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
 from rayjobs.train.objective import Batch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayjobs.train.batches import EpochPlan
-    from rayjobs.train.cache import ChipCache
+    from rayjobs.train.cache import Inputs, Shown
     from rayjobs.train.ground import Ground
     from rayjobs.train.objective import Objective
     from rayjobs.train.state import State, TrainPlan
@@ -35,11 +35,12 @@ class Bench:
 
     plan: TrainPlan
     ground: Ground
-    chips: ChipCache
+    shown: Shown
+    """Of the training tiles: chips, or the features of a frozen backbone."""
     device: torch.device
     objective: Objective
-    held_out: ChipCache | None = None
-    """Chips of the tiles of `plan.validation`."""
+    held_out: Shown | None = None
+    """Of the tiles of `plan.validation`."""
 
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -53,13 +54,13 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callabl
     for step in range(first, steps):
         waiting = time.monotonic()
         draws = _seeded(settings.seed, epoch, step, batches.members.shape[1])
-        pixels, valid = _local_batch(on, batches.members[step])
+        inputs = on.shown.read(batches.members[step][draws.share], on.device, draws)
         waited += time.monotonic() - waiting
-        pixels, valid = augment(pixels, valid, settings.augment, on.plan.spec.mean, on.plan.spec.std, draws)
+        inputs = on.shown.augmented(inputs, settings.augment, on.plan.spec, draws)
         done = epoch * steps + step
         _set_rates(state.optimizer, done, warmup=settings.warmup_epochs * steps, total=settings.epochs * steps)
         learning = time.monotonic()
-        state.losses.append(learn(on, state, pixels, valid, _batch(on, batches, step, done)))
+        state.losses.append(learn(on, state, inputs, _batch(on, batches, step, done)))
         learned += time.monotonic() - learning
         state.step = step + 1
         if time.monotonic() - told > _TELL_EVERY_S:
@@ -88,15 +89,6 @@ def _seeded(seed: int, epoch: int, step: int, batch: int) -> Draws:
     return Draws(generator=torch.Generator().manual_seed(of_augmentation), batch=batch, share=share_of(batch))
 
 
-def _local_batch(on: Bench, members: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return this rank's consecutive share of a batch."""
-    mine = members[share_of(len(members))]
-    pixels, valid = torch.from_numpy(on.chips.pixels[mine]), torch.from_numpy(on.chips.valid[mine])
-    if on.device.type == "cuda":  # only from pinned memory does a copy not make the step wait
-        pixels, valid = pixels.pin_memory(), valid.pin_memory()
-    return pixels.to(on.device, non_blocking=True), valid.to(on.device, non_blocking=True)
-
-
 def _batch(on: Bench, batches: EpochPlan, step: int, done: int) -> Batch:
     clusters = None if batches.clusters is None else torch.from_numpy(batches.clusters[step]).to(on.device)
     groups = torch.from_numpy(batches.groups[step]).to(on.device)
@@ -111,20 +103,20 @@ def _set_rates(optimizer: torch.optim.Optimizer, step: int, *, warmup: float, to
         group["lr"] = group["initial_lr"] * rise * fall
 
 
-def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, batch: Batch) -> float:
-    """Embed, compare, learn; return the loss of the whole batch."""
+def learn(on: Bench, state: State, inputs: Inputs, batch: Batch) -> float:
+    """Embed, compare, learn; return the loss of the whole batch. `inputs` are of this rank's share of it."""
     settings, count = on.plan.experiment.train, len(batch.items)
     reduced = precision(settings.precision, on.device) == "bf16"
 
-    def embed(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def embed(*part: torch.Tensor) -> torch.Tensor:
         with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
-            embedded: torch.Tensor = state.parallel(pixels, valid)
+            embedded: torch.Tensor = state.parallel(*part)
         return embedded.float()
 
     state.optimizer.zero_grad(set_to_none=True)
     most = -(-count // world_size())
-    cut = in_parts(pixels, valid, -(-most // (settings.micro_batch or most)))
-    local, parts = (embed(pixels, valid), []) if len(cut) == 1 else embed_without_graph(state.module, embed, cut)
+    cut = in_parts(inputs, -(-most // (settings.micro_batch or most)))
+    local, parts = (embed(*inputs), []) if len(cut) == 1 else embed_without_graph(state.module, embed, cut)
     loss = on.objective(gather(local, count), batch)
     value = float(total(loss))  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows
     if not math.isfinite(value):

@@ -73,6 +73,22 @@ def test_an_index_of_another_encoder_is_not_served(cluster, config, sampled):
     assert "rayjobs index" in line
 
 
+def test_heads_on_a_frozen_backbone_share_its_features(cluster, config, sampled, store_of):
+    """One run on three nodes computes them, mines and learns from them; another head on two workers computes nothing."""
+    frozen = ["--train.epochs", "1", "--model.freeze", "all", "--train.frozen_features", "1"]
+    first = cluster.run("train", *options(config, sampled, *frozen, "--workspace.run", "head", "--train.num_workers", "3"))
+    assert first.code == 0, first.err
+    assert "1 version: computed in" in first.err
+    kept = Artefact(store_of(sampled), "features", "made-up")
+    version = kept.current()
+    other = ["--workspace.run", "other-head", "--train.num_workers", "2", "--model.projection", "mlp"]
+    second = cluster.run("train", *options(config, sampled, *frozen, *other))
+    assert second.code == 0, second.err
+    assert "1 version: found in the workspace" in second.err
+    assert kept.finished() == [version.version]
+    assert version.damage() is None
+
+
 def test_what_is_mined_beside_training_is_that_of_the_checkpoint_it_names(cluster, config, sampled, store_of):
     arguments = options(config, sampled, "--workspace.run", "beside", "--mining.mode", "asynchronous", "--train.epochs", "900")
     training = Running(cluster.start("train", *arguments, "--train.keep_checkpoints", "900", "--mining.first", "1"))

@@ -76,7 +76,7 @@ def test_training_begins_with_the_whitened_features_of_its_tiles(dim):
     assert isinstance(encoder, Encoder)
     pixels = np.random.default_rng(0).integers(0, 255, (24, 3, 32, 32), np.uint8)
     chips = ChipCache(pixels=pixels, valid=np.ones((24, 32, 32), bool))
-    on = SimpleNamespace(plan=SimpleNamespace(experiment=SimpleNamespace(model=section)), chips=chips, device=torch.device("cpu"))
+    on = SimpleNamespace(plan=SimpleNamespace(experiment=SimpleNamespace(model=section)), shown=chips, device=torch.device("cpu"))
     begin_projection(on, SimpleNamespace(module=encoder))
     encoder.eval()
     with torch.inference_mode():
@@ -89,7 +89,7 @@ def test_without_the_key_the_projection_stays_random():
     section, spec = made(whitening=None)
     encoder = build(spec, 0)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    on = SimpleNamespace(plan=SimpleNamespace(experiment=SimpleNamespace(model=section)), chips=None, device=torch.device("cpu"))
+    on = SimpleNamespace(plan=SimpleNamespace(experiment=SimpleNamespace(model=section)), shown=None, device=torch.device("cpu"))
     begin_projection(on, SimpleNamespace(module=encoder))
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
 

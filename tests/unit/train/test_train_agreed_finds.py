@@ -15,7 +15,8 @@ from rayjobs.cluster.mailbox import Mailbox
 from rayjobs.errors import TrainingError
 from rayjobs.train import loop
 from rayjobs.train import state as states
-from rayjobs.train.state import TrainPlan, found_by_rank_zero
+from rayjobs.train.distributed import found_by_rank_zero
+from rayjobs.train.state import TrainPlan
 
 TILES, STEPS = 40, 3
 
@@ -29,7 +30,7 @@ def planned(rank: int) -> list[list[int]]:
     labels = np.arange(TILES) % 4
     on = SimpleNamespace(
         plan=SimpleNamespace(experiment=experiment),
-        chips=None,
+        shown=SimpleNamespace(network_of=lambda module: module),
         device=None,
         ground=SimpleNamespace(labels=labels),
         objective=SimpleNamespace(recent=rng.random(TILES)),

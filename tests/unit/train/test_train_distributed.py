@@ -137,7 +137,7 @@ def embedded(model: torch.nn.Module, images: torch.Tensor, micro_batch: int | No
     if micro_batch is None:
         return embed_by(model)(images, None), []
     most = -(-ROWS // world_size())
-    return embed_without_graph(model, embed_by(model), in_parts(images, torch.ones(len(images)), -(-most // micro_batch)))
+    return embed_without_graph(model, embed_by(model), in_parts((images, torch.ones(len(images))), -(-most // micro_batch)))
 
 
 def one_rank(rank: int, world: int, folder: str) -> None:

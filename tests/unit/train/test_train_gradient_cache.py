@@ -37,7 +37,7 @@ def loss_of(embeddings: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("count", [2, 3])
 def test_gradients_and_running_statistics_are_those_of_embedding_all_parts_with_a_graph(count):
     cached, whole = Network(), Network()
-    cut = in_parts(*share(), count)
+    cut = in_parts(share(), count)
     assert sum(len(pixels) for pixels, _ in cut) == ROWS
 
     torch.manual_seed(5)

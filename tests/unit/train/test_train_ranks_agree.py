@@ -70,9 +70,9 @@ def bench(folder: str) -> Bench:
         resolution_m=None,
     )
     pixels = np.random.default_rng(0).integers(0, 255, (TILES, 2, SIDE, SIDE)).astype(np.uint8)
-    chips = ChipCache(pixels=pixels, valid=np.ones((TILES, SIDE, SIDE), bool))
+    shown = ChipCache(pixels=pixels, valid=np.ones((TILES, SIDE, SIDE), bool))
     plan = TrainPlan(experiment=experiment(folder), source=SimpleNamespace(version="made"), spec=spec, mailbox=None, lease="")
-    return Bench(plan=plan, ground=ground, chips=chips, device=CPU, objective=Objective(plan.experiment, ground, dim=DIM, device=CPU))
+    return Bench(plan=plan, ground=ground, shown=shown, device=CPU, objective=Objective(plan.experiment, ground, dim=DIM, device=CPU))
 
 
 def begun(on: Bench) -> State:
@@ -88,7 +88,7 @@ def trained(folder: str) -> list[dict[str, str]]:
     state, supervision = begun(on), supervise(on.plan.experiment, on.ground)
     seen: list[dict[str, str]] = []
     for epoch in range(EPOCHS):
-        mined, _ = mined_with(on.plan.experiment, on.ground, supervision, state.module, on.chips, CPU)
+        mined, _ = mined_with(on.plan.experiment, on.ground, supervision, state.module, on.shown, CPU)
         publish_mined(on.plan, state, mined, on.ground.tile_ids)
         rng = np.random.default_rng(epoch)
         batches = plan_epoch(supervision, rng, steps=STEPS, batch=BATCH, group=2, mined=state.mined, mined_share=0.5, before=epoch * STEPS)

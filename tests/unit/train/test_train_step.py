@@ -69,8 +69,8 @@ def bench() -> Bench:
     told.post = SimpleNamespace(remote=told.messages.append)
     plan = TrainPlan(experiment=experiment(), source=None, spec=spec, mailbox=told, lease="")
     pixels = np.random.default_rng(0).integers(0, 255, (COUNT, 2, SIDE, SIDE)).astype(np.uint8)
-    chips = ChipCache(pixels=pixels, valid=np.ones((COUNT, SIDE, SIDE), bool))
-    return Bench(plan=plan, ground=ground, chips=chips, device=CPU, objective=Objective(plan.experiment, ground, dim=8, device=CPU))
+    shown = ChipCache(pixels=pixels, valid=np.ones((COUNT, SIDE, SIDE), bool))
+    return Bench(plan=plan, ground=ground, shown=shown, device=CPU, objective=Objective(plan.experiment, ground, dim=8, device=CPU))
 
 
 GROUPS = torch.arange(COUNT // 2).repeat_interleave(2)
@@ -84,7 +84,7 @@ def test_a_step_is_that_of_a_plain_loop(bench):
     state = initial(bench.plan, bench.objective, CPU)
     state.parallel.train()
     plain = copy.deepcopy(state.module).train()
-    pixels, valid = torch.from_numpy(bench.chips.pixels), torch.from_numpy(bench.chips.valid)
+    pixels, valid = torch.from_numpy(bench.shown.pixels), torch.from_numpy(bench.shown.valid)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=bench.plan.experiment.train.learning_rate, weight_decay=0.0)
     for _ in range(2):
         images = (pixels.float() - torch.tensor([100.0, 90.0])[:, None, None]) / torch.tensor([40.0, 30.0])[:, None, None]
@@ -94,7 +94,7 @@ def test_a_step_is_that_of_a_plain_loop(bench):
         optimizer.zero_grad()
         expected.backward()
         optimizer.step()
-        assert learn(bench, state, pixels, valid, batch()) == pytest.approx(float(expected.detach()), rel=1e-4)
+        assert learn(bench, state, (pixels, valid), batch()) == pytest.approx(float(expected.detach()), rel=1e-4)
         mine, theirs = (torch.cat([part.grad.flatten() for part in module.parameters()]) for module in (state.module, plain))
         assert (mine - theirs).norm() < 0.01 * theirs.norm()  # as a whole: AdamW makes much of the last bits of the smallest
 
@@ -105,21 +105,21 @@ def test_a_loss_that_is_not_finite_changes_no_weight(bench):
         state.module.projection.bias[0] = torch.inf
     before = copy.deepcopy(dict(state.module.named_parameters()))
     with pytest.raises(TrainingError, match="not finite"):
-        learn(bench, state, torch.from_numpy(bench.chips.pixels), torch.from_numpy(bench.chips.valid), batch())
+        learn(bench, state, bench.shown.read(np.arange(COUNT), CPU), batch())
     for name, parameter in state.module.named_parameters():
         torch.testing.assert_close(parameter, before[name], equal_nan=True)
 
 
 def test_an_epoch_takes_every_batch_and_tells_of_it(bench, monkeypatch):
     seen = []
-    monkeypatch.setattr(steps_of, "learn", lambda *given: seen.append((given[2], given[4])) or 1.5)
+    monkeypatch.setattr(steps_of, "learn", lambda *given: seen.append((given[2][0], given[3])) or 1.5)
     members = np.stack([np.arange(COUNT), np.arange(COUNT)[::-1]])
     state = initial(bench.plan, bench.objective, CPU)
     found = train_epoch(bench, state, EpochPlan(members=members, groups=np.tile(GROUPS.numpy(), (2, 1))))
     assert found["train/loss"] == 1.5
     for (pixels, taken), rows in zip(seen, members, strict=True):
         np.testing.assert_array_equal(taken.items, rows)
-        np.testing.assert_array_equal(pixels.sum(dim=(2, 3)), bench.chips.pixels[rows].sum(axis=(2, 3), dtype=np.int64))  # turned, at most
+        np.testing.assert_array_equal(pixels.sum(dim=(2, 3)), bench.shown.pixels[rows].sum(axis=(2, 3), dtype=np.int64))  # turned, at most
     assert [message["done"] for message in bench.plan.mailbox.messages][:1] == [1]
     rates = [group["lr"] / group["initial_lr"] for group in state.optimizer.param_groups]
     assert rates == pytest.approx([0.5 * (1 + np.cos(np.pi * 1 / 20))] * len(rates))  # 1 of 10 epochs x 2 steps is done
@@ -134,7 +134,7 @@ def test_a_batch_in_parts_costs_and_teaches_what_the_batch_at_once_does(bench):
         on = dataclasses.replace(bench, plan=plan, objective=Objective(plan.experiment, bench.ground, dim=8, device=CPU))
         state = initial(plan, on.objective, CPU)
         state.parallel.train()
-        value = learn(on, state, torch.from_numpy(on.chips.pixels), torch.from_numpy(on.chips.valid), batch())
+        value = learn(on, state, on.shown.read(np.arange(COUNT), CPU), batch())
         found[micro_batch] = value, torch.cat([part.grad.flatten() for part in state.module.parameters()])
     assert found[3][0] == pytest.approx(found[None][0], rel=1e-5)
     assert (found[3][1] - found[None][1]).norm() < 1e-4 * found[None][1].norm()
