@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks import command
-from benchmarks.study import DATA, METRICS, Images, Keys, Record, images_of, interval_over, measure, train, vectors_of
+from benchmarks.study import DATA, METRICS, Images, Keys, Record, chips_of, images_of, interval_over, measure, train, vectors_of
 from rayjobs import experiment as experiments
 from rayjobs.models import encoder as encoders
 from rayjobs.models.encoder import Encoder, build, standardised, statistics_spec
@@ -148,7 +148,7 @@ def trained(experiment: Experiment, images: Images, kept: Kept) -> nn.Module:
     def begun(encoder: Encoder) -> None:
         begin(encoder, experiment, images, kept)
 
-    return train(experiment, images, spec(experiment), begin=begun, wrapped=lambda encoder: Ahead(encoder, kept))
+    return train(experiment, images.tiles, chips_of(images), spec(experiment), begin=begun, wrapped=lambda encoder: Ahead(encoder, kept))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from rayjobs.retrieval.metrics import PairList, SameLabel, score
 from rayjobs.tiles.table import plan_tiles
 from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import ground_of, supervise
-from rayjobs.train.loop import is_time_to_mine, plan_next, steps_per_epoch
+from rayjobs.train.loop import begin_projection, is_time_to_mine, plan_next, steps_per_epoch
 from rayjobs.train.mine import mined_with
 from rayjobs.train.objective import Objective
 from rayjobs.train.state import State, TrainPlan, initial
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from rayjobs.experiment import Experiment
     from rayjobs.models.spec import ModelSpec
+    from rayjobs.train.cache import Shown
 
 DATA = Path(os.environ.get("RAYJOBS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 METRICS = ("MAP@R", "hit_rate@1")
@@ -79,38 +80,56 @@ def images_of(experiment: Experiment) -> Images:
 
 def train(
     experiment: Experiment,
-    images: Images,
+    tiles: pa.Table,
+    shown: Shown,
     spec: ModelSpec,
     *,
     begin: Callable[[Encoder], None] = lambda encoder: None,  # noqa: ARG005
-    wrapped: Callable[[Encoder], nn.Module] = lambda encoder: encoder,
+    wrapped: Callable[[Encoder], nn.Module] | None = None,
 ) -> nn.Module:
-    """Train on some images as `rayjobs train` does with `mining.mode: periodic`, and return the encoder.
+    """Train on some tiles as `rayjobs train` does with `mining.mode: periodic`, and return the encoder.
 
     Args:
         experiment: all settings.
-        images: rows sorted by tile id.
+        tiles: rows of the tile table, sorted by tile id.
+        shown: what the network is shown of them.
         spec: the encoder.
-        begin: what the encoder begins with, beyond its weights.
-        wrapped: the encoder as it embeds images, in training, in mining and afterwards.
+        begin: what the encoder begins with, beyond its weights and `model.whitening`.
+        wrapped: the encoder as it embeds, in training, in mining and afterwards; None for what `shown` asks for.
     """
     plan = TrainPlan(experiment=experiment, source=cast("Any", None), spec=spec, mailbox=None, lease="")
-    ground, device = ground_of(images.tiles, experiment), torch.device("cpu")
+    ground, device = ground_of(tiles, experiment), torch.device("cpu")
     objective = Objective(experiment, ground, dim=spec.dim, device=device)
     state: State = initial(plan, objective, device)
-    begin(cast("Encoder", state.module))
-    state.parallel = wrapped(cast("Encoder", state.module))
-    chips = ChipCache(pixels=images.pixels, valid=np.ones((len(images.pixels), *images.pixels.shape[2:]), bool))
-    on = Bench(plan=plan, ground=ground, shown=chips, device=device, objective=objective)
+    encoder = cast("Encoder", state.module)
+    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective)
+    if wrapped is None:
+        begin_projection(on, state)
+    begin(encoder)
+    state.parallel = shown.network_of(encoder) if wrapped is None else wrapped(encoder)
     supervision = supervise(experiment, ground)
     steps = steps_per_epoch(experiment, supervision)
     while state.epoch < experiment.train.epochs:
         if is_time_to_mine(experiment, state.epoch):
-            mined, _ = mined_with(experiment, ground, supervision, state.parallel, chips, device)
+            mined, _ = mined_with(experiment, ground, supervision, state.parallel, shown, device)
             state.mined = mined.hard_tiles
         train_epoch(on, state, plan_next(on, state, supervision, steps))
         state.end_epoch()
-    return wrapped(cast("Encoder", state.learned))
+    learned = cast("Encoder", state.learned)
+    return learned if wrapped is None else wrapped(learned)
+
+
+def chips_of(images: Images) -> ChipCache:
+    """Return images as training reads them, all of their pixels valid."""
+    return ChipCache(pixels=images.pixels, valid=np.ones((len(images.pixels), *images.pixels.shape[2:]), bool))
+
+
+@torch.inference_mode()
+def features_of(encoder: Encoder, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the backbone's features of images: (images, features)."""
+    encoder.eval()
+    parts = np.array_split(pixels, -(-len(pixels) // 60))
+    return np.concatenate([encoder.features(torch.from_numpy(part)).float().numpy() for part in parts])
 
 
 @torch.inference_mode()
@@ -132,14 +151,15 @@ def measure(vectors: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], distanc
 class Record:
     """Measurements in a file of JSON lines, each done once; the first line names the study that they belong to."""
 
-    def __init__(self, path: Path, study: str) -> None:
+    def __init__(self, path: Path, study: str, metrics: Sequence[str] = METRICS) -> None:
         """Take up what the file holds.
 
         Args:
             path: the file.
             study: digest of all that decides its figures; a file of another study is refused.
+            metrics: of each measurement that are printed.
         """
-        self._path = path
+        self._path, self._metrics = path, metrics
         if not path.exists():
             path.write_text(json.dumps({"study": study}) + "\n")
         first, *lines = map(json.loads, path.read_text().splitlines())
@@ -154,7 +174,7 @@ class Record:
             entry = {"key": list(name), **work(), "seconds": round(time.monotonic() - begun, 1)}
             with self._path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-            print(" ".join(name), {metric: round(entry[metric], 4) for metric in METRICS}, f"{entry['seconds']} s", flush=True)
+            print(" ".join(name), {metric: round(entry[metric], 4) for metric in self._metrics}, f"{entry['seconds']} s", flush=True)
             self.entries[name] = entry
         return self.entries[name]
 
