@@ -16,6 +16,7 @@ from rayjobs.config import build
 from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.experiment import Experiment
 from rayjobs.models.checkpoint import from_files
+from rayjobs.models.section import FusionSection
 from rayjobs.models.spec import ModelSpec
 from rayjobs.storage import Lease
 from rayjobs.train import features, mine
@@ -347,6 +348,13 @@ def test_a_backbone_that_learns_is_refused(tmp_path):
     check_frozen(experiment(tmp_path, kept=0, freeze=0))
     with pytest.raises(ConfigError, match=r"train\.frozen_features 1 .* model\.freeze 2"):
         check_frozen(experiment(tmp_path, freeze=2))
+
+
+def test_maps_that_are_joined_before_the_backbone_are_refused(tmp_path):
+    fused = experiment(tmp_path)
+    model = dataclasses.replace(fused.model, fusion=FusionSection(maps={"dem": ()}))
+    with pytest.raises(ConfigError, match=r"train\.frozen_features 1 .* model\.fusion"):
+        check_frozen(dataclasses.replace(fused, model=model))
 
 
 def test_a_dry_run_counts_bytes(made, tmp_path):
