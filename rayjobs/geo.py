@@ -26,6 +26,8 @@ from rayjobs.errors import ImageryError
 
 EARTH_RADIUS_M = 6371008.8
 """Mean radius of the Earth (IUGG), metres."""
+BODY_RADIUS_M = {"earth": EARTH_RADIUS_M, "mars": 3_389_500.0, "moon": 1_737_400.0}
+"""Mean radius of bodies by name, metres (IAU 2015)."""
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]

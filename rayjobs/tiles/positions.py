@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 
 from rayjobs.geo import FloatArray, IntArray, ecef, radius_m
@@ -19,22 +20,27 @@ _FAR = 1e9
 """Distance between the frames of plain images, more than any image is wide and than the Earth."""
 
 
+def frames(tiles: pa.Table) -> IntArray:
+    """Return which frame each tile's pixels are counted in, (n,) numbered from 0: that of its scene, or of the place that scenes share."""
+    found: IntArray = pc.coalesce(tiles["place"], tiles["scene_id"]).combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return found
+
+
 def positions(tiles: pa.Table) -> FloatArray:
     """Return the centres of tiles.
 
     Args:
-        tiles: with the columns `geometry`, `crs`, `scene_id`, `row`, `col`, `height` and `width`.
+        tiles: with the columns `geometry`, `crs`, `scene_id`, `place`, `row`, `col`, `height` and `width`.
 
     Returns:
         (n, 3) float64: metres from the centre of the Earth (a sphere) for georeferenced tiles; for tiles of plain images (x, y, z) in
-        pixels, z setting each scene a thousand million from any other.
+        pixels, z setting each scene a thousand million from any other that does not show the same place.
     """
     found, _ = _centres_and_areas(tiles)
     plain = np.flatnonzero(tiles["geometry"].is_null().to_numpy())
     if len(plain):
         row, col, height, width = (tiles[name].to_numpy()[plain] for name in ("row", "col", "height", "width"))
-        number = tiles["scene_id"].combine_chunks().dictionary_encode().indices.to_numpy()[plain]
-        found[plain] = np.stack([col + width / 2, row + height / 2, (number + 1) * _FAR], axis=-1)
+        found[plain] = np.stack([col + width / 2, row + height / 2, (frames(tiles)[plain] + 1) * _FAR], axis=-1)
     return found
 
 
