@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,8 @@ Told = dict[str, str]
 """What is told of a picture, as text: `label`, `observation`, `place`, `date`, `lon`, `lat`, those of them that are known."""
 
 _DEGREES = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*([NSEW]?)", re.IGNORECASE)
-_LIMITS = {"lon": (360.0, "EW"), "lat": (90.0, "NS")}
-"""Greatest number of degrees, and the letters that may follow it: ahead and behind."""
+_LIMITS = {"lon": (360.0, "E", "W"), "lat": (90.0, "N", "S")}
+"""Greatest number of degrees, and the letters that may follow it: for those that count up, and down."""
 
 
 def list_images(source: ImagesSource) -> list[Candidate]:
@@ -156,11 +156,12 @@ def _spot(key: str, told: Told, body: str | float) -> Spot | None:
 
 def _degrees(key: str, what: str, text: str) -> float:
     """Read degrees as -16.5, 16.5S or 354W."""
-    most, (ahead, behind) = _LIMITS[what]
+    most, ahead, behind = _LIMITS[what]
     match = _DEGREES.fullmatch(text.strip())
-    if match is None or match[2].upper() not in {"", ahead, behind} or (match[2] and match[1][0] in "+-") or abs(float(match[1])) > most:
+    letter = match[2].upper() if match else ""
+    if match is None or letter not in {"", ahead, behind} or (letter and match[1][0] in "+-") or abs(float(match[1])) > most:
         raise ConfigError(
-            f"{key}: cannot read {text!r} as {what}; write degrees up to {most:g}, as -16.5 or with a letter, as 16.5{behind}; correct the table, "
-            f"or the group `{what}` of the pattern"
+            f"{key}: cannot read {text!r} as {what}; write degrees up to {most:g}, as -16.5, or with a letter, as 16.5{behind}; correct the "
+            f"table, or the group `{what}` of the pattern"
         )
-    return -float(match[1]) if match[2].upper() == behind else float(match[1])
+    return -float(match[1]) if letter == behind else float(match[1])

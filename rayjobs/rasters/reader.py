@@ -176,8 +176,8 @@ class RasterReader:
     def _opened(self, uri: str, scene: Scene, members: list[tuple[int, Asset]], *, fresh: bool) -> Handle:
         handle = self._handles.get(uri, fresh=fresh)
         dataset = handle.dataset
-        wanted = (scene.grid.height, scene.grid.width)
-        if dataset.shape != (wanted[::-1] if members[0][1].turns % 2 else wanted) or dataset.count < max(asset.band_index for _, asset in members):
+        planned, bands = (scene.grid.height, scene.grid.width), max(asset.band_index for _, asset in members)
+        if dataset.shape != (planned[::-1] if members[0][1].turns % 2 else planned) or dataset.count < bands:
             raise UnreadableTileError(
                 f"{uri} is now {dataset.height} x {dataset.width} with {dataset.count} bands, not what it was when scene "
                 f"{scene.scene_id} was planned; sample again, or put the file back"

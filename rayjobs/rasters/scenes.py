@@ -143,7 +143,7 @@ SCHEMA = pa.schema(
         "geometry": pa.binary(),
     }
 )
-"""Columns of `scenes.parquet` (GeoParquet 1.1; `transform` is a, b, c, d, e, f: pixel to CRS; `lon`, `lat` and `radius_m` are of the spot)."""
+"""Columns of `scenes.parquet` (GeoParquet 1.1; `transform` is a, b, c, d, e, f: pixel to CRS; `lon`, `lat` and `radius_m` are the spot)."""
 
 
 def scenes_table(scenes: list[Scene]) -> pa.Table:

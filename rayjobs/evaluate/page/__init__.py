@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "rows": "Every metric with its 95 % interval, row by row. The trained row is blue, with a diamond.",
     "neighbours": "Queries and what is nearest to them. A blue solid frame and ✓: relevant. An orange dashed frame and ✗: not relevant.",
+    "contact": "A query and its first results, row by row from the most similar on; `results.json` lists them for every row.",
     "confusion": "Which class a probe takes for which. Colour is the share of the true class; numbers are tiles, over all splits.",
     "pca": "The two directions of greatest variance. A line of sight onto a space of many dimensions: what lies apart here is apart, "
     "but what overlaps here need not.",
@@ -29,6 +30,7 @@ CAPTIONS = {
 _SECTIONS = {
     "Embedding": ("pca", "pca-thumbnails", "umap", "umap-thumbnails"),
     "Nearest neighbours": ("neighbours",),
+    "Contact sheets": ("contact",),
     "Training": ("curves",),
 }
 _WORDS = {
@@ -85,6 +87,8 @@ def _parts(
         (f"{report['objective']}, the metric that counts", tables.headline(report, ours)),
         ("How it was measured", _definitions(protocol)),
         ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows",)))),
+        ("Without some classes", _without(report, ours)),
+        ("Distances", _distances(report, ours)),
         ("Probes", _probes(report, ours)),
         ("Class by class", _classes(report, ours)),
         ("Date by date", _dates(report, ours)),
@@ -129,6 +133,28 @@ def _value(value: Any) -> Html:
     if isinstance(value, list | tuple):
         return element("ul", *(element("li", _value(inner)) for inner in value))
     return joined(tables.number(value) if isinstance(value, float) else value)
+
+
+def _without(report: Json, ours: str) -> Html:
+    found = report.get("without")
+    if not found:
+        return Html()
+    means = (
+        f"The same without {', '.join(found['classes'])}: tiles of these classes neither ask nor are found. "
+        f"{found['queries']:,} queries, {found['gallery']:,} tiles in the gallery."
+    )
+    return joined(element("p", means), tables.without(report, ours))
+
+
+def _distances(report: Json, ours: str) -> Html:
+    found = report.get("distances")
+    if not found:
+        return Html()
+    means = (
+        "How far from its query what is found lies, along great circles, kilometres; of random pairs of tiles "
+        f"{tables.number(found['random_pairs'])}. Likeness does not ask for nearness: this says where what is alike lies."
+    )
+    return joined(element("p", means), tables.distances(found, ours))
 
 
 def _probes(report: Json, ours: str) -> Html:

@@ -35,23 +35,23 @@ def tiles(*scenes, stride=8, labels=None, fractions=None, coverage=None):
     return table
 
 
-def asked(table, *, by_block=True, classes=CLASSES, coverage=0.0, **settings):
-    return ask(table, config.build(EvaluateSection, settings), classes=classes, by_block=by_block, min_label_coverage=coverage)
+def asked(table, *, divided_by="block", classes=CLASSES, coverage=0.0, **settings):
+    return ask(table, config.build(EvaluateSection, settings), classes=classes, divided_by=divided_by, min_label_coverage=coverage)
 
 
 @pytest.mark.parametrize(
-    ("unit", "by_block", "column", "words"),
+    ("unit", "divided_by", "column", "words"),
     [
-        ("auto", True, "block_id", "spatial blocks"),
-        ("auto", False, "block_id", "scenes"),
-        ("block", True, "block_id", "spatial blocks"),
-        ("scene", True, "scene_id", "scenes"),
-        ("class", True, "label", "classes"),
+        ("auto", "block", "block_id", "spatial blocks"),
+        ("auto", "scene", "block_id", "scenes"),
+        ("block", "block", "block_id", "spatial blocks"),
+        ("scene", "block", "scene_id", "scenes"),
+        ("class", "block", "label", "classes"),
     ],
 )
-def test_units_are_those_asked_for(unit, by_block, column, words):
+def test_units_are_those_asked_for(unit, divided_by, column, words):
     table = tiles(labels=CLASSES)
-    question = asked(table, by_block=by_block, unit=unit)
+    question = asked(table, divided_by=divided_by, unit=unit)
     assert question.units.tolist() == table[column].to_pylist()
     assert question.unit_means == words
     assert question.ground.tolist() == table["block_id"].to_pylist()
@@ -64,16 +64,16 @@ def test_pictures_have_scenes_for_units_whatever_divides():
 
 
 @pytest.mark.parametrize(
-    ("settings", "by_block", "words"),
+    ("settings", "divided_by", "words"),
     [
-        ({"unit": "class"}, True, "evaluate.unit is class"),
-        ({"relevance": "label"}, True, "evaluate.relevance is label"),
-        ({"unit": "block"}, False, "evaluate.unit is block"),
+        ({"unit": "class"}, "block", "evaluate.unit is class"),
+        ({"relevance": "label"}, "block", "evaluate.relevance is label"),
+        ({"unit": "block"}, "scene", "evaluate.unit is block"),
     ],
 )
-def test_what_the_tiles_do_not_have_is_refused_by_its_key(settings, by_block, words):
+def test_what_the_tiles_do_not_have_is_refused_by_its_key(settings, divided_by, words):
     with pytest.raises(ConfigError, match=words):
-        asked(tiles(), by_block=by_block, **settings)
+        asked(tiles(), divided_by=divided_by, **settings)
 
 
 def test_classes_keep_the_order_of_the_set_and_those_that_do_not_occur_have_no_number():
