@@ -189,8 +189,8 @@ def check(experiment: Experiment, source: Version, question: Question, found: Pl
         )
     unknown = sorted(set(settings.without_classes) - {*question.classes, *question.held_classes})
     if unknown:
-        known = ", ".join(question.held_classes) or "none"
-        raise ConfigError(f"evaluate.without_classes names {unknown[0]!r}, and the classes of the set are {known}; correct it")
+        held = ", ".join(question.held_classes) or "none"
+        raise ConfigError(f"evaluate.without_classes names {unknown[0]!r}, and the classes of the set are {held}; correct it")
     if settings.segmentation and experiment.rasters.label_map is None:
         raise ConfigError("evaluate.segmentation needs the class of each pixel; set rasters.label_map, or evaluate.segmentation: null")
     if settings.segmentation and not tiles_of(source, ("train",)):

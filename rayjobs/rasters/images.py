@@ -161,7 +161,7 @@ def _degrees(key: str, what: str, text: str) -> float:
     letter = match[2].upper() if match else ""
     if match is None or letter not in {"", ahead, behind} or (letter and match[1][0] in "+-") or abs(float(match[1])) > most:
         raise ConfigError(
-            f"{key}: cannot read {text!r} as {what}; write degrees up to {most:g}, as -16.5, or with a letter, as 16.5{behind}; correct the "
-            f"table, or the group `{what}` of the pattern"
+            f"{key}: cannot read {text!r} as {what}; write degrees up to {most:g}, as -16.5, or with a letter, as 16.5{behind}; correct "
+            f"the table, or the group `{what}` of the pattern"
         )
     return -float(match[1]) if letter == behind else float(match[1])

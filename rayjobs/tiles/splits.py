@@ -94,11 +94,11 @@ def _not_known(names: Sequence[str], keys: Sequence[str | None], section: Splits
     without = next((name for name, key in zip(names, keys, strict=False) if key is None), names[0])
     sources = {
         "class": "from their folder or table (a source of kind images with labels: folder or csv)",
-        "observation": "from a table or their names (a source of kind images with csv_observation_column, or a group `observation` of pattern)",
+        "observation": "from a table or their names (a source of kind images with csv_observation_column, or with a group in its pattern)",
     }
     return (
-        f"tiles.splits.by is {section.by}, and the {section.by} of {without} is not known when the set is planned: only images have one then, "
-        f"{sources[section.by]}; set tiles.splits.by: block or scene"
+        f"tiles.splits.by is {section.by}, and the {section.by} of {without} is not known when the set is planned: only images have one "
+        f"then, {sources[section.by]}; set tiles.splits.by: block or scene"
     )
 
 
@@ -215,8 +215,9 @@ def _by_block(boxes: FloatArray, section: SplitsSection) -> IntArray:
     split = np.full(len(boxes), NO_SPLIT, np.int64)
     askable = np.flatnonzero(_blocks_spanned(boxes, section.block_m) <= _MOST_BLOCKS)
     parts = [members for members in np.array_split(askable, len(askable) // _AT_ONCE + 1) if len(members)]
-    split_of = partial(_split_of_blocks, section=section)
-    if section.folds is not None:
+    if section.folds is None:
+        split_of: Callable[[IntArray], IntArray] = partial(_split_of_blocks, section=section)
+    else:
         split_of = _dealt_blocks((boxes[members] for members in parts), section)
     for members in parts:
         touched = cells_touched_by(boxes[members], section.block_m)

@@ -260,7 +260,7 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
 
 
 def _place_ids(entry: _Placed) -> pa.Array:
-    """Name the cell of a global grid, half a tile wide, that holds each tile's centre; of plain images, the window of the place or scene."""
+    """Name the cell of a global grid, half a tile wide, that holds each tile's centre; of plain images, the window of place or scene."""
     if entry.scene.grid.crs is None:
         return pa.array(tile_ids(entry.scene.place or entry.scene.scene_id, entry.windows), pa.string())
     size_m = _place_size_m(entry.scene.grid, entry.windows)
