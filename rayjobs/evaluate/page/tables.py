@@ -46,12 +46,12 @@ def without(report: Json, ours: str) -> Html:
     found, gaps = report["without"], report["without"]["differences"]
     full = {row["name"]: row["metrics"] for row in report["rows"]}
     body = [
-        _row(f"{name}, {row}", [figure(full[row].get(name)), figure(entry)], ours=row == ours)
+        _row(f"{name}, {row}", [figure(full.get(row, {}).get(name)), figure(entry)], ours=row == ours)
         for name in dict.fromkeys(name for metrics in found["rows"].values() for name in metrics)
         for row, entry in ((row, metrics[name]) for row, metrics in found["rows"].items())
     ]
     gap_rows = [
-        _row(f"{ours} minus {row}, {report['objective']}", [figure(report["differences"][row], signed=True), figure(gap, signed=True)])
+        _row(f"{ours} minus {row}, {report['objective']}", [figure(report["differences"].get(row), signed=True), figure(gap, signed=True)])
         for row, gap in gaps.items()
     ]
     return table(["metric and row", "all classes", f"without {', '.join(found['classes'])}"], [*gap_rows, *body])

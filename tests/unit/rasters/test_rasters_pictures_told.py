@@ -75,7 +75,12 @@ def test_coordinates_in_names_of_the_earlier_mars_pictures(tmp_path, name, lon, 
 def test_a_table_tells_what_it_has_columns_for(tmp_path, body, radius):
     save(tmp_path / "in" / "a.png", noise(4, 5, 3))
     save(tmp_path / "in" / "b.png", noise(4, 5, 3))
-    uri = table(tmp_path / "t.csv", ("file", "lo", "la", "obs", "where", "when"), ("a.png", "-111.5", "37.25", "O1", "P", "2019-06-03"), ("b.png", *[""] * 5))
+    uri = table(
+        tmp_path / "t.csv",
+        ("file", "lo", "la", "obs", "where", "when"),
+        ("a.png", "-111.5", "37.25", "O1", "P", "2019-06-03"),
+        ("b.png", *[""] * 5),
+    )
     columns = {"lon": "lo", "lat": "la", "observation": "obs", "place": "where", "date": "when"}
     told, bare = scenes(images(tmp_path / "in", csv=uri, body=body, **{f"csv_{what}_column": column for what, column in columns.items()}))
     assert told.spot == Spot(lon=-111.5, lat=37.25, radius_m=radius)
