@@ -152,7 +152,7 @@ def _contact(chosen: Choice, question: Question, thumbnails: Mapping[int, Image]
     for answers in chosen.contact[-1:]:
         found, least = (answers.average_precision(over) for over in ("found", "min"))
         for place, (query, tiles, right) in enumerate(zip(answers.queries.tolist(), answers.found.tolist(), answers.right, strict=True)):
-            name = f"{place + 1:02}, {_name(question, query)}"
+            name = f"query {place + 1}, {_name(question, query)}"
             judged = f"AP {found[place]:.3f} over those found, {least[place]:.3f} over those to find"
             title = f"{name}: {right.sum()} of {len(tiles)} relevant, {judged}"
             shown = np.stack([thumbnails[tile] for tile in tiles])

@@ -141,7 +141,7 @@ class CompanionSection:
     """Regular expression of what in a picture's path (relative to `root`) differs from its label image's."""
     by: str
     r"""What stands there instead; `\1` is the expression's first group."""
-    turn: Literal[0, 90, 180, 270] = 0
+    turn: Annotated[int, pydantic.Field(ge=0, le=270, multiple_of=90)] = 0
     """Degrees clockwise by which label images are turned to lie on their pictures."""
 
     @pydantic.field_validator("replace")
