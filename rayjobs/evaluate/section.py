@@ -45,7 +45,8 @@ class EvaluateSection:
     without_classes: tuple[str, ...] = ()
     """Classes, such as a rest that dominates, that a second scoring leaves out: their tiles neither ask nor are found."""
     contact_sheets: Annotated[int, pydantic.Field(ge=0)] = 0
-    """Queries, of all classes in turn, whose 64 first results are drawn for the trained row and listed for every row in `results.json`."""
+    """Queries, of all classes in turn, whose 64 first results are drawn for the trained row and listed for every row in `results.json`; the
+    means over all queries stand there, too, with 64 among `ks`."""
     probes: tuple[Literal["knn", "svc", "rfc", "mlp", "dt"], ...] = ("knn",)
     """Simple predictors of classes, and of class proportions, fitted on the embeddings: k nearest neighbours, support vectors, random
     forest, perceptron, decision tree. The first gives the table by class and the confusion matrix. [] for none."""

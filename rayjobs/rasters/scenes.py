@@ -60,11 +60,16 @@ class Spot:
     """Where the middle of a picture lies whose extent is not known."""
 
     lon: float
-    """Degrees east, in [-180, 180)."""
+    """Degrees east, in [-180, 180]."""
     lat: float
     """Degrees north."""
     radius_m: float
     """Of the body on which it lies."""
+
+    def __post_init__(self) -> None:
+        """Refuse places that are on no sphere."""
+        if not (abs(self.lon) <= 180 and abs(self.lat) <= 90 and 0 < self.radius_m < math.inf):  # noqa: PLR2004  degrees
+            raise ValueError(f"longitudes lie within [-180, 180], latitudes within [-90, 90], on a sphere of some radius, not {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
