@@ -82,7 +82,10 @@ def _without_companions(source: ImagesSource, keys: list[str]) -> list[str]:
 def _companion_of(source: ImagesSource, key: str) -> str:
     if source.companion is None:
         return key
-    return re.sub(source.companion.replace, source.companion.by, key, count=1)
+    try:
+        return re.sub(source.companion.replace, source.companion.by, key, count=1)
+    except (re.error, IndexError) as error:
+        raise ConfigError(f"`companion.by` {source.companion.by!r} does not fit `replace` {source.companion.replace!r}: {error}") from None
 
 
 def _files(source: ImagesSource, key: str, address: Callable[[str], str]) -> Iterator[BandFile]:

@@ -30,7 +30,6 @@ CAPTIONS = {
 _SECTIONS = {
     "Embedding": ("pca", "pca-thumbnails", "umap", "umap-thumbnails"),
     "Nearest neighbours": ("neighbours",),
-    "Contact sheets": ("contact",),
     "Training": ("curves",),
 }
 _WORDS = {
@@ -78,7 +77,7 @@ def _parts(
     report: Json, pictures: Mapping[str, bytes], experiment: str, versions: Mapping[str, str], notes: Sequence[str], ours: str
 ) -> list[tuple[str, Html]]:
     protocol = {key: value for key, value in report["protocol"].items() if key != "cautions"}
-    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion"}
+    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion", "contact"}
     shown = [(title, _figures(pictures, kinds)) for title, kinds in _SECTIONS.items()]
     rest = dict.fromkeys(_kind(name) for name in pictures if _kind(name) not in known)
     embedding, *others = shown
@@ -96,6 +95,7 @@ def _parts(
         ("Confusion", joined(_figures(pictures, ("confusion",)), _confusion(report, ours))),
         (embedding[0], joined(embedding[1], noted)),
         *others,
+        ("Contact sheets", _contact(pictures)),
         ("Further pictures", _figures(pictures, tuple(rest))),
         ("Experiment", _folded("The resolved experiment file", element("pre", element("code", experiment)))),
         ("Versions and fingerprints", _definitions(versions)),
@@ -191,6 +191,11 @@ def _segmentation(report: Json, ours: str) -> Html:
         return Html()
     means = "What a linear probe, fitted on the cells of each row's last feature map, tells of the class of single pixels."
     return joined(element("p", means), tables.segmentation(found, ours), _definitions(found["protocol"]))
+
+
+def _contact(pictures: Mapping[str, bytes]) -> Html:
+    sheets = _figures(pictures, ("contact",))
+    return _folded("One query each, with all that is shown of its answer", sheets) if sheets else Html()
 
 
 def _confusion(report: Json, ours: str) -> Html:

@@ -204,3 +204,9 @@ def test_a_picture_whose_label_image_is_missing_or_has_no_name_is_told(tmp_path)
     save(tmp_path / "c.png", noise(8, 9, 3))
     with pytest.raises(ConfigError, match=r"finds nothing to replace in c\.png"):
         found(images(tmp_path, **BESIDE))
+
+
+def test_a_template_that_does_not_fit_is_refused_in_our_words(tmp_path):
+    save(tmp_path / "a_image.png", noise(8, 9, 3))
+    with pytest.raises(ConfigError, match=r"`companion\.by` .* does not fit `replace`"):
+        found(images(tmp_path, companion={"replace": "_image", "by": r"_\3"}))
