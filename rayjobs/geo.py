@@ -26,6 +26,8 @@ from rayjobs.errors import ImageryError
 
 EARTH_RADIUS_M = 6371008.8
 """Mean radius of the Earth (IUGG), metres."""
+BODY_RADIUS_M = {"earth": EARTH_RADIUS_M, "mars": 3_389_500.0, "moon": 1_737_400.0}
+"""Mean radius of bodies by name, metres (IAU 2015)."""
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -402,13 +404,13 @@ def ecef(lonlat: FloatArray, radius_m: float | FloatArray = EARTH_RADIUS_M) -> F
     return np.asarray(unit * np.reshape(radius_m, (-1, 1)), np.float64)
 
 
-def great_circle_m(a: FloatArray, b: FloatArray, radius_m: float = EARTH_RADIUS_M) -> FloatArray:
+def great_circle_m(a: FloatArray, b: FloatArray, radius_m: float | FloatArray = EARTH_RADIUS_M) -> FloatArray:
     """Return distances along great circles (haversine), metres.
 
     Args:
         a: (n, 2) or (2,) longitude and latitude, degrees.
         b: (n, 2) or (2,).
-        radius_m: of the body; on the Earth the sphere is at most 0.6 % off the ellipsoid.
+        radius_m: of the body, or (n,) of the body of each pair; on the Earth the sphere is at most 0.6 % off the ellipsoid.
     """
     (lon_a, lat_a), (lon_b, lat_b) = np.radians(a).T, np.radians(b).T
     half = np.sin((lat_b - lat_a) / 2) ** 2 + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2

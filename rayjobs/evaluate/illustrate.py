@@ -9,15 +9,14 @@ import numpy as np
 import PIL.Image
 
 from rayjobs.evaluate import pictures, projector
-from rayjobs.evaluate.relevance import findable
-from rayjobs.retrieval.ranking import Ranker
+from rayjobs.evaluate.answers import LISTED, Answers, answered, fixed_queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rayjobs.evaluate.measure import Measured
     from rayjobs.evaluate.relevance import Question
-    from rayjobs.retrieval.ranking import BoolArray, IntArray
+    from rayjobs.retrieval.ranking import IntArray
 
     Image = np.ndarray[Any, np.dtype[np.uint8]]
     History = Mapping[str, Sequence[tuple[int, float]]]
@@ -32,30 +31,20 @@ _FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
-    """Queries and what one row finds for them."""
-
-    row: str
-    queries: IntArray
-    """(queries,) indices of tiles."""
-    found: IntArray
-    """(queries, depth) indices of tiles, the most similar first."""
-    right: BoolArray
-    """(queries, depth) True where the tile is relevant."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Which tiles the pictures show."""
 
     pictured: IntArray
     """(pictured,) indices of the tiles in a plane, ascending."""
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[Answers, ...]
     """One for each row."""
+    contact: tuple[Answers, ...]
+    """One for each row, to other queries and deeper; the last, of the trained row, is drawn. Empty where none are asked for."""
 
     def tiles(self) -> IntArray:
         """Return the indices of all tiles that are shown, ascending."""
-        return np.unique(np.concatenate([self.pictured, *(part.ravel() for sheet in self.sheets for part in (sheet.queries, sheet.found))]))
+        drawn = [*self.sheets, *self.contact[-1:]]
+        return np.unique(np.concatenate([self.pictured, *(part.ravel() for sheet in drawn for part in (sheet.queries, sheet.found))]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,44 +59,24 @@ class Illustrated:
     """What could not be shown, and what to do about it."""
 
 
-def choose(measured: Sequence[Measured], seed: int) -> Choice:
+def choose(measured: Sequence[Measured], seed: int, contact_sheets: int = 0) -> Choice:
     """Choose which tiles are shown.
 
     Args:
-        measured: the rows, all of one question.
+        measured: the rows, all of one question, the trained one last.
         seed: of the choice.
+        contact_sheets: queries that are answered at length.
     """
     question, rng = measured[0].question, np.random.default_rng(seed)
     count = len(question.tile_ids)
     pictured = np.sort(rng.choice(count, min(count, PICTURED), replace=False))
-    queries = _queries(question, rng)
-    return Choice(pictured=pictured, sheets=tuple(_found(row, queries, seed) for row in measured))
-
-
-def _queries(question: Question, rng: np.random.Generator) -> IntArray:
-    """Return queries of as many classes as there is room for, in turn; without classes, any that have something to find."""
-    able, codes = rng.permutation(findable(question)), question.codes[question.queries]
-    turn = _turn(codes[able]) if question.classes else np.zeros(len(able))
-    chosen: IntArray = able[np.argsort(turn, kind="stable")[:QUERIES]]
-    return chosen[np.argsort(codes[chosen], kind="stable")]
-
-
-def _turn(codes: IntArray) -> IntArray:
-    """Return how many tiles of the same class come before each tile."""
-    order = np.argsort(codes, kind="stable")
-    turn = np.empty(len(codes), np.int64)
-    turn[order] = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
-    return turn
-
-
-def _found(row: Measured, queries: IntArray, seed: int) -> Sheet:
-    question = row.question
-    asking = question.queries
-    ranker, out = Ranker(row.vectors[asking], row.vectors, distance=row.distance, seed=seed), question.excluded.rows(queries)
-    depth = min(NEIGHBOURS, int((~out).sum(axis=1).min(initial=NEIGHBOURS)))  # after its candidates a query is given what is excluded
-    found = ranker.ranked(queries, out, depth)
-    right = np.take_along_axis(question.relevance.rows(queries), found, axis=1)
-    return Sheet(row=row.name, queries=asking[queries], found=found, right=right)
+    queries = fixed_queries(question, QUERIES, rng)
+    listed = fixed_queries(question, contact_sheets, np.random.default_rng(seed))
+    return Choice(
+        pictured=pictured,
+        sheets=tuple(answered(row, queries, NEIGHBOURS, seed) for row in measured),
+        contact=tuple(answered(row, listed, LISTED, seed) for row in measured) if len(listed) else (),
+    )
 
 
 def illustrate(
@@ -136,6 +105,7 @@ def illustrate(
     planes, notes = _planes(measured, chosen, thumbnails, seed if umap else None)
     drawn = {"rows": pictures.rows_chart(report["rows"], report["objective"], ours=trained.name), **planes}
     drawn |= {f"neighbours/{sheet.row}": _sheet(sheet, question, thumbnails) for sheet in chosen.sheets}
+    drawn |= _contact(chosen, question, thumbnails)
     drawn |= _confusions(report)
     if history:
         drawn["curves"] = pictures.curves(history)
@@ -176,7 +146,21 @@ def _coloured(question: Question, tiles: IntArray) -> dict[str, Any]:
     return {"labels": np.unique(question.ground, return_inverse=True)[1][tiles], "kind": question.ground_means}
 
 
-def _sheet(sheet: Sheet, question: Question, thumbnails: Mapping[int, Image]) -> bytes:
+def _contact(chosen: Choice, question: Question, thumbnails: Mapping[int, Image]) -> dict[str, bytes]:
+    """Draw a sheet of its own for each query that the trained row answers at length."""
+    drawn = {}
+    for answers in chosen.contact[-1:]:
+        found, least = (answers.average_precision(over) for over in ("found", "min"))
+        for place, (query, tiles, right) in enumerate(zip(answers.queries.tolist(), answers.found.tolist(), answers.right, strict=True)):
+            name = f"query {place + 1}, {_name(question, query)}"
+            judged = f"AP {found[place]:.3f} over those found, {least[place]:.3f} over those to find"
+            title = f"{name}: {right.sum()} of {len(tiles)} relevant, {judged}"
+            shown = np.stack([thumbnails[tile] for tile in tiles])
+            drawn[f"contact/{place + 1:02}"] = pictures.contact_sheet(thumbnails[query], shown, right, title=title)
+    return drawn
+
+
+def _sheet(sheet: Answers, question: Question, thumbnails: Mapping[int, Image]) -> bytes:
     def shown(tiles: IntArray) -> Image:
         return np.stack([thumbnails[tile] for tile in tiles.ravel().tolist()]).reshape(*tiles.shape, _SIDE, _SIDE, 3)
 

@@ -19,7 +19,8 @@ from rayjobs.cluster.session import joined, wants_gpu
 from rayjobs.embed.encoder import ChosenEncoder, newest_checkpoint, of_checkpoint, tell_encoder
 from rayjobs.embed.job import tiles_of
 from rayjobs.errors import ConfigError, TrainingError
-from rayjobs.evaluate.illustrate import Illustrated, choose, illustrate
+from rayjobs.evaluate.answers import results
+from rayjobs.evaluate.illustrate import Choice, Illustrated, choose, illustrate
 from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, nothing_relevant, plan
 from rayjobs.evaluate.page import page
 from rayjobs.evaluate.relevance import Question, ask, findable
@@ -59,6 +60,10 @@ class Result:
     """Of the first probe of classes, by row."""
     segmentation: dict[str, Any] | None
     """The probe of single pixels: `rows`, with mIoU, accuracy and IoU by class, and its own `protocol`."""
+    without: dict[str, Any] | None
+    """Metrics of retrieval without some classes, by row, where `evaluate.without_classes` names any."""
+    distances: dict[str, Any] | None
+    """How far from its query what is found lies, by row, where tiles lie anywhere."""
     dates: dict[str, list[dict[str, Any]]]
     """Of each row, retrieval across dates, pair by pair; empty where no other date is asked."""
     protocol: dict[str, Any]
@@ -165,7 +170,7 @@ def question_of(experiment: Experiment, source: Version) -> Question:
         tiles,
         settings,
         classes=source.manifest["classes"],
-        by_block=experiment.tiles.splits.by == "block",
+        divided_by=experiment.tiles.splits.by,
         min_label_coverage=experiment.tiles.min_label_coverage,
         place_tolerance=experiment.tiles.place_tolerance,
     )
@@ -182,6 +187,10 @@ def check(experiment: Experiment, source: Version, question: Question, found: Pl
             f"evaluate.objective {settings.objective!r} is not measured here (cut-offs are evaluate.ks, and graded metrics need class "
             f"proportions, from rasters.label_map); choose one of {', '.join(known)}"
         )
+    unknown = sorted(set(settings.without_classes) - {*question.classes, *question.held_classes})
+    if unknown:
+        held = ", ".join(question.held_classes) or "none"
+        raise ConfigError(f"evaluate.without_classes names {unknown[0]!r}, and the classes of the set are {held}; correct it")
     if settings.segmentation and experiment.rasters.label_map is None:
         raise ConfigError("evaluate.segmentation needs the class of each pixel; set rasters.label_map, or evaluate.segmentation: null")
     if settings.segmentation and not tiles_of(source, ("train",)):
@@ -300,7 +309,9 @@ def _files(
     experiment: Experiment, source: Version, checkpoint: Version, report: dict[str, Any], measured: list[Measured]
 ) -> dict[str, bytes]:
     """Return the files of the report by name."""
-    illustrated = _illustrated(experiment, source, report, measured)
+    settings = experiment.evaluate
+    chosen = choose(measured, settings.seed, settings.contact_sheets)
+    illustrated = _illustrated(experiment, source, report, measured, chosen)
     versions = {
         "set": source.version,
         "checkpoint": checkpoint.version,
@@ -320,15 +331,25 @@ def _files(
     return {
         "report.json": json.dumps(report, indent=1, allow_nan=False).encode(),
         "report.html": shown.encode(),
+        **_results(experiment, source, measured, chosen),
         "experiment.yaml": experiment.to_yaml().encode(),
         **{f"pictures/{name}.png": data for name, data in illustrated.pictures.items()},
         **{f"tensorboard/{name}": data for name, data in illustrated.board.items()},
     }
 
 
-def _illustrated(experiment: Experiment, source: Version, report: dict[str, Any], measured: list[Measured]) -> Illustrated:
+def _results(experiment: Experiment, source: Version, measured: list[Measured], chosen: Choice) -> dict[str, bytes]:
+    """Return `results.json` by its name, where queries are to be answered at length."""
+    if not chosen.contact:
+        return {}
+    tiles = measured_tiles(source, experiment.evaluate)
+    scenes = dict(zip(tiles["tile_id"].to_pylist(), tiles["scene_id"].to_pylist(), strict=True))
+    found = results(measured, chosen.contact, scenes, experiment.evaluate.seed)
+    return {"results.json": json.dumps(found, indent=1, allow_nan=False).encode()}
+
+
+def _illustrated(experiment: Experiment, source: Version, report: dict[str, Any], measured: list[Measured], chosen: Choice) -> Illustrated:
     settings = experiment.evaluate
-    chosen = choose(measured, settings.seed)
     tile_ids = measured[0].question.tile_ids
     images = pictures_of(source, {tile_ids[tile] for tile in chosen.tiles().tolist()})
     return illustrate(measured, report, chosen, images, _history(experiment), umap=settings.umap, seed=settings.seed)

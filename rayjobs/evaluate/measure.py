@@ -13,11 +13,13 @@ import joblib  # type: ignore[import-untyped]  # joblib ships no types
 import numpy as np
 
 from rayjobs.errors import RetrievalError, TrainingError
+from rayjobs.evaluate.distances import mean_distances_km
 from rayjobs.evaluate.relevance import UNKNOWN
 from rayjobs.retrieval import classes
 from rayjobs.retrieval.metrics import PairList, Pairs, metric_names, score
 from rayjobs.retrieval.probes import NEIGHBOURS, PROBES, ProbeResult, Split, probe, random_splits, unit_splits
 from rayjobs.retrieval.proportions import Proportions, generalised_silhouette, soft_precision_at_r
+from rayjobs.retrieval.ranking import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +69,8 @@ class Plan:
     mixed: IntArray
     """(tiles,) indices of the tiles whose class proportions are known; empty where they are not measured."""
     divisions: tuple[Division, ...]
+    reduced: IntArray
+    """(tiles,) indices of the tiles that are left without `evaluate.without_classes`; empty where nothing is scored among them."""
     left_out: tuple[str, ...]
     """What is not measured, and why."""
 
@@ -95,6 +99,10 @@ class Measured:
     """What they are compared with."""
     metrics: dict[str, TileValues]
     """By name, as `metrics_of` lists them."""
+    reduced: dict[str, TileValues]
+    """The metrics of retrieval among the tiles that `Plan.reduced` leaves, by name; empty where it leaves none."""
+    distances: dict[str, TileValues]
+    """How far from its query what is found lies, kilometres: `distance_km@64`; empty where the tiles lie nowhere."""
     figures: dict[str, float]
     """Metrics of the whole embedding, by name; NaN where one is not defined."""
     probes: tuple[Probed, ...]
@@ -116,7 +124,8 @@ def plan(question: Question, settings: EvaluateSection) -> Plan:
         divisions += _divisions("classes", question.codes, question, settings, left_out)
     if _able(settings.probes, "proportions") and len(mixed):
         divisions += _divisions("proportions", _dominant(question, mixed), question, settings, left_out)
-    return Plan(labelled=labelled, mixed=mixed, divisions=tuple(divisions), left_out=tuple(left_out))
+    reduced = _reduced(question, settings, left_out)
+    return Plan(labelled=labelled, mixed=mixed, divisions=tuple(divisions), reduced=reduced, left_out=tuple(left_out))
 
 
 def metrics_of(found: Plan, ks: Sequence[int]) -> list[str]:
@@ -159,10 +168,21 @@ def measure(name: str, vectors: Vectors, distance: Distance, question: Question,
         RetrievalError: a vector is not finite.
     """
     metrics = _by_tile(vectors, distance, question, found, settings)
+    reduced = _among_the_reduced(vectors, distance, question, found.reduced, settings) if len(found.reduced) else {}
     figures = {metric: value(vectors, question.codes) for metric, value in classes.EMBEDDING.items()} if found.labelled else {}
     with joblib.parallel_config(n_jobs=-1):  # the trees of a forest; the result is the same
         probes = tuple(_probed(kind, vectors, question, division, settings.seed) for kind, division in fits(found, settings))
-    return Measured(name=name, question=question, vectors=vectors, distance=distance, metrics=metrics, figures=figures, probes=probes)
+    return Measured(
+        name=name,
+        question=question,
+        vectors=vectors,
+        distance=distance,
+        metrics=metrics,
+        reduced=reduced,
+        distances=_distances(vectors, distance, question, settings),
+        figures=figures,
+        probes=probes,
+    )
 
 
 def means(vectors: Vectors, distance: Distance, question: Question, found: Plan, settings: EvaluateSection) -> dict[str, float]:
@@ -199,6 +219,58 @@ def _retrieval(vectors: Vectors, distance: Distance, question: Question, setting
         name: TileValues(tiles=question.queries[scores.queries], queries=scores.queries, values=values)
         for name, values in scores.values.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Within:
+    """Pairs of some of the tiles, each of which asks, numbered among these."""
+
+    pairs: Pairs
+    tiles: IntArray
+
+    def rows(self, queries: IntArray) -> BoolArray:
+        of_all = self.pairs.rows(self.tiles[queries])
+        return of_all[:, self.tiles]
+
+
+def _among_the_reduced(
+    vectors: Vectors, distance: Distance, question: Question, tiles: IntArray, settings: EvaluateSection
+) -> dict[str, TileValues]:
+    scores = score(
+        vectors[tiles],
+        vectors[tiles],
+        relevance=_Within(question.relevance, tiles),
+        excluded=_Within(question.excluded, tiles),
+        ks=settings.ks,
+        distance=distance,
+        seed=settings.seed,
+    )
+    measured = tiles[scores.queries]
+    return {name: TileValues(tiles=measured, queries=measured, values=values) for name, values in scores.values.items()}
+
+
+def _reduced(question: Question, settings: EvaluateSection, left_out: list[str]) -> IntArray:
+    """Return the tiles that are left without some classes."""
+    nothing = np.empty(0, np.int64)
+    if not settings.without_classes:
+        return nothing
+    names = ", ".join(settings.without_classes)
+    dropped = [code for code, name in enumerate(question.classes) if name in settings.without_classes]
+    if not dropped:
+        left_out.append(f"nothing is scored without the classes {names}: no tile in question is of any of them")
+        return nothing
+    kept = np.flatnonzero(~np.isin(question.codes, dropped))
+    within = _Within(question.relevance, kept), _Within(question.excluded, kept)
+    if not any((within[0].rows(rows) & ~within[1].rows(rows)).any() for rows in blocks(len(kept), 4 * len(question.tile_ids))):
+        left_out.append(f"nothing is scored without the classes {names}: no other tile has anything to find then")
+        return nothing
+    return kept
+
+
+def _distances(vectors: Vectors, distance: Distance, question: Question, settings: EvaluateSection) -> dict[str, TileValues]:
+    known, found = mean_distances_km(vectors, distance, question, settings.ks, seed=settings.seed)
+    tiles = question.queries[known]
+    return {f"distance_km@{k}": TileValues(tiles=tiles, queries=known, values=values) for k, values in found.items() if len(known)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from rayjobs.retrieval.metrics import PairList, Pairs, SameLabel
 from rayjobs.retrieval.ranking import BoolArray, FloatArray, IntArray, blocks
 from rayjobs.tiles import places
 from rayjobs.tiles.neighbours import outlines, overlapping_pairs, positive_pairs
-from rayjobs.tiles.positions import positions, sizes
+from rayjobs.tiles.positions import Spots, positions, sizes, spots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,9 +63,9 @@ class Question:
     shared: PairList
     """Each tile with itself and those whose ground overlaps its own."""
     units: Names
-    """(tiles,) name of the block, scene or class that is resampled for intervals."""
+    """(tiles,) name of the block, scene, observation or class that is resampled for intervals."""
     ground: Names
-    """(tiles,) name of the block of ground, or of the image, that each tile belongs to: what probes are split by."""
+    """(tiles,) name of the block of ground, or of the image or its observation, that each tile belongs to: what probes are split by."""
     near: PairList
     """Tiles that share ground or lie within `evaluate.radius`: the buffer between the ground of a probe's training and of its test."""
     codes: IntArray
@@ -85,6 +85,8 @@ class Question:
     """What a query may not count, in words."""
     unit_means: str
     ground_means: str
+    spots: Spots | None = None
+    """Where the tiles lie; None: nowhere."""
 
 
 def ask(
@@ -92,7 +94,7 @@ def ask(
     settings: EvaluateSection,
     *,
     classes: Sequence[str] = (),
-    by_block: bool,
+    divided_by: str,
     min_label_coverage: float = 0.0,
     place_tolerance: float = 0.25,
 ) -> Question:
@@ -102,7 +104,7 @@ def ask(
         tiles: its rows of the tile table, sorted by tile id; of places those of all splits.
         settings: the experiment's evaluate section.
         classes: names of the set's classes, in the order of `label_fractions`.
-        by_block: whether `block_id` names blocks of ground, as opposed to scenes.
+        divided_by: `tiles.splits.by`: what `block_id` names, but for plain images, which have no blocks of ground.
         min_label_coverage: tiles of which the label map knows a smaller share have no proportions, as they have no label.
         place_tolerance: greatest distance between the centres of tiles of one place, in tile sizes.
 
@@ -117,8 +119,8 @@ def ask(
     across_dates = settings.relevance == "place"  # then the tiles of training are there, too: nothing of them is measured but by place
     found, codes = ((), np.full(count, UNKNOWN)) if across_dates else _classes(tiles, classes)
     asked = _asked(tiles, settings, codes, neighbours, shared, place_tolerance)
-    on_ground = by_block and tiles["geometry"].null_count < count
-    units, unit_means = _units(tiles, settings, on_ground=on_ground)
+    ground_means = _ground_means(tiles, divided_by)
+    units, unit_means = _units(tiles, settings, ground_means)
     return Question(
         tile_ids=tiles["tile_id"].to_pylist(),
         queries=asked.queries,
@@ -136,7 +138,8 @@ def ask(
         relevant_means=asked.means,
         excluded_means=asked.without,
         unit_means=unit_means,
-        ground_means="spatial blocks" if on_ground else "scenes",
+        ground_means=ground_means,
+        spots=spots(tiles),
     )
 
 
@@ -264,8 +267,17 @@ def _proportions(tiles: pa.Table, classes: Sequence[str], min_coverage: float) -
     return held if held.any() else None
 
 
-def _units(tiles: pa.Table, settings: EvaluateSection, *, on_ground: bool) -> tuple[Names, str]:
-    if settings.unit == "block" and not on_ground:
+def _ground_means(tiles: pa.Table, divided_by: str) -> str:
+    """Return in words what `block_id` names."""
+    if divided_by == "observation":
+        return "source observations"
+    if divided_by == "block" and tiles["geometry"].null_count < tiles.num_rows:
+        return "spatial blocks"
+    return "scenes" if tiles["place"].null_count else "places"
+
+
+def _units(tiles: pa.Table, settings: EvaluateSection, ground_means: str) -> tuple[Names, str]:
+    if settings.unit == "block" and ground_means != "spatial blocks":
         raise ConfigError("evaluate.unit is block, and the tiles are divided by scene; set tiles.splits.by: block, or evaluate.unit: scene")
     if settings.unit == "class":
         if tiles["label"].null_count == tiles.num_rows:
@@ -273,7 +285,14 @@ def _units(tiles: pa.Table, settings: EvaluateSection, *, on_ground: bool) -> tu
         return _names(tiles, "label"), "classes"
     if settings.unit == "scene":
         return _names(tiles, "scene_id"), "scenes"
-    return _names(tiles, "block_id"), "spatial blocks" if on_ground else "scenes"
+    if settings.unit == "observation":
+        if tiles["observation"].null_count:
+            raise ConfigError(
+                "evaluate.unit is observation, and not every tile has one; name them in the source of images (csv_observation_column, or a "
+                "group `observation` of pattern), or set evaluate.unit: auto"
+            )
+        return _names(tiles, "observation"), "source observations"
+    return _names(tiles, "block_id"), ground_means
 
 
 def _by_label(codes: IntArray) -> tuple[Pairs, str]:

@@ -5,6 +5,11 @@
                `without_interval` {metric: value or null}, figures of the whole embedding: silhouette, cophenetic_correlation.
 `objective`    the metric that counts.
 `differences`  {row: {value, low, high}}: trained minus that row in the objective, paired by tile.
+`without`      null where all classes were asked for; else `classes`, those left out (`evaluate.without_classes`): their tiles neither ask
+               nor are found; `queries`; `gallery`; `rows` {row: {metric of retrieval: {value, low, high}}}; `differences` as above, empty
+               where the objective is no metric of retrieval.
+`distances`    null where tiles lie nowhere; else `random_pairs`, the mean distance of random pairs of tiles, kilometres, and `rows`
+               {row: {distance_km@k: {value, low, high}}}: how far from its query what is found lies, along great circles.
 `probes`       a list: `row`; `probe` (knn, ...); `target` (classes, proportions); `split` (ground, random); `splits`, how many;
                `test_ratio`, tested over trained tiles; `metrics` {metric: {value, low, high}}, means over the splits; `trained_minus`
                likewise, the trained row minus this one on the same splits, null in the trained row itself.
@@ -30,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayjobs.evaluate.dates import by_dates
+from rayjobs.evaluate.distances import by_chance_km
 from rayjobs.retrieval.intervals import Interval, bootstrap_interval, paired_difference, resampled_interval
 
 if TYPE_CHECKING:
@@ -48,6 +54,8 @@ _FEW_UNITS = 10
 _REMEDIES = {
     "spatial blocks": "take more imagery, or smaller tiles.splits.block_m",
     "scenes": "take more scenes",
+    "places": "take more places",
+    "source observations": "take more observations",
     "classes": "measure more classes",
 }
 
@@ -66,7 +74,11 @@ def table(measured: Sequence[Measured], settings: EvaluateSection, *, ours: str,
     return {
         "rows": [_row(row, settings) for row in measured],
         "objective": settings.objective,
-        "differences": {row.name: _difference(trained, row, settings) for row in others},
+        "differences": {
+            row.name: _difference(trained, trained.metrics[settings.objective], row.metrics[settings.objective], settings) for row in others
+        },
+        "without": _without(trained, measured, settings),
+        "distances": _distances(measured, settings),
         "probes": [entry for row in measured for entry in _probes(row, None if row is trained else trained)],
         "classes": {row.name: _by_class(row, settings) for row in measured} if measured[0].question.classes else {},
         "confusion": _confusion(measured),
@@ -95,12 +107,38 @@ def _bootstrap(row: Measured, found: TileValues, settings: EvaluateSection) -> I
     return bootstrap_interval(found.values, row.question.units[found.tiles], resamples=settings.resamples, seed=settings.seed)
 
 
-def _difference(trained: Measured, other: Measured, settings: EvaluateSection) -> Json:
-    mine, theirs = trained.metrics[settings.objective], other.metrics[settings.objective]
+def _difference(trained: Measured, mine: TileValues, theirs: TileValues, settings: EvaluateSection) -> Json:
     if not np.array_equal(mine.queries, theirs.queries):
         raise AssertionError("rows are measured at different tiles")  # a fault of ours: they could not be compared
     units = trained.question.units[mine.tiles]
     return _entry(paired_difference(mine.values, theirs.values, units, resamples=settings.resamples, seed=settings.seed))
+
+
+def _without(trained: Measured, measured: Sequence[Measured], settings: EvaluateSection) -> Json | None:
+    if not trained.reduced:
+        return None
+    codes, objective = trained.question.codes, settings.objective
+    dropped = [code for code, name in enumerate(trained.question.classes) if name in settings.without_classes]
+    return {
+        "classes": [trained.question.classes[code] for code in dropped],
+        "queries": len(trained.reduced[PER_CLASS].tiles),
+        "gallery": int((~np.isin(codes, dropped)).sum()),
+        "rows": {row.name: {name: _entry(_bootstrap(row, found, settings)) for name, found in row.reduced.items()} for row in measured},
+        "differences": {
+            row.name: _difference(trained, trained.reduced[objective], row.reduced[objective], settings)
+            for row in measured
+            if row is not trained and objective in row.reduced
+        },
+    }
+
+
+def _distances(measured: Sequence[Measured], settings: EvaluateSection) -> Json | None:
+    if not measured[0].distances:
+        return None
+    return {
+        "random_pairs": by_chance_km(measured[0].question, seed=settings.seed),
+        "rows": {row.name: {name: _entry(_bootstrap(row, found, settings)) for name, found in row.distances.items()} for row in measured},
+    }
 
 
 def _probes(row: Measured, trained: Measured | None) -> list[Json]:
@@ -195,7 +233,35 @@ def shown(report: Mapping[str, Any]) -> list[str]:
     for row in report["rows"]:
         gap = report["differences"].get(row["name"])
         lines.append(f"  {row['name']:<18}{_text(row['metrics'][objective])}" + (f"    {_text(gap, signed=True)}" if gap else ""))
-    return [*lines, *_shown_probes(report["probes"]), *_shown_pixels(report["segmentation"])]
+    return [
+        *lines,
+        *_shown_without(report),
+        *_shown_distances(report),
+        *_shown_probes(report["probes"]),
+        *_shown_pixels(report["segmentation"]),
+    ]
+
+
+def _shown_without(report: Mapping[str, Any]) -> list[str]:
+    found, objective = report["without"], report["objective"]
+    if not found or not found["differences"]:
+        return []
+    lines = []
+    for row, metrics in found["rows"].items():
+        gap = found["differences"].get(row)
+        lines.append(f"  {row:<18}{_text(metrics[objective])}" + (f"    {_text(gap, signed=True)}" if gap else ""))
+    return [f"the same without {', '.join(found['classes'])}:", *lines]
+
+
+def _shown_distances(report: Mapping[str, Any]) -> list[str]:
+    found = report["distances"]
+    if not found:
+        return []
+    lines = [
+        f"  {row:<18}" + "    ".join(f"{name.rpartition('@')[2]}: {entry['value']:,.1f} km" for name, entry in metrics.items())
+        for row, metrics in found["rows"].items()
+    ]
+    return [f"mean distance of the first k results from their query (of random tiles {found['random_pairs']:,.1f} km):", *lines]
 
 
 _TOLD = {"classes": "balanced_accuracy", "proportions": "summed_error"}
@@ -237,6 +303,9 @@ def values_of(report: Mapping[str, Any]) -> dict[str, float]:
     for row in report["rows"]:
         figures |= {f"{row['name']}/{metric}": entry["value"] for metric, entry in row["metrics"].items()}
         figures |= {f"{row['name']}/{metric}": value for metric, value in row["without_interval"].items()}
+    for part, found in (("without/", report["without"]), ("", report["distances"])):
+        for row, metrics in (found or {"rows": {}})["rows"].items():
+            figures |= {f"{row}/{part}{metric}": entry["value"] for metric, entry in metrics.items()}
     for probe in report["probes"]:
         place = f"{probe['row']}/{probe['probe']}/{probe['split']}"
         figures |= {f"{place}/{metric}": entry["value"] for metric, entry in probe["metrics"].items()}

@@ -36,11 +36,17 @@ class EvaluateSection:
     objective: str = "recall@10"
     """The metric that counts: one of retrieval (recall@k, MAP@R, ...) or, of tiles with class proportions, nDCG@k/graded,
     soft_precision@k or gSil."""
-    unit: Literal["auto", "block", "scene", "class"] = "auto"
-    """What is resampled for intervals. `auto`: what `tiles.splits.by` divides by, of plain images the scene; `class`: where the classes are
-    themselves a sample, as in the evaluation on classes that were never trained on."""
+    unit: Literal["auto", "block", "scene", "observation", "class"] = "auto"
+    """What is resampled for intervals. `auto`: what `tiles.splits.by` divides by, of plain images the scene, or the place where that is
+    known; `observation`: what plain images were cut from; `class`: where the classes are themselves a sample, as in the evaluation on
+    classes that were never trained on."""
     resamples: Annotated[int, pydantic.Field(ge=100)] = 2000
     """Bootstrap resamples of those units behind each interval."""
+    without_classes: tuple[str, ...] = ()
+    """Classes, such as a rest that dominates, that a second scoring leaves out: their tiles neither ask nor are found."""
+    contact_sheets: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Queries, of all classes in turn, whose 64 first results are drawn for the trained row and listed for every row in `results.json`; the
+    means over all queries stand there, too, with 64 among `ks`."""
     probes: tuple[Literal["knn", "svc", "rfc", "mlp", "dt"], ...] = ("knn",)
     """Simple predictors of classes, and of class proportions, fitted on the embeddings: k nearest neighbours, support vectors, random
     forest, perceptron, decision tree. The first gives the table by class and the confusion matrix. [] for none."""

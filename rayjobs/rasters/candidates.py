@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayjobs.errors import BandError
-from rayjobs.geo import ground_size_m
+from rayjobs.geo import Grid, ground_size_m
 from rayjobs.rasters.headers import Header
 from rayjobs.rasters.masks import aligned, same_grid
-from rayjobs.rasters.scenes import Asset, QualityLayer, Scene
+from rayjobs.rasters.scenes import Asset, QualityLayer, Scene, Spot
+
+LABEL = "label"
+"""The band of a label image that has only one; the first part of the names of several."""
 
 _COLOURS = ("red", "green", "blue")
 
@@ -38,6 +41,10 @@ class BandFile:
     """Where `bands` is None: names to use instead of the header's, in the file's order."""
     meaning: Mapping[str, Meaning] = dataclasses.field(default_factory=dict)
     """By band name; the key `*` stands for the rest."""
+    companion: bool = False
+    """A label image beside a picture: its bands are called `label`, or `label_red` and so on."""
+    turns: int = 0
+    """Quarter turns clockwise that bring it onto the scene's other files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,10 @@ class Candidate:
     datetime: datetime.datetime | None = None
     platform: str | None = None
     label: str | None = None
+    place: str | None = None
+    observation: str | None = None
+    spot: Spot | None = None
+    """These three as of `Scene`."""
     resolution_m: float | None = None
     """For files without coordinates."""
     quality: QualityRef | None = None
@@ -85,17 +96,22 @@ def offered(candidate: Candidate, headers: Mapping[str, Header]) -> dict[str, As
         header = headers.get(file.uri)
         if header is None:
             continue
-        for name, index in _named(file, header, candidate).items():
-            if index > len(header.dtypes):
-                raise BandError(
-                    f"{file.uri} has {len(header.dtypes)} bands, so it cannot give {name!r} as band {index}; correct the source"
-                )
+        for name, asset in _of_file(file, header, candidate).items():
             if name in found:
                 raise BandError(f"scene {candidate.scene_id} has two bands called {name!r}; name them apart with `bands` or `pattern`")
-            found[name] = _asset(file, header, name, index)
-    if candidate.picture:
-        return _picture(found, headers)
+            found[name] = asset
     return found
+
+
+def _of_file(file: BandFile, header: Header, candidate: Candidate) -> dict[str, Asset]:
+    found: dict[str, Asset] = {}
+    for name, index in _named(file, header, candidate).items():
+        if index > len(header.dtypes):
+            raise BandError(f"{file.uri} has {len(header.dtypes)} bands, so it cannot give {name!r} as band {index}; correct the source")
+        found[name] = _asset(file, header, name, index)
+    if file.companion:
+        return _companion(found, header)
+    return _picture(found, header) if candidate.picture else found
 
 
 def _named(file: BandFile, header: Header, candidate: Candidate) -> Mapping[str, int]:
@@ -121,6 +137,7 @@ def _asset(file: BandFile, header: Header, name: str, index: int) -> Asset:
         scale=_first(meaning.scale, header.scales[index - 1]),
         offset=_first(meaning.offset, header.offsets[index - 1]),
         nodata=meaning.nodata if meaning.nodata is not None else header.nodata[index - 1],
+        turns=file.turns,
     )
 
 
@@ -128,20 +145,28 @@ def _first(given: float | None, stored: float) -> float:
     return stored if given is None else given
 
 
-def _picture(found: dict[str, Asset], headers: Mapping[str, Header]) -> dict[str, Asset]:
+def _picture(found: dict[str, Asset], header: Header) -> dict[str, Asset]:
     """Offer red, green and blue of a picture that has a colour table or only grey."""
     grey = found.get("grey")
-    if grey is None or len(found) > 1:
+    if grey is None:
         return found
-    if headers[grey.uri].paletted:
+    if header.paletted:
         return {name: dataclasses.replace(grey, palette=component) for component, name in enumerate(_COLOURS)}
     return {"grey": grey, **dict.fromkeys(_COLOURS, grey)}
 
 
+def _companion(found: dict[str, Asset], header: Header) -> dict[str, Asset]:
+    """Offer the bands of a label image: `label` where it has only one, codes or grey, and its colours under names of their own."""
+    colours = {f"{LABEL}_{name}": asset for name, asset in _picture(found, header).items() if name != "grey"}
+    return {LABEL: found["grey"], **colours} if "grey" in found else colours
+
+
 def default_bands(candidate: Candidate, assets: Mapping[str, Asset]) -> tuple[str, ...]:
-    """Return the bands to read where none are named: all but the quality layer's; of a grey picture, grey."""
-    if candidate.picture and "grey" in assets:
-        return ("grey",)
+    """Return the bands to read where none are named: all but the quality layer's; of one band that serves as colours, that alone."""
+    if candidate.picture:
+        served = {"grey": _COLOURS, LABEL: tuple(f"{LABEL}_{colour}" for colour in _COLOURS)}
+        derived = {colour for single, colours in served.items() if single in assets for colour in colours}
+        return tuple(name for name in assets if name not in derived)
     hidden = candidate.quality.band if candidate.quality and candidate.quality.uri is None else None
     return tuple(name for name in assets if name != hidden)
 
@@ -158,7 +183,7 @@ def build_scene(candidate: Candidate, assets: Mapping[str, Asset], wanted: Seque
     chosen = {name: assets[name] for name in wanted}
     first = headers[chosen[wanted[0]].uri]
     for name, asset in chosen.items():
-        if not same_grid(first.grid, headers[asset.uri].grid):
+        if not same_grid(first.grid, _turned(headers[asset.uri].grid, asset.turns)):
             raise BandError(_two_grids(candidate.scene_id, wanted[0], first, name, headers[asset.uri]))
     dtypes = [_dtype(headers[asset.uri], asset) for asset in chosen.values()]
     return Scene(
@@ -171,9 +196,17 @@ def build_scene(candidate: Candidate, assets: Mapping[str, Asset], wanted: Seque
         datetime=candidate.datetime or first.datetime,
         quality=_quality(candidate, assets, first, headers),
         label=candidate.label,
+        place=candidate.place,
+        observation=candidate.observation,
+        spot=candidate.spot if first.grid.crs is None else None,
         platform=candidate.platform,
         footprint=first.footprint,
     )
+
+
+def _turned(grid: Grid, turns: int) -> Grid:
+    """Return the grid of a picture after so many quarter turns."""
+    return dataclasses.replace(grid, height=grid.width, width=grid.height) if turns % 2 else grid
 
 
 def _dtype(header: Header, asset: Asset) -> np.dtype[np.generic]:

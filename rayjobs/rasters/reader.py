@@ -176,7 +176,8 @@ class RasterReader:
     def _opened(self, uri: str, scene: Scene, members: list[tuple[int, Asset]], *, fresh: bool) -> Handle:
         handle = self._handles.get(uri, fresh=fresh)
         dataset = handle.dataset
-        if dataset.shape != (scene.grid.height, scene.grid.width) or dataset.count < max(asset.band_index for _, asset in members):
+        planned, bands = (scene.grid.height, scene.grid.width), max(asset.band_index for _, asset in members)
+        if dataset.shape != (planned[::-1] if members[0][1].turns % 2 else planned) or dataset.count < bands:
             raise UnreadableTileError(
                 f"{uri} is now {dataset.height} x {dataset.width} with {dataset.count} bands, not what it was when scene "
                 f"{scene.scene_id} was planned; sample again, or put the file back"
@@ -203,17 +204,27 @@ def _by_file(scene: Scene) -> dict[str, list[tuple[int, Asset]]]:
 
 def _file_values(handle: Handle, assets: list[Asset], window: Window, dtype: str, valid: BoolArray) -> np.ndarray[Any, Any]:
     """Read one file's bands (k, h, w), and set `valid` to False where they are not; in place."""
-    values = handle.read([asset.band_index for asset in assets], window, dtype)
+    turns = assets[0].turns  # those of one file
+    stored_window = _before_turns(window, handle.dataset.shape, turns)
+    values = np.rot90(handle.read([asset.band_index for asset in assets], stored_window, dtype), -turns, (1, 2))
     for band, asset in enumerate(assets):
         mark_missing(valid, values[band], asset.nodata)
         if asset.palette is not None and handle.palette is not None:
             codes = values[band]
             np.logical_and(valid, handle.palette[codes, 3] != 0, out=valid)
             values[band] = handle.palette[codes, asset.palette]
-    stored = handle.read_mask(window)
+    stored = handle.read_mask(stored_window)
     if stored is not None:
-        valid &= stored
+        valid &= np.rot90(stored, -turns)
     return values
+
+
+def _before_turns(window: Window, shape: tuple[int, int], turns: int) -> Window:
+    """Return the window of a file of a shape (height, width) that quarter turns clockwise bring onto a window."""
+    for turn in range(turns, 0, -1):
+        height = shape[(turn - 1) % 2]  # of the file before this turn
+        window = Window(row=height - window.col - window.width, col=window.row, height=window.width, width=window.height)
+    return window
 
 
 def _cut(whole: Pixels, around: Window, window: list[int]) -> Pixels:

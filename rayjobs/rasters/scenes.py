@@ -31,11 +31,15 @@ class Asset:
     """Raw value of missing pixels; None if there is none."""
     palette: int | None = None
     """Component of the file's colour table that a value stands for (0 red, 1 green, 2 blue); None: the value itself."""
+    turns: int = 0
+    """Quarter turns clockwise, 0 to 3, that bring the file's pixels onto the scene's."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.band_index < 1 or not math.isfinite(self.scale) or self.scale == 0 or not math.isfinite(self.offset):
             raise ValueError(f"{self.uri}: band_index counts from 1, scale is finite and not 0, offset is finite: {self}")
+        if self.turns not in range(4):
+            raise ValueError(f"{self.uri}: turns are 0 to 3 quarters, not {self.turns}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,23 @@ class QualityLayer:
     """A pixel with any of these bits set (lowest 0) is not valid."""
     classes: tuple[int, ...] = ()
     """A pixel of one of these values is not valid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """Where the middle of a picture lies whose extent is not known."""
+
+    lon: float
+    """Degrees east, in [-180, 180]."""
+    lat: float
+    """Degrees north."""
+    radius_m: float
+    """Of the body on which it lies."""
+
+    def __post_init__(self) -> None:
+        """Refuse places that are on no sphere."""
+        if not (abs(self.lon) <= 180 and abs(self.lat) <= 90 and 0 < self.radius_m < math.inf):  # noqa: PLR2004  degrees
+            raise ValueError(f"longitudes lie within [-180, 180], latitudes within [-90, 90], on a sphere of some radius, not {self}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +92,12 @@ class Scene:
     quality: QualityLayer | None = None
     label: str | None = None
     """Class of an image folder's picture."""
+    place: str | None = None
+    """Ground that a picture without coordinates shows: equal on all dates."""
+    observation: str | None = None
+    """What a picture was cut from: those of one observation are not independent of each other."""
+    spot: Spot | None = None
+    """Of a picture without coordinates of its own."""
     platform: str | None = None
     """Satellite or aircraft."""
     footprint: shapely.Geometry | None = field(default=None, repr=False)
@@ -93,6 +120,7 @@ _ASSET = pa.struct(
         "offset": pa.float64(),
         "nodata": pa.float64(),
         "palette": pa.int32(),
+        "turns": pa.int32(),
     }
 )
 _QUALITY = pa.struct({"uri": pa.string(), "band_index": pa.int32(), "bits": pa.list_(pa.int32()), "classes": pa.list_(pa.int32())})
@@ -111,11 +139,16 @@ SCHEMA = pa.schema(
         "datetime": pa.timestamp("us", tz="UTC"),
         "quality": _QUALITY,
         "label": pa.string(),
+        "place": pa.string(),
+        "observation": pa.string(),
+        "lon": pa.float64(),
+        "lat": pa.float64(),
+        "radius_m": pa.float64(),
         "platform": pa.string(),
         "geometry": pa.binary(),
     }
 )
-"""Columns of `scenes.parquet` (GeoParquet 1.1; `transform` is a, b, c, d, e, f: pixel to CRS)."""
+"""Columns of `scenes.parquet` (GeoParquet 1.1; `transform` is a, b, c, d, e, f: pixel to CRS; `lon`, `lat` and `radius_m` are the spot)."""
 
 
 def scenes_table(scenes: list[Scene]) -> pa.Table:
@@ -147,6 +180,9 @@ def _row(scene: Scene) -> dict[str, Any]:
         "datetime": scene.datetime,
         "quality": {name: getattr(quality, name) for name in QualityLayer.__dataclass_fields__} if quality else None,
         "label": scene.label,
+        "place": scene.place,
+        "observation": scene.observation,
+        **{name: getattr(scene.spot, name, None) for name in Spot.__dataclass_fields__},
         "platform": scene.platform,
         "geometry": None if scene.footprint is None else shapely.to_wkb(scene.footprint),
     }
@@ -165,6 +201,9 @@ def _scene(row: dict[str, Any]) -> Scene:
         datetime=taken.astimezone(datetime.UTC) if taken else None,
         quality=QualityLayer(**(quality | {"bits": tuple(quality["bits"]), "classes": tuple(quality["classes"])})) if quality else None,
         label=row["label"],
+        place=row["place"],
+        observation=row["observation"],
+        spot=None if row["lon"] is None else Spot(**{name: row[name] for name in Spot.__dataclass_fields__}),
         platform=row["platform"],
         footprint=None if row["geometry"] is None else shapely.from_wkb(row["geometry"]),
     )

@@ -13,12 +13,23 @@ from rayjobs.rasters.palettes import PALETTES, class_names
 
 _Part = Annotated[int, pydantic.Field(ge=0, le=255)]
 _PATTERN_GROUPS = {"scene", "band", "date"}
+_PICTURE_GROUPS = {"place", "date", "observation", "lon", "lat"}
 _IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
 
 
 def _as_text(value: Any) -> Any:
     """YAML reads an unquoted date as a date; we keep dates as text."""
     return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _check_groups(pattern: str, known: set[str]) -> None:
+    """Refuse what is no regular expression, or has no group of those known, or others."""
+    try:
+        groups = set(re.compile(pattern).groupindex)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    if not groups or groups - known:
+        raise ValueError(f"needs one or more of the groups {', '.join(f'(?P<{name}>...)' for name in sorted(known))}, and no others")
 
 
 DateText = Annotated[str, pydantic.BeforeValidator(_as_text)]
@@ -105,12 +116,7 @@ class FilesSource:
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
         if pattern is not None:
-            try:
-                groups = set(re.compile(pattern).groupindex)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
-            if not groups or groups - _PATTERN_GROUPS:
-                raise ValueError("needs one or more of the groups (?P<scene>...), (?P<band>...), (?P<date>...), and no others")
+            _check_groups(pattern, _PATTERN_GROUPS)
         return pattern
 
 
@@ -128,6 +134,27 @@ class StacSource:
 
 
 @section
+class CompanionSection:
+    """A label image beside each picture, which becomes further bands of it: `label`, or `label_red`, `label_green`, `label_blue`."""
+
+    replace: str
+    """Regular expression of what in a picture's path (relative to `root`) differs from its label image's."""
+    by: str
+    r"""What stands there instead; `\1` is the expression's first group."""
+    turn: Annotated[int, pydantic.Field(ge=0, le=270, multiple_of=90)] = 0
+    """Degrees clockwise by which label images are turned to lie on their pictures."""
+
+    @pydantic.field_validator("replace")
+    @classmethod
+    def _compiles(cls, replace: str) -> str:
+        try:
+            re.compile(replace)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return replace
+
+
+@section
 class ImagesSource:
     """A folder of plain pictures without coordinates, in any format that GDAL reads."""
 
@@ -141,7 +168,24 @@ class ImagesSource:
     csv_file_column: str = "file"
     """Column of paths relative to `root`."""
     csv_label_column: str = "label"
-    """Column of classes."""
+    """Column of classes, with `labels: csv`."""
+    csv_observation_column: str | None = None
+    """Column of what a picture was cut from (`tiles.splits.by: observation` keeps its pictures together)."""
+    csv_place_column: str | None = None
+    """Column of the place that a picture shows, the same on all dates."""
+    csv_date_column: str | None = None
+    """Column of dates."""
+    csv_lon_column: str | None = None
+    """Column of the longitude of a picture's middle: degrees east, or with a letter, as 354W."""
+    csv_lat_column: str | None = None
+    """Column of its latitude: degrees north, or with a letter, as 16S."""
+    pattern: str | None = None
+    """Regular expression searched in each path relative to `root`, with groups `observation`, `place`, `date`, `lon`, `lat`; pictures that
+    do not fit are left out. The table goes before it."""
+    body: Literal["earth", "mars", "moon"] | pydantic.PositiveFloat = "earth"
+    """What longitudes and latitudes are of; of other bodies the radius, metres."""
+    companion: CompanionSection | None = None
+    """A label image beside each picture."""
     resolution_m: pydantic.PositiveFloat | None = None
     """Metres per pixel, where known."""
     extensions: tuple[str, ...] = _IMAGE_EXTENSIONS
@@ -149,11 +193,29 @@ class ImagesSource:
     name: str | None = None
     """Prefix of the scenes' ids, which are paths relative to `root`."""
 
+    @pydantic.field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            _check_groups(pattern, _PICTURE_GROUPS)
+        return pattern
+
     @pydantic.model_validator(mode="after")
     def _table_given(self) -> ImagesSource:
-        if (self.labels == "csv") != (self.csv is not None):
-            raise ValueError("`csv: FILE` and `labels: csv` belong together")
+        if self.csv is None and (self.labels == "csv" or self.columns):
+            raise ValueError("`labels: csv` and the names of columns need the table, `csv: FILE`")
+        if self.csv is not None and self.labels != "csv" and not self.columns:
+            raise ValueError("nothing is read off the table `csv`; set `labels: csv`, or name a column")
+        told = {*self.columns, *(re.compile(self.pattern).groupindex if self.pattern else ())}
+        if ("lon" in told) != ("lat" in told):
+            raise ValueError("longitude and latitude belong together: name a column, or a group of `pattern`, of each")
         return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of the table by what they tell: `observation`, `place`, `date`, `lon`, `lat`; those that are named."""
+        named = {what: getattr(self, f"csv_{what}_column") for what in sorted(_PICTURE_GROUPS)}
+        return {what: column for what, column in named.items() if column is not None}
 
 
 Source = Annotated[FilesSource | StacSource | ImagesSource, pydantic.Field(discriminator="kind")]

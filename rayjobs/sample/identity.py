@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rayjobs.sample.plan import SetPlan
     from rayjobs.tiles.section import TilesSection
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when the same plan would give other bytes."""
 
 

@@ -16,6 +16,7 @@ import scipy.spatial
 import shapely
 
 from rayjobs.geo import BoolArray, FloatArray, GeometryArray, IntArray
+from rayjobs.tiles.positions import frames
 from rayjobs.tiles.table import geometries
 
 _AT_ONCE = 100_000
@@ -101,14 +102,13 @@ def outlines(tiles: pa.Table) -> GeometryArray:
     """Return what tiles cover as (n,) shapely geometries that can be compared.
 
     Georeferenced tiles give their footprints. Tiles of plain images give boxes in pixels, far outside the degrees of the globe and each
-    scene on a stretch of its own.
+    scene, or place that scenes share, on a stretch of its own.
     """
     found = geometries(tiles)
     plain = np.flatnonzero(shapely.is_missing(found))
     if len(plain):
         row, col, height, width = (tiles[name].to_numpy()[plain].astype(np.float64) for name in ("row", "col", "height", "width"))
-        number = tiles["scene_id"].combine_chunks().dictionary_encode().indices.to_numpy()[plain]
-        west = col + 1000 + number * (float((col + width).max()) + 1)
+        west = col + 1000 + frames(tiles)[plain] * (float((col + width).max()) + 1)
         found[plain] = shapely.box(west, row, west + width, row + height)
     return found
 

@@ -6,36 +6,77 @@ straight line through the Earth is shorter than the ground by less than a thousa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import shapely
 
-from rayjobs.geo import FloatArray, IntArray, ecef, radius_m
+from rayjobs.geo import FloatArray, IntArray, ecef, great_circle_m, radius_m
 from rayjobs.tiles.table import geometries
 
 _FAR = 1e9
 """Distance between the frames of plain images, more than any image is wide and than the Earth."""
 
 
+def frames(tiles: pa.Table) -> IntArray:
+    """Return which frame each tile's pixels are counted in, (n,) numbered from 0: that of its scene, or of the place that scenes share."""
+    found: IntArray = (
+        pc.coalesce(tiles["place"], tiles["scene_id"]).combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    )
+    return found
+
+
 def positions(tiles: pa.Table) -> FloatArray:
     """Return the centres of tiles.
 
     Args:
-        tiles: with the columns `geometry`, `crs`, `scene_id`, `row`, `col`, `height` and `width`.
+        tiles: with the columns `geometry`, `crs`, `scene_id`, `place`, `row`, `col`, `height` and `width`.
 
     Returns:
         (n, 3) float64: metres from the centre of the Earth (a sphere) for georeferenced tiles; for tiles of plain images (x, y, z) in
-        pixels, z setting each scene a thousand million from any other.
+        pixels, z setting each scene a thousand million from any other that does not show the same place.
     """
     found, _ = _centres_and_areas(tiles)
     plain = np.flatnonzero(tiles["geometry"].is_null().to_numpy())
     if len(plain):
         row, col, height, width = (tiles[name].to_numpy()[plain] for name in ("row", "col", "height", "width"))
-        number = tiles["scene_id"].combine_chunks().dictionary_encode().indices.to_numpy()[plain]
-        found[plain] = np.stack([col + width / 2, row + height / 2, (number + 1) * _FAR], axis=-1)
+        found[plain] = np.stack([col + width / 2, row + height / 2, (frames(tiles)[plain] + 1) * _FAR], axis=-1)
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spots:
+    """Where the middles of tiles lie on their bodies."""
+
+    lonlat: FloatArray
+    """(n, 2) longitude and latitude, degrees; NaN where that is not known."""
+    radius_m: FloatArray
+    """(n,) of the body; NaN likewise."""
+
+    def apart_m(self, first: IntArray, second: IntArray) -> FloatArray:
+        """Return the great-circle distances of tiles, (m,) metres: indices (m,) each; NaN where one is not known or on another body."""
+        found = great_circle_m(self.lonlat[first], self.lonlat[second], self.radius_m[first])
+        return np.where(self.radius_m[first] == self.radius_m[second], found, np.nan)
+
+
+def spots(tiles: pa.Table) -> Spots:
+    """Return where tiles lie: the middle of the footprint, or, of plain images, what their source says of the whole image.
+
+    Args:
+        tiles: with the columns `geometry`, `crs`, `lon`, `lat` and `radius_m`.
+    """
+    middles, _ = _centres_and_areas(tiles)
+    length = np.linalg.norm(middles, axis=1)
+    plain = length == 0
+    length[plain] = np.nan
+    x, y, z = (middles / length[:, None]).T
+    lonlat = np.degrees(np.stack([np.arctan2(y, x), np.arcsin(z)], axis=-1))
+    lonlat[plain] = np.stack([tiles[name].to_numpy()[plain] for name in ("lon", "lat")], axis=-1)
+    radius = np.where(plain, tiles["radius_m"].to_numpy(), length)
+    return Spots(lonlat=lonlat, radius_m=radius)
 
 
 def sizes(tiles: pa.Table) -> FloatArray:

@@ -77,9 +77,14 @@ class SplitsSection:
     """Share of the blocks on which choices are made."""
     test: Fraction = 0.2
     """Share of the blocks that are opened once, at the end."""
-    by: Literal["block", "scene", "class"] = "block"
-    """`block`: squares of ground; `scene`: whole scenes; `class`: whole classes of labelled images, so that what is learned on some
-    classes is measured on others, never seen. With `block`, plain images are divided by scene, having no ground."""
+    by: Literal["block", "scene", "observation", "class"] = "block"
+    """`block`: squares of ground; `scene`: whole scenes; `observation`: whole observations that plain images were cut from, as their source
+    names them; `class`: whole classes of labelled images, so that what is learned on some classes is measured on others, never seen. With
+    `block`, plain images are divided by scene, having no ground; those of one place, whatever the date, stay together."""
+    folds: Annotated[int, pydantic.Field(ge=3)] | None = None
+    """Deal those out to so many folds of about as many tiles each, in place of shares; null: shares. Added imagery deals anew."""
+    fold: Annotated[int, pydantic.Field(ge=0)] = 0
+    """With `folds`: the one that is tested, from 0; the next is for validation, and the others train."""
     block_m: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 10_000.0
     """Side of a block, metres."""
     buffer_m: Distance = 0.0
@@ -91,10 +96,14 @@ class SplitsSection:
         """Refuse shares that do not add up."""
         if not math.isclose(self.train + self.val + self.test, 1.0, abs_tol=1e-6):
             raise ValueError(f"the shares train {self.train}, val {self.val} and test {self.test} must add up to 1")
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"there is no fold {self.fold} of {self.folds or 'none'}; they are counted from 0, and `folds` says how many")
 
     @property
     def shares(self) -> tuple[float, float, float]:
         """Shares in the order of `SPLITS`."""
+        if self.folds is not None:
+            return 1 - 2 / self.folds, 1 / self.folds, 1 / self.folds
         return self.train, self.val, self.test
 
 

@@ -5,13 +5,18 @@ moves a block. A tile belongs to the split of the blocks that it touches, if the
 therefore have no block in common, hence no ground, whatever their scenes, dates and projections.
 
 Labelled images can be divided by class instead: then the splits share no class, which tells whether an encoder has learned to compare or
-only to recognise (Musgrave et al., A metric learning reality check, 2020).
+only to recognise (Musgrave et al., A metric learning reality check, 2020). Images cut from few observations are divided by these.
+
+Where balance counts for more than that nothing ever moves, folds take the place of hashes: the largest block, scene, observation or class
+is dealt first, each to the fold that has the fewest tiles.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -44,40 +49,92 @@ class Assigned(NamedTuple):
 
 
 def assign_splits(
-    scene_ids: Sequence[str],
+    names: Sequence[str],
     scene: IntArray,
     centres: FloatArray,
     boxes: FloatArray,
     section: SplitsSection,
+    *,
     labels: Sequence[str | None] = (),
+    observations: Sequence[str | None] = (),
 ) -> Assigned:
     """Give each tile its split and its block.
 
     Args:
-        scene_ids: of the scenes, each once.
+        names: of the scenes: where they show one place on several dates that of the place, else the id.
         scene: (n,) index of each tile's scene.
         centres: (n, 2) longitude and latitude; NaN for tiles of plain images.
         boxes: (n, 4) west, south, east, north of each footprint, degrees (west > east crosses the antimeridian); NaN for tiles of plain
             images, which are divided by scene.
-        section: shares, size of a block, buffer.
+        section: shares or folds, size of a block, buffer.
         labels: class of each scene, for the division by class.
+        observations: what each scene was cut from, for the division by observation.
 
     Raises:
-        ConfigError: the division is by class, and a scene has none.
+        ConfigError: the division is by class or by observation, and a scene has none.
     """
     on_ground = np.isfinite(boxes).all(axis=1)
-    if section.by == "class":
-        split = _by_class(scene_ids, labels, section)[scene]
-    else:
-        split = np.array([_split_of_scene(scene_id, section) for scene_id in scene_ids], np.int64)[scene]
-    block_id = pa.array(scene_ids, pa.string()).take(pa.array(scene))
-    if section.by == "block":
+    by_block = section.by == "block"
+    keys = {"class": labels, "observation": observations}.get(section.by, names)
+    known = [key for key in keys if key is not None]
+    if len(known) < len(names):
+        raise ConfigError(_not_known(names, keys, section))
+    split = _of_keys(known, np.bincount(scene[~on_ground] if by_block else scene, minlength=len(names)), section)[scene]
+    block_id = pa.array(known if section.by == "observation" else names, pa.string()).take(pa.array(scene))
+    if by_block:
         split[on_ground] = _by_block(grown(boxes[on_ground], section.buffer_m), section)
         blocks = cell_names(cells(centres[on_ground], section.block_m))
         block_id = pc.replace_with_mask(block_id, pa.array(on_ground), blocks)
     else:
         split[on_ground] = _apart(split[on_ground], boxes[on_ground], section.buffer_m)
     return Assigned(split, block_id)
+
+
+def _not_known(names: Sequence[str], keys: Sequence[str | None], section: SplitsSection) -> str:
+    without = next((name for name, key in zip(names, keys, strict=False) if key is None), names[0])
+    sources = {
+        "class": "from their folder or table (a source of kind images with labels: folder or csv)",
+        "observation": "from a table or their names (a source of kind images with csv_observation_column, or with a group in its pattern)",
+    }
+    return (
+        f"tiles.splits.by is {section.by}, and the {section.by} of {without} is not known when the set is planned: only images have one "
+        f"then, {sources[section.by]}; set tiles.splits.by: block or scene"
+    )
+
+
+def _of_keys(keys: Sequence[str], tiles: IntArray, section: SplitsSection) -> IntArray:
+    """Return the split of each scene (n,), by what it is divided by and by how many tiles it has."""
+    if section.folds is not None:
+        weights: Counter[str] = Counter()
+        for key, count in zip(keys, tiles.tolist(), strict=True):
+            weights[key] += count
+        of_key = dealt(weights, section)
+    elif section.by == "class":
+        of_key = class_splits(keys, section)
+    else:
+        of_key = {key: _hashed_split(key, section) for key in dict.fromkeys(keys)}
+    return np.array([of_key[key] for key in keys], np.int64)
+
+
+def dealt(weights: Mapping[str, int], section: SplitsSection) -> dict[str, int]:
+    """Deal groups of tiles out to folds, and return the split of each, as an index into `SPLITS`.
+
+    The largest first, each to the fold that has the fewest tiles (Graham's rule for scheduling, 1969); groups of one size in an order of
+    hashes of their names, so that neither the order of files nor that of names decides.
+
+    Args:
+        weights: tiles of each group, by its name.
+        section: folds, which of them is tested, seed.
+    """
+    folds = section.folds or 1
+    split_of_fold = np.full(folds, SPLITS.index("train"))
+    split_of_fold[section.fold], split_of_fold[(section.fold + 1) % folds] = SPLITS.index("test"), SPLITS.index("val")
+    held, found = [0] * folds, {}
+    for name in sorted(weights, key=lambda name: (-weights[name], _digest(section, "fold", name))):
+        fold = held.index(min(held))
+        held[fold] += weights[name]
+        found[name] = int(split_of_fold[fold])
+    return found
 
 
 def class_splits(classes: Iterable[str], section: SplitsSection) -> dict[str, int]:
@@ -90,7 +147,7 @@ def class_splits(classes: Iterable[str], section: SplitsSection) -> dict[str, in
         classes: names, in any order.
         section: shares and seed.
     """
-    order = sorted(set(classes), key=lambda name: hashlib.sha256(f"{section.seed}\nclass\n{name}".encode()).digest())
+    order = sorted(set(classes), key=lambda name: _digest(section, "class", name))
     wanted = np.array(section.shares) * len(order)
     counts = np.floor(wanted).astype(np.int64)
     missing = np.argsort(counts - wanted, kind="stable")[: len(order) - counts.sum()]
@@ -104,22 +161,12 @@ def cell_names(found: IntArray) -> pa.Array:
     return pc.binary_join_element_wise("r", row, "c", col, "")
 
 
-def _by_class(scene_ids: Sequence[str], labels: Sequence[str | None], section: SplitsSection) -> IntArray:
-    """Return the split of each scene (n,)."""
-    named = [label for label in labels if label is not None]
-    if len(named) < len(scene_ids):
-        without = next((scene for scene, label in zip(scene_ids, labels, strict=False) if label is None), scene_ids[0])
-        raise ConfigError(
-            f"tiles.splits.by is class, and the class of {without} is not known when the set is planned: only images have one then, from "
-            "their folder or table (a source of kind images with labels: folder or csv); set tiles.splits.by: block or scene"
-        )
-    of_class = class_splits(named, section)
-    return np.array([of_class[label] for label in named], np.int64)
+def _digest(section: SplitsSection, *names: str) -> bytes:
+    return hashlib.sha256("\n".join([str(section.seed), *names]).encode()).digest()
 
 
-def _split_of_scene(scene_id: str, section: SplitsSection) -> int:
-    digest = hashlib.sha256(f"{section.seed}\n{scene_id}".encode()).digest()
-    return int(_by_share(np.array([int.from_bytes(digest[:8], "little")], np.uint64), section)[0])
+def _hashed_split(name: str, section: SplitsSection) -> int:
+    return int(_by_share(np.array([int.from_bytes(_digest(section, name)[:8], "little")], np.uint64), section)[0])
 
 
 def _by_share(hashes: np.ndarray[tuple[int], np.dtype[np.uint64]], section: SplitsSection) -> IntArray:
@@ -131,10 +178,26 @@ def _by_share(hashes: np.ndarray[tuple[int], np.dtype[np.uint64]], section: Spli
 
 def _split_of_blocks(blocks: IntArray, section: SplitsSection) -> IntArray:
     """Return the split of each block (n, 2)."""
-    key = hashlib.sha256(f"{section.seed}\nblocks".encode()).digest()
-    seed = np.uint64(int.from_bytes(key[:8], "little"))
-    packed = blocks[:, 0].astype(np.uint64) << np.uint64(32) | blocks[:, 1].astype(np.uint64)
-    return _by_share(_mixed(packed ^ seed), section)
+    seed = np.uint64(int.from_bytes(_digest(section, "blocks")[:8], "little"))
+    return _by_share(_mixed(_packed(blocks) ^ seed), section)
+
+
+def _packed(blocks: IntArray) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """Return blocks (n, 2) as one number each."""
+    packed: np.ndarray[tuple[int], np.dtype[np.uint64]] = blocks[:, 0].astype(np.uint64) << np.uint64(32) | blocks[:, 1].astype(np.uint64)
+    return packed
+
+
+def _dealt_blocks(parts: Iterable[FloatArray], section: SplitsSection) -> Callable[[IntArray], IntArray]:
+    """Deal the blocks that boxes (parts of (n, 4)) touch out to folds; return what gives the split of each block (n, 2)."""
+    touching: Counter[int] = Counter()
+    for boxes in parts:
+        blocks, counts = np.unique(_packed(cells_touched_by(boxes, section.block_m).cell), return_counts=True)
+        touching.update(dict(zip(blocks.tolist(), counts.tolist(), strict=True)))
+    known = np.array(sorted(touching), np.uint64)
+    of_name = dealt({str(block): touching[block] for block in known.tolist()}, section)
+    splits = np.array([of_name[str(block)] for block in known.tolist()], np.int64)
+    return lambda blocks: splits[np.searchsorted(known, _packed(blocks))]
 
 
 def _mixed(values: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -151,13 +214,17 @@ def _by_block(boxes: FloatArray, section: SplitsSection) -> IntArray:
         return np.full(len(boxes), section.shares.index(1), np.int64)
     split = np.full(len(boxes), NO_SPLIT, np.int64)
     askable = np.flatnonzero(_blocks_spanned(boxes, section.block_m) <= _MOST_BLOCKS)
-    for members in np.array_split(askable, len(askable) // _AT_ONCE + 1):
-        if len(members):
-            touched = cells_touched_by(boxes[members], section.block_m)
-            of_block = _split_of_blocks(touched.cell, section)
-            first = np.searchsorted(touched.box, np.arange(len(members)))
-            lowest, highest = np.minimum.reduceat(of_block, first), np.maximum.reduceat(of_block, first)
-            split[members] = np.where(lowest == highest, lowest, NO_SPLIT)
+    parts = [members for members in np.array_split(askable, len(askable) // _AT_ONCE + 1) if len(members)]
+    if section.folds is None:
+        split_of: Callable[[IntArray], IntArray] = partial(_split_of_blocks, section=section)
+    else:
+        split_of = _dealt_blocks((boxes[members] for members in parts), section)
+    for members in parts:
+        touched = cells_touched_by(boxes[members], section.block_m)
+        of_block = split_of(touched.cell)
+        first = np.searchsorted(touched.box, np.arange(len(members)))
+        lowest, highest = np.minimum.reduceat(of_block, first), np.maximum.reduceat(of_block, first)
+        split[members] = np.where(lowest == highest, lowest, NO_SPLIT)
     return split
 
 
@@ -213,21 +280,25 @@ def check_splits(tiles: pa.Table, section: SplitsSection) -> None:
     empty = [name for name, share in zip(SPLITS, section.shares, strict=True) if share > 0 and not counts.get(name)]
     if not empty:
         return
-    blocks, total, outside = pc.count_distinct(tiles["block_id"]).as_py(), tiles.num_rows, counts.get(None, 0)
     if section.by == "class":
-        raise NoTilesError(_too_few_classes(tiles, empty))
+        raise NoTilesError(_too_few_classes(tiles, empty, section))
+    blocks, total, outside = pc.count_distinct(tiles["block_id"]).as_py(), tiles.num_rows, counts.get(None, 0)
     found = f"no tile of {total} belongs to the {'split' if len(empty) == 1 else 'splits'} {' and '.join(empty)}"
-    where = f"they lie in {blocks} {'blocks' if section.by == 'block' else 'scenes'}, and {outside} touch more than one split"
-    raise NoTilesError(f"{found}: {where}; {_remedy(section, crowded=2 * outside > total)}, or give those splits the share 0")
+    where = f"they lie in {blocks} {section.by}s, and {outside} touch more than one split"
+    otherwise = "lower tiles.splits.folds" if section.folds else "give those splits the share 0"
+    raise NoTilesError(f"{found}: {where}; {_remedy(section, crowded=2 * outside > total)}, or {otherwise}")
 
 
-def _too_few_classes(tiles: pa.Table, empty: Sequence[str]) -> str:
+def _too_few_classes(tiles: pa.Table, empty: Sequence[str], section: SplitsSection) -> str:
     classes = pc.count_distinct(tiles["label"]).as_py()
     of_them = f"the {'split' if len(empty) == 1 else 'splits'} {' and '.join(empty)}"
-    return f"no class of {classes} belongs to {of_them}; give those splits a larger share, or 0, or set tiles.splits.by: scene"
+    remedy = "lower tiles.splits.folds" if section.folds else "give those splits a larger share, or 0,"
+    return f"no class of {classes} belongs to {of_them}; {remedy} or set tiles.splits.by: scene"
 
 
 def _remedy(section: SplitsSection, *, crowded: bool) -> str:
+    if section.by == "observation":
+        return "set tiles.splits.by: scene, or add observations"
     if section.by == "scene":
         return "set tiles.splits.by: block, or add scenes elsewhere"
     if crowded:

@@ -54,6 +54,11 @@ SCHEMA = pa.schema(
         pa.field("crs", pa.string()),
         pa.field("geometry", pa.binary()),
         pa.field("datetime", pa.timestamp("us", tz="UTC")),
+        pa.field("place", pa.string()),
+        pa.field("observation", pa.string()),
+        pa.field("lon", pa.float64()),
+        pa.field("lat", pa.float64()),
+        pa.field("radius_m", pa.float64()),
         pa.field("cluster_id", pa.string()),
         pa.field("label", pa.string()),
         pa.field("label_purity", pa.float32()),
@@ -62,7 +67,9 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of `tiles.parquet`. Windows are pixels of the scene's own grid; `place_id` is equal for tiles that look at the same ground, on
-any date; `split` is null for tiles that touch the ground of several; `geometry` is the footprint as WKB in WGS 84; `valid_fraction` and
+any date; `split` is null for tiles that touch the ground of several; `geometry` is the footprint as WKB in WGS 84. Of plain images `place`
+and `observation` are what their source says, where it does, and `lon` and `lat` (degrees, on a sphere of `radius_m`) where the middle of
+the whole image lies. `valid_fraction` and
 the label columns are null until pixels are read, and stay so without a label map, but for the `label` of an image folder's scene.
 `label_coverage` is the share of the tile's pixels that have a class; `label_fractions` are the shares of the classes among those, in the
 order of the set's label map, and `label_purity` is the greatest of them."""
@@ -122,7 +129,7 @@ def plan_tiles(scenes: Sequence[Scene], section: TilesSection, area: Any | None 
 
     Raises:
         NoTilesError: no window fits any scene or meets the area, or a split that has a share has no tile.
-        ConfigError: splits are by class, and a scene has none.
+        ConfigError: splits are by class or by observation, and a scene has none.
         ImageryError: two scenes have one id, or a CRS cannot be used.
     """
     scenes = sorted(scenes, key=lambda scene: scene.scene_id)
@@ -216,8 +223,17 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
     geometry = np.concatenate([entry.geometry for entry in placed])
     centres = np.concatenate([entry.centres for entry in placed])
     scene_ids = [entry.scene.scene_id for entry in placed]
-    labels = [entry.scene.label for entry in placed]
-    assigned = assign_splits(scene_ids, scene, centres, bboxes(geometry), section.splits, labels)
+    labels, shown = [entry.scene.label for entry in placed], [entry.scene.place for entry in placed]
+    observations = [entry.scene.observation for entry in placed]
+    assigned = assign_splits(
+        [place or scene_id for place, scene_id in zip(shown, scene_ids, strict=True)],
+        scene,
+        centres,
+        bboxes(geometry),
+        section.splits,
+        labels=labels,
+        observations=observations,
+    )
     ids = [tile for entry in placed for tile in tile_ids(entry.scene.scene_id, entry.windows)]
     splits = pa.array([*SPLITS, None], pa.string())
     columns = {
@@ -230,6 +246,12 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
         "crs": pa.array([entry.scene.grid.crs for entry in placed], pa.string()).take(pa.array(scene)),
         "geometry": _wkb(geometry),
         "datetime": pa.array([entry.scene.datetime for entry in placed], SCHEMA.field("datetime").type).take(pa.array(scene)),
+        "place": pa.array(shown, pa.string()).take(pa.array(scene)),
+        "observation": pa.array(observations, pa.string()).take(pa.array(scene)),
+        **{
+            name: pa.array([getattr(entry.scene.spot, name, None) for entry in placed], pa.float64()).take(pa.array(scene))
+            for name in ("lon", "lat", "radius_m")
+        },
         "cluster_id": pa.concat_arrays([_cluster_ids(entry) for entry in placed]),
         "label": pa.array(labels, pa.string()).take(pa.array(scene)),
     }
@@ -238,9 +260,9 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
 
 
 def _place_ids(entry: _Placed) -> pa.Array:
-    """Name the cell of a global grid, half a tile wide, that holds each tile's centre; of plain images, the tile itself."""
+    """Name the cell of a global grid, half a tile wide, that holds each tile's centre; of plain images, the window of place or scene."""
     if entry.scene.grid.crs is None:
-        return pa.array(tile_ids(entry.scene.scene_id, entry.windows), pa.string())
+        return pa.array(tile_ids(entry.scene.place or entry.scene.scene_id, entry.windows), pa.string())
     size_m = _place_size_m(entry.scene.grid, entry.windows)
     return pc.binary_join_element_wise(f"{size_m:g}m-", cell_names(cells(entry.centres, size_m)), "")
 

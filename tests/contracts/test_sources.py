@@ -80,11 +80,23 @@ def made_pictures(folder):
         PIL.Image.fromarray(noise(70, 90, 3)).save(folder / name / f"one.{ending}")
 
 
+def made_pairs(folder):
+    for name in ("10N20W", "11S340E", "12N0E"):
+        PIL.Image.fromarray(noise(70, 90, 3)).save(folder / f"{name}_image.jpg")
+        PIL.Image.fromarray(noise(90, 70, seed=1)).save(folder / f"{name}_label.png")
+
+
+PAIRS = {
+    "pattern": r"(?P<place>(?P<lat>\d+[NS])(?P<lon>\d+[EW]))_image",
+    "body": "mars",
+    "companion": {"replace": "_image.jpg", "by": "_label.png", "turn": 90},
+}
 CASES = {
     "files": (made_files, files, 3),
     "files of one band": (made_band_files, lambda root: files(root, pattern=r"(?P<scene>[xy])_(?P<band>\w+)\.tif"), 2),
     "stac": (made_items, lambda root: {"kind": "stac", "items": [root]}, 3),
     "images": (made_pictures, lambda root: {"kind": "images", "root": root}, 3),
+    "images beside label images": (made_pairs, lambda root: {"kind": "images", "root": root, "labels": "none", **PAIRS}, 3),
 }
 
 

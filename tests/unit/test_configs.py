@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from pathlib import Path
@@ -71,6 +72,23 @@ def test_aid_is_measured_on_classes_that_do_not_train(data):
     assert [len(found) for found in classes.values()] == [8, 0, 7]
     assert not classes["train"] & classes["test"]
     assert plan.tiles.num_rows == 900
+
+
+def test_mars_is_tested_observation_by_observation(data):
+    found = load(CONFIGS / "mars-hash.yaml")
+    (source,) = to_dict(found)["rasters"]["sources"]
+    folder = data("hirise_mars")
+    local = source | {"root": str(folder / "images"), "csv": str(folder / "labels.csv")}
+    rasters = build(Experiment, to_dict(found) | {"rasters": to_dict(found)["rasters"] | {"sources": [local]}}).rasters
+    tested: Counter[str] = Counter()
+    for fold in range(5):
+        splits = dataclasses.replace(found.tiles.splits, fold=fold)
+        tiles = plan_set(rasters, dataclasses.replace(found.tiles, splits=splits)).tiles.to_pylist()
+        assert Counter(row["split"] for row in tiles)["test"] in {133, 134}
+        observations = [{row["observation"] for row in tiles if row["split"] == split} for split in ("train", "val", "test")]
+        assert sum(map(len, observations)) == len(set().union(*observations)) == 70
+        tested.update(row["tile_id"] for row in tiles if row["split"] == "test")
+    assert (len(tested), set(tested.values())) == (667, {1})
 
 
 def rows(page: str) -> list[tuple[str, str]]:

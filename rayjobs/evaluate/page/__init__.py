@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "rows": "Every metric with its 95 % interval, row by row. The trained row is blue, with a diamond.",
     "neighbours": "Queries and what is nearest to them. A blue solid frame and ✓: relevant. An orange dashed frame and ✗: not relevant.",
+    "contact": "A query and its first results, row by row from the most similar on; `results.json` lists them for every row.",
     "confusion": "Which class a probe takes for which. Colour is the share of the true class; numbers are tiles, over all splits.",
     "pca": "The two directions of greatest variance. A line of sight onto a space of many dimensions: what lies apart here is apart, "
     "but what overlaps here need not.",
@@ -76,7 +77,7 @@ def _parts(
     report: Json, pictures: Mapping[str, bytes], experiment: str, versions: Mapping[str, str], notes: Sequence[str], ours: str
 ) -> list[tuple[str, Html]]:
     protocol = {key: value for key, value in report["protocol"].items() if key != "cautions"}
-    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion"}
+    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion", "contact"}
     shown = [(title, _figures(pictures, kinds)) for title, kinds in _SECTIONS.items()]
     rest = dict.fromkeys(_kind(name) for name in pictures if _kind(name) not in known)
     embedding, *others = shown
@@ -85,6 +86,8 @@ def _parts(
         (f"{report['objective']}, the metric that counts", tables.headline(report, ours)),
         ("How it was measured", _definitions(protocol)),
         ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows",)))),
+        ("Without some classes", _without(report, ours)),
+        ("Distances", _distances(report, ours)),
         ("Probes", _probes(report, ours)),
         ("Class by class", _classes(report, ours)),
         ("Date by date", _dates(report, ours)),
@@ -92,6 +95,7 @@ def _parts(
         ("Confusion", joined(_figures(pictures, ("confusion",)), _confusion(report, ours))),
         (embedding[0], joined(embedding[1], noted)),
         *others,
+        ("Contact sheets", _contact(pictures)),
         ("Further pictures", _figures(pictures, tuple(rest))),
         ("Experiment", _folded("The resolved experiment file", element("pre", element("code", experiment)))),
         ("Versions and fingerprints", _definitions(versions)),
@@ -131,6 +135,28 @@ def _value(value: Any) -> Html:
     return joined(tables.number(value) if isinstance(value, float) else value)
 
 
+def _without(report: Json, ours: str) -> Html:
+    found = report.get("without")
+    if not found:
+        return Html()
+    means = (
+        f"The same without {', '.join(found['classes'])}: tiles of these classes neither ask nor are found. "
+        f"{found['queries']:,} queries, {found['gallery']:,} tiles in the gallery."
+    )
+    return joined(element("p", means), tables.without(report, ours))
+
+
+def _distances(report: Json, ours: str) -> Html:
+    found = report.get("distances")
+    if not found:
+        return Html()
+    means = (
+        "How far from its query what is found lies, along great circles, kilometres; of random pairs of tiles "
+        f"{tables.number(found['random_pairs'])}. Likeness does not ask for nearness: this says where what is alike lies."
+    )
+    return joined(element("p", means), tables.distances(found, ours))
+
+
 def _probes(report: Json, ours: str) -> Html:
     found = tables.probes(report, ours)
     if not found:
@@ -165,6 +191,11 @@ def _segmentation(report: Json, ours: str) -> Html:
         return Html()
     means = "What a linear probe, fitted on the cells of each row's last feature map, tells of the class of single pixels."
     return joined(element("p", means), tables.segmentation(found, ours), _definitions(found["protocol"]))
+
+
+def _contact(pictures: Mapping[str, bytes]) -> Html:
+    sheets = _figures(pictures, ("contact",))
+    return _folded("One query each, with all that is shown of its answer", sheets) if sheets else Html()
 
 
 def _confusion(report: Json, ours: str) -> Html:

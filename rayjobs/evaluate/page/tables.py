@@ -41,6 +41,29 @@ def metrics(report: Json, ours: str) -> Html:
     return table(["metric", *(_ours(row["name"], ours) for row in rows)], body)
 
 
+def without(report: Json, ours: str) -> Html:
+    """Return every metric of retrieval row by row, with all classes and without some, and the differences in the objective."""
+    found, gaps = report["without"], report["without"]["differences"]
+    full = {row["name"]: row["metrics"] for row in report["rows"]}
+    body = [
+        _row(f"{name}, {row}", [figure(full.get(row, {}).get(name)), figure(entry)], ours=row == ours)
+        for name in dict.fromkeys(name for metrics in found["rows"].values() for name in metrics)
+        for row, entry in ((row, metrics[name]) for row, metrics in found["rows"].items())
+    ]
+    gap_rows = [
+        _row(f"{ours} minus {row}, {report['objective']}", [figure(report["differences"].get(row), signed=True), figure(gap, signed=True)])
+        for row, gap in gaps.items()
+    ]
+    return table(["metric and row", "all classes", f"without {', '.join(found['classes'])}"], [*gap_rows, *body])
+
+
+def distances(found: Json, ours: str) -> Html:
+    """Return the mean distances, row by row."""
+    names = list(next(iter(found["rows"].values())))
+    body = [_row(row, [figure(metrics[name]) for name in names], ours=row == ours) for row, metrics in found["rows"].items()]
+    return table(["row", *names], body)
+
+
 def probes(report: Json, ours: str) -> list[tuple[str, Html]]:
     """Return one table for each target and metric of the probes, with its heading: ground and random splits side by side."""
     found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Json]]] = {}

@@ -6,11 +6,12 @@ from rayjobs.evaluate.pictures.charts import curves, rows_chart
 from rayjobs.evaluate.pictures.confusion import confusion
 from rayjobs.evaluate.pictures.projections import Projection, project_pca, project_umap, umap_missing
 from rayjobs.evaluate.pictures.scatter import scatter, scatter_thumbnails
-from rayjobs.evaluate.pictures.sheet import sheet
+from rayjobs.evaluate.pictures.sheet import contact_sheet, sheet
 
 __all__ = [
     "Projection",
     "confusion",
+    "contact_sheet",
     "curves",
     "project_pca",
     "project_umap",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,37 @@ def sheet(
         return png(figure)
 
 
+def contact_sheet(query: Image, found: Images, right: BoolArray, *, title: str = "") -> bytes:
+    """Draw one query, and beside it what was found as a square of pictures, row by row from the most similar on.
+
+    Args:
+        query: (height, width, 3) uint8.
+        found: (k, height, width, 3) uint8, at least one.
+        right: (k,) True where it is relevant.
+        title: above the picture.
+
+    Returns:
+        PNG.
+    """
+    across = math.ceil(math.sqrt(len(found)))
+    step, left = _SIDE / 2 + _GAP / 2, _SIDE + 4 * _GAP
+    rows = -(-len(found) // across)
+    width, height = left + max(across * step, 5.0), _HEAD + max(rows * step, _SIDE) + _FOOT
+    with look():
+        figure = Figure(figsize=(width, height), dpi=DPI)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        axes.set_axis_off()
+        axes.text(_GAP, 0.15, plain(title, 150), fontweight="bold", fontsize=10, va="center")
+        axes.text(_GAP + _SIDE / 2, _HEAD - 0.1, "query", ha="center", fontweight="bold")
+        _place(axes, query, _GAP, _HEAD)
+        for rank, picture in enumerate(found):
+            at = left + rank % across * step, _HEAD + rank // across * step
+            _place(axes, picture, *at, side=_SIDE / 2)
+            _judge(axes, *at, RIGHT if right[rank] else WRONG, side=_SIDE / 2)
+        _key(axes, height - _FOOT / 2)
+        return png(figure)
+
+
 def _left(rank: int) -> float:
     return _NAMES + _SIDE + 3 * _GAP + rank * (_SIDE + _GAP)
 
@@ -83,16 +115,16 @@ def _head(axes: Axes, depth: int, title: str) -> None:
         axes.text(_left(rank) + _SIDE / 2, _HEAD - 0.1, "1, most similar" if rank == 0 else str(rank + 1), ha="center", fontsize=8)
 
 
-def _place(axes: Axes, picture: Image, left: float, top: float) -> None:
-    axes.imshow(picture, extent=(left, left + _SIDE, top + _SIDE, top), interpolation="nearest", aspect="auto")
+def _place(axes: Axes, picture: Image, left: float, top: float, side: float = _SIDE) -> None:
+    axes.imshow(picture, extent=(left, left + side, top + side, top), interpolation="nearest", aspect="auto")
 
 
-def _judge(axes: Axes, left: float, top: float, verdict: tuple[str, Any, str]) -> None:
+def _judge(axes: Axes, left: float, top: float, verdict: tuple[str, Any, str], side: float = _SIDE) -> None:
     colour, line, sign = verdict
-    axes.add_patch(Rectangle((left, top), _SIDE, _SIDE, fill=False, edgecolor=colour, linewidth=3, linestyle=line))
-    badge = 0.22
-    axes.add_patch(Rectangle((left + _SIDE - badge, top), badge, badge, facecolor=colour, edgecolor="white", linewidth=0.8))
-    axes.text(left + _SIDE - badge / 2, top + badge / 2, sign, color="white", ha="center", va="center_baseline", fontsize=10)
+    axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=3 * side / _SIDE, linestyle=line))
+    badge = 0.12 + 0.1 * (side / _SIDE)
+    axes.add_patch(Rectangle((left + side - badge, top), badge, badge, facecolor=colour, edgecolor="white", linewidth=0.8))
+    axes.text(left + side - badge / 2, top + badge / 2, sign, color="white", ha="center", va="center_baseline", fontsize=45 * badge)
 
 
 def _key(axes: Axes, middle: float) -> None:

@@ -136,6 +136,27 @@ def test_the_plan_says_what_is_then_measured(experiment):
     ]
 
 
+def test_fixed_queries_are_listed_beside_the_report(experiment):
+    made = experiment(relevance="label", contact_sheets=4)
+    evaluated(made)
+    version = made.open_workspace().report.current()
+    found = json.loads(version.read("results.json"))
+    assert list(found["rows"]) == ["random-init", "trained"]
+    assert [len(of_row["answers"]) for of_row in found["rows"].values()] == [4, 4]
+    tiles = {row["tile_id"] for row in tile_table(labels=True).to_pylist() if row["split"] == "test"}
+    assert {entry["tile_id"] for answer in found["rows"]["trained"]["answers"] for entry in answer["results"]} <= tiles
+    assert found["random_pairs_km"] < 5
+
+
+def test_a_second_scoring_leaves_classes_out_and_knows_their_names(experiment):
+    result, said = evaluated(experiment(relevance="label", without_classes=["crops"]))
+    assert result.without["classes"] == ["crops"]
+    assert result.without["gallery"] < result.protocol["gallery"]
+    assert any("the same without crops" in line for line in said)
+    with pytest.raises(ConfigError, match=r"without_classes names 'corps', and the classes of the set are water, forest, crops"):
+        job.preview(experiment(relevance="label", without_classes=["corps"]))
+
+
 def test_a_set_without_labels_is_measured_by_retrieval_alone(experiment):
     result, _ = evaluated(experiment(labels=False))
     assert (result.probes, result.classes, result.confusion) == ([], {}, None)

@@ -106,6 +106,17 @@ def report():
         "classes": {name: by_class(HOSTILE) for name in ROWS},
         "segmentation": {"rows": [pixels(name) for name in ROWS], "protocol": {"tested_pixels": {HOSTILE: 4321, "rare": 7}}},
         "dates": {name: by_date() for name in ROWS},
+        "without": {
+            "classes": [HOSTILE],
+            "queries": 347,
+            "gallery": 351,
+            "rows": {name: {"MAP@R": entry(0.531), "recall@1": entry(0.643)} for name in ROWS},
+            "differences": {"random-init": entry(0.173), "frozen-pretrained": entry(0.019)},
+        },
+        "distances": {
+            "random_pairs": 5324.125,
+            "rows": {name: {"distance_km@64": entry(3537.5), "distance_km@1": entry(2211.25)} for name in ROWS},
+        },
         "confusion": {"probe": "knn", "split": "ground", "classes": [HOSTILE, "rare"], "rows": {name: [[271, 3], [1, 0]] for name in ROWS}},
         "protocol": {
             "split": "test",

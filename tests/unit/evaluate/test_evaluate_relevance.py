@@ -35,26 +35,56 @@ def tiles(*scenes, stride=8, labels=None, fractions=None, coverage=None):
     return table
 
 
-def asked(table, *, by_block=True, classes=CLASSES, coverage=0.0, **settings):
-    return ask(table, config.build(EvaluateSection, settings), classes=classes, by_block=by_block, min_label_coverage=coverage)
+def asked(table, *, divided_by="block", classes=CLASSES, coverage=0.0, **settings):
+    return ask(table, config.build(EvaluateSection, settings), classes=classes, divided_by=divided_by, min_label_coverage=coverage)
 
 
 @pytest.mark.parametrize(
-    ("unit", "by_block", "column", "words"),
+    ("unit", "divided_by", "column", "words"),
     [
-        ("auto", True, "block_id", "spatial blocks"),
-        ("auto", False, "block_id", "scenes"),
-        ("block", True, "block_id", "spatial blocks"),
-        ("scene", True, "scene_id", "scenes"),
-        ("class", True, "label", "classes"),
+        ("auto", "block", "block_id", "spatial blocks"),
+        ("auto", "scene", "block_id", "scenes"),
+        ("block", "block", "block_id", "spatial blocks"),
+        ("scene", "block", "scene_id", "scenes"),
+        ("class", "block", "label", "classes"),
     ],
 )
-def test_units_are_those_asked_for(unit, by_block, column, words):
+def test_units_are_those_asked_for(unit, divided_by, column, words):
     table = tiles(labels=CLASSES)
-    question = asked(table, by_block=by_block, unit=unit)
+    question = asked(table, divided_by=divided_by, unit=unit)
     assert question.units.tolist() == table[column].to_pylist()
     assert question.unit_means == words
     assert question.ground.tolist() == table["block_id"].to_pylist()
+
+
+def test_pictures_are_resampled_by_what_they_were_cut_from():
+    scenes = [dataclasses.replace(scene(name, crs=None), observation=f"O{number // 2}") for number, name in enumerate("abcd")]
+    splits = SplitsSection(train=0, val=0, test=1, by="observation")
+    table = plan_tiles(scenes, TilesSection(size=None, splits=splits))
+    for question in (asked(table, divided_by="observation"), asked(table, divided_by="scene", unit="observation")):
+        assert sorted(question.units) == ["O0", "O0", "O1", "O1"]
+        assert question.unit_means == "source observations"
+    assert asked(table, divided_by="observation").ground_means == "source observations"
+
+
+def test_pictures_of_places_are_resampled_by_these():
+    scenes = [dataclasses.replace(scene(name, crs=None), place=f"p{number // 2}") for number, name in enumerate("abcd")]
+    question = asked(plan_tiles(scenes, TilesSection(size=None, splits=SplitsSection(train=0, val=0, test=1))))
+    assert (sorted(question.units), question.unit_means) == (["p0", "p0", "p1", "p1"], "places")
+
+
+def test_pictures_of_one_place_are_found_across_dates():
+    days = [datetime.datetime(year, 6, 1, tzinfo=datetime.UTC) for year in (2004, 2019)]
+    scenes = [
+        dataclasses.replace(scene(f"{place}-{day.year}", crs=None), place=f"p{place}", datetime=day) for place in range(5) for day in days
+    ]
+    table = plan_tiles(scenes, TilesSection(size=None, splits=SplitsSection(train=0, val=0, test=1)))
+    question = asked(table, relevance="place")
+    places = np.array(table["place"].to_pylist())
+    relevant = question.relevance.rows(np.arange(len(question.queries)))
+    assert relevant.sum(axis=1).tolist() == [1] * 10
+    assert (places[relevant.argmax(axis=1)] == places[question.queries]).all()
+    assert {(pair.asking, pair.gap_days) for pair in question.dates} == {("2004-06-01", 5478), ("2019-06-01", -5478)}
 
 
 def test_pictures_have_scenes_for_units_whatever_divides():
@@ -64,16 +94,17 @@ def test_pictures_have_scenes_for_units_whatever_divides():
 
 
 @pytest.mark.parametrize(
-    ("settings", "by_block", "words"),
+    ("settings", "divided_by", "words"),
     [
-        ({"unit": "class"}, True, "evaluate.unit is class"),
-        ({"relevance": "label"}, True, "evaluate.relevance is label"),
-        ({"unit": "block"}, False, "evaluate.unit is block"),
+        ({"unit": "class"}, "block", "evaluate.unit is class"),
+        ({"relevance": "label"}, "block", "evaluate.relevance is label"),
+        ({"unit": "block"}, "scene", "evaluate.unit is block"),
+        ({"unit": "observation"}, "block", "not every tile has one"),
     ],
 )
-def test_what_the_tiles_do_not_have_is_refused_by_its_key(settings, by_block, words):
+def test_what_the_tiles_do_not_have_is_refused_by_its_key(settings, divided_by, words):
     with pytest.raises(ConfigError, match=words):
-        asked(tiles(), by_block=by_block, **settings)
+        asked(tiles(), divided_by=divided_by, **settings)
 
 
 def test_classes_keep_the_order_of_the_set_and_those_that_do_not_occur_have_no_number():

@@ -152,6 +152,20 @@ def test_ties_are_fair_though_the_gallery_is_sorted_by_class():
     assert np.mean([scores.values["precision@10"].mean() for scores in found]) == pytest.approx(0.1, abs=0.03)
 
 
+def test_ties_of_codes_favour_no_class():
+    """Codes of 128 bits, of which all but two are equal, so that most items are tied: no class is found more often than chance."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(5), 40)
+    found = []
+    for _ in range(60):
+        bits = np.ones((200, 128), np.float32)
+        bits[:, :2] = rng.choice([-1, 1], (200, 2))
+        codes = bits / np.float32(np.sqrt(128))
+        relevance = SameLabel(labels, labels)
+        scores = score(codes, codes, relevance=relevance, excluded=itself(200), ks=[10], distance="cosine", seed=int(rng.integers(99)))
+        found.append([scores.values["precision@10"][labels == label].mean() for label in range(5)])
+    assert np.mean(found, axis=0) == pytest.approx(np.full(5, 39 / 199), abs=0.03)
+
+
 def test_a_seed_gives_the_same_scores():
     rng = np.random.default_rng(5)
     vectors = np.round(unit(rng, 40), 1)
