@@ -52,18 +52,18 @@ def clustered(count, seed):
 
 
 def segment_of(kind, vectors):
-    exact = KINDS["flat"].filled(KINDS["flat"].trained(vectors), vectors)
     made = KINDS[kind]
+    exact = KINDS[made.store].filled(KINDS[made.store].trained(vectors), vectors)
     base = None if made.exact else made.filled(made.trained(vectors), vectors)
     compressed = None if base is None else made.attached(base, exact)
-    return Segment(kind=kind, index=exact, base=base, compressed=compressed)
+    return Segment(kind=kind, dimension=DIM, index=exact, base=base, compressed=compressed)
 
 
 def recall_at(segments, queries, effort, count):
     """Share of the truly nearest that are found, counted one by one."""
     found = 0
     for query in queries:
-        exact = sorted((float(score) for segment in segments for score in segment.index.search(query[None], count)[0][0]), reverse=True)
+        exact = sorted((float(score) for segment in segments for score in segment.exact(query[None], count)[0][0]), reverse=True)
         scores = [float(score) for segment in segments for score in segment.approximate(query[None], count, None, effort)[0][0]]
         found += sum(score >= exact[count - 1] - 1e-6 for score in scores)
     return found / count / len(queries)
