@@ -1,6 +1,6 @@
 """Kinds of index, by key: what each costs and finds, and how to search it without trusting its file."""
 
-from rayjobs.retrieval.kinds.codes import Hamming, HammingIvf, are_codes
+from rayjobs.retrieval.kinds.codes import Hamming, HammingIvf, are_codes, least_cosine
 from rayjobs.retrieval.kinds.graph import Hnsw
 from rayjobs.retrieval.kinds.kind import LAST_BITS, Effort, Exact, Found, Kind, ranked, refuse_unless, sample_rows, selector_of
 from rayjobs.retrieval.kinds.lists import IvfFlat, IvfPq, IvfRabitq, lists_for, sample_size
@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "are_codes",
     "inner_products",
+    "least_cosine",
     "lists_for",
     "ranked",
     "refuse_unless",

@@ -57,6 +57,16 @@ def are_codes(vectors: Vectors) -> BoolArray:
     return codes
 
 
+def least_cosine(vectors: Vectors, least: float) -> float:
+    """Return the least cosine of (n, dim) vectors to those of the same tiles embedded anew, elsewhere; `least` of what are no codes.
+
+    A number that is nearly 0 before its sign is taken has another sign on another device: one bit in twenty may differ, and one at least.
+    """
+    dimension = vectors.shape[1]
+    between = max(1, dimension // 20) + 0.5  # of those that may differ and one more
+    return 1 - 2 * between / dimension if are_codes(vectors).all() else least
+
+
 def signs(vectors: Vectors) -> Bits:
     """Return which numbers of (n, dim) vectors are positive, packed."""
     return np.packbits(vectors > 0, axis=1)
@@ -129,8 +139,10 @@ class Hamming(BinaryFile, Exact):
 
     def nearest(self, index: Any, queries: Vectors, count: int, chosen: BoolArray | None) -> Found:
         """Compare codes by Hamming distance, and other queries by inner product."""
-        scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
         coded = are_codes(queries)
+        if coded.all():
+            return _by_distance(index, queries, count, chosen)
+        scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
         for part, compared in ((coded, _by_distance), (~coded, self._by_product)):
             if part.any():
                 scores[part], rows[part] = compared(index, queries[part], count, chosen)
