@@ -197,7 +197,7 @@ def _by_distance(index: Any, queries: Vectors, count: int, chosen: BoolArray | N
         codes = _view(index) if there is None else _view(index)[there]
         distances, rows = faiss.knn_hamming(signs(queries), codes, count)
         rows = rows if there is None else there[rows]
-    return _scores(distances, queries.shape[1]), rows.astype(np.int64)
+    return _scores(distances, queries.shape[1]), rows
 
 
 def _scores(distances: np.ndarray[Any, np.dtype[np.int32]], dimension: int) -> Vectors:
