@@ -37,13 +37,20 @@ if TYPE_CHECKING:
 
 Bits = np.ndarray[Any, np.dtype[np.uint8]]
 """(n, bytes) uint8: bit 7 of byte 0 is the first number's, 1 where it is positive; what fills up the last byte is 0."""
+Distances = np.ndarray[Any, np.dtype[np.int32]]
 Answer = tuple[Vectors, Rows, Vectors]
 """Scores and rows (q, asked), best first; and (q,) the score above which nothing is missing, -inf where nothing more is to be had."""
 
 _NEAR = 1e-5
 """Share by which a number may differ from those of a code."""
-_FEW = 0.25
-"""Share of the codes up to which copying those that may be found takes less time than passing over the others."""
+_FEW = 0.05
+"""Share of the codes up to which those that may be found are copied."""
+_MORE = 1.5
+"""Hits asked for where a share of the codes may be found, over those that hold as many on average."""
+_SPARE_PRODUCTS = 1000
+"""As `SPARE`, where many ties are likely, and where hits cost little beside the tables."""
+_TOGETHER = 64
+"""Queries whose hits are unpacked together."""
 _DEEPER = 8
 _CODE_NS = 0.06
 """Per byte of a code: comparing it, a million or more in a row."""
@@ -168,7 +175,9 @@ class Hamming(BinaryFile, Exact):
             floor = np.full(len(numbers), -np.inf) if asked == tables.ntotal else estimates[:, -1]
             return *ranked(scores, rows), floor
 
-        return _settled(search, len(queries), count, tables.ntotal)
+        parts = [np.arange(len(queries))[start : start + _TOGETHER] for start in range(0, len(queries), _TOGETHER)]
+        found = [_settled(search, part, count, tables.ntotal, _SPARE_PRODUCTS) for part in parts]
+        return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
 
 def _packed(vectors: Vectors) -> Bits:
@@ -189,18 +198,36 @@ def _view(index: Any) -> Bits:
 
 
 def _by_distance(index: Any, queries: Vectors, count: int, chosen: BoolArray | None) -> Found:
-    """Compare bits. Of equal distances FAISS keeps the lowest rows, in order, which the tests hold."""
-    there = None if chosen is None or chosen.mean() > _FEW else np.flatnonzero(chosen)
-    if chosen is not None and there is None:
-        distances, rows = index.search(signs(queries), count, params=faiss.SearchParameters(sel=selector_of(chosen)))
-    else:  # without a selector, which FAISS asks for each code, its bare function is the faster one
-        codes = _view(index) if there is None else _view(index)[there]
-        distances, rows = faiss.knn_hamming(signs(queries), codes, count)
-        rows = rows if there is None else there[rows]
+    """Compare bits."""
+    distances, rows = _nearest_bits(index, signs(queries), count, chosen)
     return _scores(distances, queries.shape[1]), rows
 
 
-def _scores(distances: np.ndarray[Any, np.dtype[np.int32]], dimension: int) -> Vectors:
+def _nearest_bits(index: Any, asked: Bits, count: int, chosen: BoolArray | None) -> tuple[Distances, Rows]:
+    """Return distances and rows (q, count). Of equal distances FAISS keeps the lowest rows, in order, which the tests hold.
+
+    FAISS asks a selector for each code, which takes longer than comparing it. So of few codes a copy is searched, and of many all, for some
+    more than are wanted: mostly enough of those may be found.
+    """
+    if chosen is None:
+        distances, rows = faiss.knn_hamming(asked, _view(index), count)
+        return distances, rows
+    share = np.count_nonzero(chosen) / len(chosen)
+    if share <= _FEW:
+        there = np.flatnonzero(chosen)
+        distances, rows = faiss.knn_hamming(asked, _view(index)[there], count)
+        return distances, there[rows]
+    distances, rows = faiss.knn_hamming(asked, _view(index), min(int(_MORE * count / share) + SPARE, len(chosen)))
+    passes = chosen[rows]
+    first = np.argsort(~passes, axis=1, kind="stable")[:, :count]
+    distances, rows = np.take_along_axis(distances, first, axis=1), np.take_along_axis(rows, first, axis=1)
+    short = passes.sum(axis=1) < count
+    if short.any():
+        distances[short], rows[short] = index.search(asked[short], count, params=faiss.SearchParameters(sel=selector_of(chosen)))
+    return distances, rows
+
+
+def _scores(distances: Distances, dimension: int) -> Vectors:
     """Return inner products of codes at Hamming distances."""
     return (1 - 2 * distances.astype(np.float64) / dimension).astype(np.float32)
 
@@ -218,19 +245,20 @@ def _tables(index: Any, dimension: int, there: Rows | None) -> Any:
     return made
 
 
-def _settled(search: Callable[[Rows, int], Answer], queries: int, count: int, most: int) -> Found:
+def _settled(search: Callable[[Rows, int], Answer], queries: Rows, count: int, most: int, spare: int = SPARE) -> Found:
     """Return the first `count` hits, ties by row, of a search that cuts ties as they come: it is asked deeper until the tie has ended.
 
     Args:
         search: takes numbers of queries and how many hits to ask for.
-        queries: their number.
+        queries: (q,) their numbers.
         count: hits per query.
         most: hits that can be asked for.
+        spare: hits asked for at first beyond those wanted.
     """
-    scores, rows = np.empty((queries, count), np.float32), np.empty((queries, count), np.int64)
-    open_, asked = np.arange(queries), min(count + SPARE, most)
+    scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+    open_, asked = np.arange(len(queries)), min(count + spare, most)
     while len(open_):
-        found, where, floor = search(open_, asked)
+        found, where, floor = search(queries[open_], asked)
         scores[open_], rows[open_] = found[:, :count], where[:, :count]
         open_ = open_[(floor > -np.inf) & (found[:, count - 1] < floor + LAST_BITS)]
         asked = min(_DEEPER * asked, most)
@@ -340,5 +368,5 @@ class _Listed:
             passes = params.passes(found)
             return *ranked(np.where(passes, said, np.float32(-np.inf)), np.where(passes, found, -1)), floor
 
-        scores[coded], rows[coded] = _settled(search, len(coded), count, self.lists.ntotal)
+        scores[coded], rows[coded] = _settled(search, np.arange(len(coded)), count, self.lists.ntotal)
         return scores, rows

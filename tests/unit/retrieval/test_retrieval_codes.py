@@ -22,7 +22,7 @@ from rayjobs.storage import Artefact, open_store
 
 ROWS = 3000
 SHARES = [None, 0.9, 0.1, 0.002]
-"""Of the rows that may be found: all, many and few, which are passed over, or copied."""
+"""Of the rows that may be found: all, many and few."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +101,22 @@ def test_codes_are_found_by_hamming_distance_and_ties_by_row(tmp_path, dim, shar
         np.testing.assert_array_equal(scores[:, :there], (1 - 2 * distances / dim).astype(np.float32))
         assert (rows[:, there:] == -1).all()
         assert np.isneginf(scores[:, there:]).all()
+
+
+@pytest.mark.parametrize("kind", ["hamming", "hamming_ivf"])
+def test_a_filter_that_leaves_nothing_near_is_no_hindrance(tmp_path, kind):
+    """Half of the codes may be found, none of them in reach of the first look."""
+    segment, vectors = segment_of(tmp_path, kind, codes(ROWS, 64))
+    query = vectors[7:8]
+    _, order = by_counting(vectors, query, ROWS, None)
+    chosen = np.ones(ROWS, bool)
+    chosen[order[0, : ROWS // 2]] = False
+    queries = np.concatenate([query, vectors[order[0, -1:]]])
+    for count in (1, 10, 700):
+        np.testing.assert_array_equal(segment.exact(queries, count, chosen)[1], by_counting(vectors, queries, count, chosen)[1])
+        if kind == "hamming_ivf":
+            rows = segment.approximate(queries, count, chosen, Effort(nprobe=10**6))[1]
+            np.testing.assert_array_equal(rows, by_counting(vectors, queries, count, chosen)[1])
 
 
 def others(dim, vectors):
