@@ -47,10 +47,12 @@ _FEW = 0.05
 """Share of the codes up to which those that may be found are copied."""
 _MORE = 1.5
 """Hits asked for where a share of the codes may be found, over those that hold as many on average."""
+_DEEPEST = 1024
+"""Hits up to which keeping more of them takes less time than asking of each code whether it may be found."""
 _SPARE_PRODUCTS = 1000
 """As `SPARE`, where many ties are likely, and where hits cost little beside the tables."""
-_TOGETHER = 64
-"""Queries whose hits are unpacked together."""
+_TOGETHER = 2**17
+"""Hits that are looked through together, of one query or of several."""
 _DEEPER = 8
 _CODE_NS = 0.06
 """Per byte of a code: comparing it, a million or more in a row."""
@@ -175,9 +177,7 @@ class Hamming(BinaryFile, Exact):
             floor = np.full(len(numbers), -np.inf) if asked == tables.ntotal else estimates[:, -1]
             return *ranked(scores, rows), floor
 
-        parts = [np.arange(len(queries))[start : start + _TOGETHER] for start in range(0, len(queries), _TOGETHER)]
-        found = [_settled(search, part, count, tables.ntotal, _SPARE_PRODUCTS) for part in parts]
-        return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
+        return _settled(search, len(queries), count, most=tables.ntotal, spare=_SPARE_PRODUCTS)
 
 
 def _packed(vectors: Vectors) -> Bits:
@@ -217,13 +217,22 @@ def _nearest_bits(index: Any, asked: Bits, count: int, chosen: BoolArray | None)
         there = np.flatnonzero(chosen)
         distances, rows = faiss.knn_hamming(asked, _view(index)[there], count)
         return distances, there[rows]
-    distances, rows = faiss.knn_hamming(asked, _view(index), min(int(_MORE * count / share) + SPARE, len(chosen)))
+    deeper = min(int(_MORE * count / share) + SPARE, len(chosen))
+    if deeper > _DEEPEST:
+        return _passing(index, asked, count, chosen)
+    distances, rows = faiss.knn_hamming(asked, _view(index), deeper)
     passes = chosen[rows]
     first = np.argsort(~passes, axis=1, kind="stable")[:, :count]
     distances, rows = np.take_along_axis(distances, first, axis=1), np.take_along_axis(rows, first, axis=1)
     short = passes.sum(axis=1) < count
     if short.any():
-        distances[short], rows[short] = index.search(asked[short], count, params=faiss.SearchParameters(sel=selector_of(chosen)))
+        distances[short], rows[short] = _passing(index, asked[short], count, chosen)
+    return distances, rows
+
+
+def _passing(index: Any, asked: Bits, count: int, chosen: BoolArray) -> tuple[Distances, Rows]:
+    """Have FAISS ask for each code whether it may be found; returns as `_nearest_bits`."""
+    distances, rows = index.search(asked, count, params=faiss.SearchParameters(sel=selector_of(chosen)))
     return distances, rows
 
 
@@ -245,23 +254,25 @@ def _tables(index: Any, dimension: int, there: Rows | None) -> Any:
     return made
 
 
-def _settled(search: Callable[[Rows, int], Answer], queries: Rows, count: int, most: int, spare: int = SPARE) -> Found:
+def _settled(search: Callable[[Rows, int], Answer], queries: int, count: int, *, most: int, spare: int = SPARE) -> Found:
     """Return the first `count` hits, ties by row, of a search that cuts ties as they come: it is asked deeper until the tie has ended.
 
     Args:
         search: takes numbers of queries and how many hits to ask for.
-        queries: (q,) their numbers.
+        queries: how many there are.
         count: hits per query.
         most: hits that can be asked for.
         spare: hits asked for at first beyond those wanted.
     """
-    scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
-    open_, asked = np.arange(len(queries)), min(count + spare, most)
-    while len(open_):
-        found, where, floor = search(queries[open_], asked)
-        scores[open_], rows[open_] = found[:, :count], where[:, :count]
-        open_ = open_[(floor > -np.inf) & (found[:, count - 1] < floor + LAST_BITS)]
-        asked = min(_DEEPER * asked, most)
+    scores, rows = np.empty((queries, count), np.float32), np.empty((queries, count), np.int64)
+    left, asked = np.arange(queries), min(count + spare, most)
+    while len(left):
+        tied = np.zeros(queries, np.bool_)
+        for part in np.array_split(left, -(-len(left) * asked // _TOGETHER)):
+            found, where, floor = search(part, asked)
+            scores[part], rows[part] = found[:, :count], where[:, :count]
+            tied[part] = (floor > -np.inf) & (found[:, count - 1] < floor + LAST_BITS)
+        left, asked = np.flatnonzero(tied), min(_DEEPER * asked, most)
     return scores, rows
 
 
@@ -368,5 +379,5 @@ class _Listed:
             passes = params.passes(found)
             return *ranked(np.where(passes, said, np.float32(-np.inf)), np.where(passes, found, -1)), floor
 
-        scores[coded], rows[coded] = _settled(search, np.arange(len(coded)), count, self.lists.ntotal)
+        scores[coded], rows[coded] = _settled(search, len(coded), count, most=self.lists.ntotal)
         return scores, rows
