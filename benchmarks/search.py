@@ -1,5 +1,7 @@
 """Search of one million vectors: ours beside raw FAISS of the same kinds, hnswlib, usearch and LanceDB; recall@10 and queries per core.
 
+And of ten million codes of 128 bits, exact, beside raw FAISS and a scan with numpy: `benchmarks.codes`, which also runs alone.
+
 Vectors as embeddings are: 1,000 things of unequal frequency, each a cloud in 24 latent dimensions, sent to 128 by a random map, with
 a little noise in all of them, of length 1. Queries are fresh draws. Of every side each setting of a grid is tried, and the fastest that
 finds 0.97 of the 10 nearest is measured again, all sides in turn, for medians; raw FAISS may thereby choose its setting on the very queries
@@ -38,8 +40,8 @@ import pyarrow as pa
 import shapely
 import usearch.index
 
-from benchmarks import command
-from rayjobs.retrieval.choice import choose, tuned
+from benchmarks import codes, command
+from rayjobs.retrieval.choice import choose, kinds_for, tuned
 from rayjobs.retrieval.kinds import KINDS, Effort, inner_products, sample_rows, sample_size
 from rayjobs.retrieval.manifest import IndexManifest, read_index_manifest
 from rayjobs.retrieval.segments import Segment, build_segment, load_segment, load_table
@@ -400,7 +402,7 @@ def run(sizes: Sizes) -> dict[str, float]:
         print(f"auto: {choice.why}")
         auto, efforts = choice.kind, {}
         points: list[Point] = []
-        for kind in dict.fromkeys([auto, *KINDS]):
+        for kind in dict.fromkeys([auto, *kinds_for(codes=False)]):
             segment = published(Path(folder), vectors, known, kind, choice.why)[1]
             sample = vectors[sample_rows(sizes.rows, sizes.sample, seed=3)] if kind == auto else made(OTHERS, 3)
             efforts[kind], estimate = tuned(kind, [segment], sample, recall=RECALL)
@@ -477,14 +479,20 @@ def main() -> None:
         folder, kind, effort = options.measure
         measure_memory(Path(folder), kind, Effort(**json.loads(effort)))
         return
-    figures = run(QUICK if options.quick else FULL)
+    figures = codes.run(codes.QUICK if options.quick else codes.FULL) | of_vectors(QUICK if options.quick else FULL)
+    if options.json:
+        command.end("search", figures, ("rayjobs", "numpy", command.FAISS, "hnswlib", "usearch", "lancedb"))
+
+
+def of_vectors(sizes: Sizes) -> dict[str, float]:
+    """Measure vectors, print what matters, and return the figures."""
+    figures = run(sizes)
     print(f"recall@10 of auto                            {figures['auto_recall_at_10']:.4f}")
     print(f"its queries/s over the best raw FAISS's      {figures['auto_qps_ratio']:.3f}")
     print(f"its own (anonymous) bytes per vector         {figures['auto_bytes_per_vector']:.1f}")
     print(f"that of the first process                    {figures['auto_bytes_per_vector_of_first_process']:.1f}")
     print(f"its mapped bytes per vector                  {figures['auto_mapped_bytes_per_vector']:.0f}")
-    if options.json:
-        command.end("search", figures, ("rayjobs", "numpy", command.FAISS, "hnswlib", "usearch", "lancedb"))
+    return figures
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rayjobs.embed.encode import CANONICAL_BATCH
 from rayjobs.embed.encoder import chosen_encoder
 from rayjobs.embed.stack import stack
 from rayjobs.models.checkpoint import from_files
+from rayjobs.retrieval.kinds import least_cosine
 
 if TYPE_CHECKING:
     from rayjobs.doctor.opened import Opened, Pixels
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LEAST_COSINE = 0.999
-"""Between a stored vector and the same tile's embedding made anew, as the service asks for before it serves an index."""
+"""Between a stored vector and the same tile's embedding made anew, as the service asks for before it serves it; see `least_cosine`."""
 _MOST_VECTORS = 200_000
 _UNIT_TOLERANCE = 1e-3
 """As segments are built with."""
@@ -144,7 +145,7 @@ def anew(opened: Opened, pixels: Pixels) -> Check:
     """
     name, made = "encoder/anew", embedded(carried(opened), pixels)
     cosines = (made * pixels.vectors).sum(axis=1)
-    wrong = np.flatnonzero(~(cosines >= LEAST_COSINE))
+    wrong = np.flatnonzero(~(cosines >= least_cosine(pixels.vectors, LEAST_COSINE)))
     if not len(wrong):
         return ok(name, f"{len(made)} stored tiles embedded anew have a cosine of {cosines.min():.5f} or more to their vectors")
     elsewhere = sum(_is_there(opened, made[number]) for number in wrong)

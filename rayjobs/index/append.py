@@ -16,10 +16,9 @@ from rayjobs.embed.encoder import chosen_encoder, tell_encoder
 from rayjobs.embed.job import embed
 from rayjobs.errors import FingerprintError
 from rayjobs.index.build import SegmentPlan, segment_of_parts
-from rayjobs.index.job import Building, grouped
+from rayjobs.index.job import Building, chosen_kind, grouped
 from rayjobs.index.versions import FORMAT, Contents, Published, Result, made_of, name_of, newest, next_segment, publish, writing
 from rayjobs.index.workers import OnRay, Workers
-from rayjobs.retrieval.choice import choose
 from rayjobs.retrieval.manifest import QUANTISER
 from rayjobs.tiles.table import read_geoparquet
 
@@ -135,7 +134,7 @@ def _tell(parent: Published, wanted: Wanted, settings: IndexSection, console: Co
     gone = f", {wanted.kept_out:,} were deleted and stay out" if wanted.kept_out else ""
     console.say(f"index            {wanted.new.num_rows:,} tiles are new, {wanted.held:,} are in the index{gone}")
     rows = parent.manifest.stored - parent.manifest.deleted + wanted.new.num_rows
-    fits = choose(rows, parent.manifest.dimension, kind=settings.kind, recall=settings.recall, bytes_per_vector=settings.bytes_per_vector)
+    fits = chosen_kind(settings, rows, parent.spec)
     if fits.kind != parent.manifest.kind:
         console.say(
             f"index            caution: stays of kind {parent.manifest.kind}; for {rows:,} tiles index.kind {settings.kind} "

@@ -126,7 +126,7 @@ def _alive(parent: Version, manifest: IndexManifest, name: str, dead: pa.Array) 
         segment = load_segment(parent, entry, manifest, Path(cache))
         table = pq.read_table(io.BytesIO(parent.read(f"{name}.parquet"))).replace_schema_metadata(None)
         alive = pc.invert(pc.is_in(table["tile_id"], value_set=dead)).to_numpy()
-        vectors = segment.index.reconstruct_batch(np.flatnonzero(alive))
+        vectors = segment.vectors_of(np.flatnonzero(alive))
     return table.filter(pa.array(alive)), vectors
 
 
@@ -172,5 +172,5 @@ def measure(version: Version, manifest: IndexManifest, recall: float) -> tuple[E
     with tempfile.TemporaryDirectory(prefix="rayjobs-") as cache:
         segments = [load_segment(version, manifest.segments[number], manifest, Path(cache)) for number in numbers]
         each = -(-_QUERIES // len(segments))
-        queries = [segment.index.reconstruct_batch(sample_rows(segment.rows, each)) for segment in segments]
+        queries = [segment.vectors_of(sample_rows(segment.rows, each)) for segment in segments]
         return tuned(manifest.kind, segments, np.concatenate(queries), recall=recall)

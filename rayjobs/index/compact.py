@@ -16,6 +16,7 @@ from rayjobs.index.build import SegmentPlan, segment_of_segments
 from rayjobs.index.job import Building
 from rayjobs.index.versions import FORMAT, Contents, Published, Result, name_of, newest, next_segment, publish, segment_name, writing
 from rayjobs.index.workers import OnRay, Workers
+from rayjobs.retrieval.kinds import KINDS, STORES
 from rayjobs.retrieval.manifest import QUANTISER
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def preview(experiment: Experiment, options: argparse.Namespace) -> dict[str, An
     """Return what compaction will take."""
     del options
     parent = newest(experiment.open_workspace().index)
-    planned = plan(parent, experiment.index.rows_per_segment)
+    planned, stored = plan(parent, experiment.index.rows_per_segment), STORES[KINDS[parent.manifest.kind].store]
     return {
         "parent": parent.version.version,
         "segments_kept": len(planned.kept),
@@ -69,7 +70,7 @@ def preview(experiment: Experiment, options: argparse.Namespace) -> dict[str, An
         "segments_dropped": len(planned.dropped),
         "segments_written": len(planned.merged),
         "rows_written": planned.rows,
-        "bytes_written": planned.rows * parent.manifest.dimension * 4,
+        "bytes_written": round(planned.rows * stored.bytes_per_vector(parent.manifest.dimension)),
         "deleted_taken_out": parent.manifest.deleted,
     }
 

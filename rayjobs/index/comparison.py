@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from rayjobs.index.versions import as_drafted
 from rayjobs.retrieval.choice import tuned
-from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort
+from rayjobs.retrieval.kinds import KINDS, LAST_BITS, STORES, Effort
 from rayjobs.retrieval.manifest import IndexManifest
 from rayjobs.retrieval.segments import Segment, build_segment, load_segment
 from rayjobs.storage import Artefact, LocalStore
@@ -28,7 +28,6 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 AT = 10
 """Hits per query."""
 _RUNS = 3
-_FLOAT_BYTES = 4
 _SEGMENT = "segment-00000"
 
 
@@ -43,9 +42,9 @@ class Measured:
     enough: bool
     """Whether that is the wanted recall."""
     bytes_per_vector: float
-    """Of the compressed index; none of the kind `flat`, which searches the exact vectors."""
+    """Of the compressed index; none of exact kinds, which search the vectors themselves."""
     mapped_bytes_per_vector: float
-    """Of the exact vectors, in a mapped file beside it."""
+    """Of the vectors themselves, in a mapped file beside it."""
     p50_ms: float
     """Median time of one query, asked alone."""
     p99_ms: float
@@ -81,7 +80,7 @@ def measured(kind: str, vectors: Vectors, tuning: Vectors, queries: Vectors, *, 
         recall=share,
         enough=share >= recall,
         bytes_per_vector=size / len(vectors),
-        mapped_bytes_per_vector=float(_FLOAT_BYTES * vectors.shape[1]),
+        mapped_bytes_per_vector=float(STORES[KINDS[kind].store].bytes_per_vector(vectors.shape[1])),
         p50_ms=1e3 * float(np.quantile(alone, 0.5)),
         p99_ms=1e3 * float(np.quantile(alone, 0.99)),
         queries_per_second=len(queries) / together,

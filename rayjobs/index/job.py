@@ -49,7 +49,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     segments = -(-cost["tiles"] // settings.rows_per_segment)
     table, current = workspace.embeddings().current(), workspace.index.current()
     done = cost["published_already"] and table and current and current.manifest.get("build") == _version_name(settings, table)
-    choice = _choice(settings, cost["tiles"], cost["table_bytes"] // (4 * max(1, cost["tiles"])))
+    spec = ModelSpec.from_json(chosen_encoder(experiment).read()["model_json"])
+    choice = chosen_kind(settings, cost["tiles"], spec)
     return {
         **cost,
         "published_already": bool(done),
@@ -84,8 +85,10 @@ def _version_name(settings: IndexSection, embeddings: Version) -> str:
     return name_of(FORMAT, embeddings.version, settings.rows_per_segment, *kind)
 
 
-def _choice(settings: IndexSection, rows: int, dimension: int) -> Choice:
-    return choose(rows, dimension, kind=settings.kind, recall=settings.recall, bytes_per_vector=settings.bytes_per_vector)
+def chosen_kind(settings: IndexSection, rows: int, spec: ModelSpec) -> Choice:
+    """Return the kind of index that so many vectors of an encoder want, or that the settings name."""
+    kind, recall, most = settings.kind, settings.recall, settings.bytes_per_vector
+    return choose(rows, spec.dim, codes=spec.gives_codes, kind=kind, recall=recall, bytes_per_vector=most)
 
 
 def standing(index: Artefact, build: str, console: Console) -> Published | None:
@@ -128,7 +131,7 @@ class Building:
         draft = self._index.draft(_version_name(self._settings, table))
         groups = list(grouped(table, self._settings.rows_per_segment))
         spec = ModelSpec.from_json(encoder["model_json"])
-        choice = _choice(self._settings, sum(group["rows"] for group in groups), spec.dim)
+        choice = chosen_kind(self._settings, sum(group["rows"] for group in groups), spec)
         self._console.say(f"index            kind {choice.kind}: {choice.why}")
         for name, data in zip(ENCODER, (encoder["model_json"], encoder["tensors"]), strict=True):
             draft.share(name, data)
@@ -181,7 +184,7 @@ class Building:
 
     def measured(self, draft: Draft, manifest: IndexManifest) -> IndexManifest:
         """Return a manifest with the effort that reaches the wanted recall, and the estimate of what it reaches."""
-        if manifest.kind == "flat":
+        if KINDS[manifest.kind].exact:
             return manifest
         self._console.say(f"index/measure    how hard a search has to try for a recall of {self._settings.recall:g}")
         effort, recall = self._workers.call(measure, as_drafted(draft), manifest, self._settings.recall)

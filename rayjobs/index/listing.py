@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayjobs.errors import DamagedError, IndexCorruptError, NotFoundError
 from rayjobs.index.versions import Published
+from rayjobs.retrieval.kinds import KINDS
 
 if TYPE_CHECKING:
     import argparse
@@ -69,7 +70,7 @@ def _described(index: Artefact, name: str) -> dict[str, Any]:
         "deleted": manifest.deleted,
         "segments": len(manifest.segments),
         "kind": manifest.kind,
-        "recall": 1.0 if manifest.kind == "flat" else estimate.value if estimate else None,
+        "recall": 1.0 if KINDS[manifest.kind].exact else estimate.value if estimate else None,
         "parent": said["parents"].get("index"),
         "damaged": None,
     }

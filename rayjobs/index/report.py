@@ -14,6 +14,7 @@ from rayjobs.errors import ConfigError
 from rayjobs.index.comparison import AT, Measured, Vectors, measured
 from rayjobs.index.picture import drawn
 from rayjobs.index.versions import Published, name_of, newest
+from rayjobs.retrieval.choice import kinds_for
 from rayjobs.retrieval.kinds import KINDS, sample_rows
 from rayjobs.retrieval.segments import load_segment
 
@@ -65,7 +66,7 @@ def add_options(made: argparse.ArgumentParser) -> None:
     """Take the size of the sample and the kinds."""
     made.add_argument("--rows", type=int, default=50_000, help="vectors that each kind is built of (50,000)")
     made.add_argument("--queries", type=int, help="vectors that are searched for (500, or a tenth), and as many to choose the effort on")
-    made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="default: all")
+    made.add_argument("--kinds", nargs="+", choices=list(KINDS), help="default: all that the vectors can be kept in")
 
 
 def preview(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
@@ -73,9 +74,10 @@ def preview(experiment: Experiment, options: argparse.Namespace) -> dict[str, An
     published = newest(experiment.open_workspace().index)
     size = _size(options, published)
     segment = published.manifest.dimension * 4 * size.rows
+    kinds = _kinds(options, published)
     return {
         "index_version": published.version.version,
-        "kinds": options.kinds,
+        "kinds": kinds,
         "rows": size.rows,
         "queries": size.queries,
         "memory_bytes": 4 * segment,
@@ -89,11 +91,12 @@ def run(experiment: Experiment, options: argparse.Namespace, console: Console) -
     workspace.store.check()
     published = newest(workspace.index)
     size = _size(options, published)
-    name = name_of("report", _FORMAT, published.version.version, *size, recall, *options.kinds)
+    kinds = _kinds(options, published)
+    name = name_of("report", _FORMAT, published.version.version, *size, recall, *kinds)
     draft = workspace.index_report.draft(name)
     version = workspace.index_report.current()
     if version is None or version.version != name:
-        report = _measured(published, size, options.kinds, recall, console)
+        report = _measured(published, size, kinds, recall, console)
         title = f"{report['index']}: {report['rows']:,} of {report['stored']:,} vectors of {report['dimension']} numbers"
         found = [Measured(**entry) for entry in report["kinds"]]
         draft.write("report.json", json.dumps(report, indent=1).encode())
@@ -135,6 +138,19 @@ def _size(options: argparse.Namespace, published: Published) -> _Size:
     return _Size(min(options.rows, stored - 2 * queries), queries)
 
 
+def _kinds(options: argparse.Namespace, published: Published) -> list[str]:
+    """Return the kinds that the options ask for.
+
+    Raises:
+        ConfigError: one that keeps codes, where the encoder gives none.
+    """
+    able = kinds_for(codes=published.spec.gives_codes)
+    wanted: list[str] = options.kinds or able
+    if unable := [kind for kind in wanted if kind not in able]:
+        raise ConfigError(f"--kinds {' '.join(unable)}: the vectors of this index are no codes; choose from {', '.join(able)}")
+    return wanted
+
+
 def _measured(published: Published, size: _Size, kinds: Sequence[str], recall: float, console: Console) -> dict[str, Any]:
     sample = _drawn_from(published, size)
     manifest = published.manifest
@@ -170,7 +186,7 @@ def _drawn_from(published: Published, size: _Size) -> _Sample:
     there = sum(entry.rows for entry in entries)
     with tempfile.TemporaryDirectory(prefix="rayjobs-") as cache:
         pieces = [
-            load_segment(published.version, entry, manifest, Path(cache)).index.reconstruct_batch(
+            load_segment(published.version, entry, manifest, Path(cache)).vectors_of(
                 sample_rows(entry.rows, -(-wanted * entry.rows // there))
             )
             for entry in entries

@@ -13,8 +13,9 @@ from rayjobs.config import section
 class IndexSection:
     """What kind of index is built, and how it is laid out."""
 
-    kind: Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_rabitq", "sq8", "binary"] = "auto"
-    """`auto` chooses by the number of tiles, `recall` and `bytes_per_vector`, and says why; `flat` is exact."""
+    kind: Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq", "ivf_rabitq", "sq8", "binary", "hamming", "hamming_ivf"] = "auto"
+    """`auto` chooses by the number of tiles, `recall` and `bytes_per_vector`, and says why; `flat` is exact. Of codes
+    (`model.projection: hash`) there are `hamming`, which is exact, and `hamming_ivf`, beside the others."""
     recall: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.97
     """Share of the true ten nearest that a search shall find; how hard it tries is set by it, on a sample, when the index is built."""
     bytes_per_vector: Annotated[float, pydantic.Field(gt=0)] = 64

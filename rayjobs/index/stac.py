@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pystac
 import shapely
@@ -18,6 +18,7 @@ from pystac.extensions.mlm import InputStructure, MLMExtension, ModelInput, Mode
 from pystac.extensions.raster import DataType
 
 from rayjobs.geo import polygon_of_box
+from rayjobs.retrieval.kinds import KINDS
 from rayjobs.tiles.section import GridSampler
 
 if TYPE_CHECKING:
@@ -33,10 +34,38 @@ FOLDER = "stac"
 EMB = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 """The proposal `emb`: https://github.com/geo-embeddings/embeddings-stac-specification."""
 
+
+class _Stored(NamedTuple):
+    """How the vectors of a segment are told of."""
+
+    header_bytes: int
+    """Bytes of the file before the first vector."""
+    data_type: str
+    quantisation: str
+    layout: str
+    """What comes after the header, of `rows` vectors of `dim` numbers."""
+
+
 _JSON, _GEOJSON, _BINARY = "application/json", "application/geo+json", "application/octet-stream"
 _MULTIHASH_SHA256 = "1220"
-_HEADER_BYTES = 45
-"""Of FAISS's file of an IndexFlatIP: type, dimension, count, what training left, metric, and the number of values."""
+_STORED = {
+    "flat": _Stored(
+        header_bytes=45,
+        data_type="float32",
+        quantisation="none",
+        layout="FAISS IndexFlatIP: after file:header_size bytes, {rows} x {dim} float32, little-endian, row by row, each of length 1",
+    ),
+    "hamming": _Stored(
+        header_bytes=33,
+        data_type="uint8",
+        quantisation="binary",
+        layout=(
+            "FAISS IndexBinaryFlat: after file:header_size bytes, {rows} codes of {dim} bits, row by row, each filled up to whole bytes; "
+            "the first number is the highest bit of the first byte, and a bit of 1 stands for +1/sqrt({dim}), one of 0 for -1/sqrt({dim})"
+        ),
+    ),
+}
+"""By what keeps the vectors. FAISS's headers: type, dimension, count, what training left, metric, and the number of values."""
 _WORKSPACE = "../../../../"
 """From a version's STAC folder."""
 _WHOLE_GLOBE = (-180.0, -90.0, 180.0, 90.0)
@@ -79,6 +108,7 @@ class _Written:
         self._name, self._version = draft.artefact.name, draft.version
         self._files = {entry.name: entry for entry in draft.files}
         self._manifest, self._spec = manifest, spec
+        self._stored = _STORED[KINDS[manifest.kind].store]
         self._now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
     def collection(self, parents: Mapping[str, Any], tiles: TilesSection) -> pystac.Collection:
@@ -96,7 +126,7 @@ class _Written:
             extra_fields={
                 "emb:type": "chip",
                 "emb:dimensions": spec.dim,
-                "data_type": "float32",
+                "data_type": self._stored.data_type,
                 "emb:chip_layout": chip_layout(tiles),
                 "emb:temporal_resolution": "single_acquisition",
                 "emb:fit_for_use": _FIT_FOR,
@@ -125,14 +155,15 @@ class _Written:
                 "chip_size": self._spec.tile_size,
                 "encoder_fingerprint": self._manifest.encoder_fingerprint,
             },
-            "emb:quantization": {"method": "none", "original_dtype": "float32"},
+            "emb:quantization": {"method": self._stored.quantisation, "original_dtype": "float32"},
             "emb:postprocessing": {"format": "numpy", "expression": "vector / numpy.linalg.norm(vector)"},
             "emb:fit_for_use": _FIT_FOR,
         }
         item.stac_extensions.append(EMB)
         vectors = self._files[f"{entry.name}.vectors"]
-        item.add_asset("embeddings", self._asset(vectors, _BINARY, "data", _OF_VECTORS.format(rows=entry.rows, dim=self._spec.dim)))
-        FileExtension.ext(item.assets["embeddings"]).header_size = _HEADER_BYTES
+        layout = self._stored.layout.format(rows=entry.rows, dim=self._spec.dim)
+        item.add_asset("embeddings", self._asset(vectors, _BINARY, "data", layout))
+        FileExtension.ext(item.assets["embeddings"]).header_size = self._stored.header_bytes
         metadata = self._files[f"{entry.name}.parquet"]
         item.add_asset("tiles", self._asset(metadata, pystac.MediaType.PARQUET, "metadata", "GeoParquet: row i is the tile of vector i"))
         if index := self._files.get(f"{entry.name}.faiss"):
@@ -188,7 +219,6 @@ _OF_INDEX = (
     "{rows:,} tiles, each a vector of {dim} numbers of length 1, compared by cosine, and a search index of kind {kind}. "
     "{deleted:,} further tiles are deleted: tombstones.parquet has their ids."
 )
-_OF_VECTORS = "FAISS IndexFlatIP: after file:header_size bytes, {rows} x {dim} float32, little-endian, row by row, each of length 1"
 
 
 def _instant(text: str) -> datetime.datetime:

@@ -70,6 +70,11 @@ class ModelSpec:
     feature_std: tuple[float, ...] | None = None
     """(dim,) of a statistics encoder: the statistics are divided by this; None for none."""
 
+    @property
+    def gives_codes(self) -> bool:
+        """Whether embeddings are codes: each number +1/sqrt(dim) or -1/sqrt(dim)."""
+        return str(self.projection) == "hash"
+
     def __post_init__(self) -> None:
         """Check everything, since a spec may come from a file that somebody else wrote."""
         fault = next((fault for holds, fault in self._rules() if not holds), None)

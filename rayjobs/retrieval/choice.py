@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayjobs.errors import ConfigError
-from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort, Kind
+from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort, Hamming, Kind
 from rayjobs.retrieval.manifest import RecallEstimate
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ AUTO = "auto"
 _FEW = 20_000
 """Up to so many vectors of 128 dimensions, one thread compares all of them in a millisecond."""
 _FEW_DIMENSION = 128
+_FEW_CODES = 10_000_000
+"""Up to so many codes of 128 bits, one thread compares all of them in about ten milliseconds, and ties need no second search."""
 _LOSSLESS = 0.9995
 """Above this recall an approximate search saves nothing."""
 _SAME = 1e-5
@@ -41,32 +43,54 @@ class Choice:
     """One sentence."""
 
 
-def choose(rows: int, dim: int, *, kind: str = AUTO, recall: float = 0.97, bytes_per_vector: float = 64) -> Choice:
+def choose(rows: int, dim: int, *, codes: bool = False, kind: str = AUTO, recall: float = 0.97, bytes_per_vector: float = 64) -> Choice:
     """Choose a kind of index.
 
     Args:
         rows: vectors in all segments.
         dim: numbers in a vector.
+        codes: whether vectors are codes, of which one bit a number is kept.
         kind: a key of `KINDS`, which is taken as it is, or `auto`.
         recall: share of the 10 nearest that a search should find, in (0, 1].
         bytes_per_vector: memory that the compressed index may take. The exact vectors and the metadata lie in mapped files beside it, of
             which the system keeps in memory what fits.
 
     Raises:
-        ConfigError: an unknown kind, or a recall that is no share.
+        ConfigError: an unknown kind, one of codes for what are none, or a recall that is no share.
     """
     if kind != AUTO and kind not in KINDS:
         raise ConfigError(f"there is no kind of index {kind!r}; choose auto or one of {', '.join(KINDS)}")
+    if kind != AUTO and kind not in kinds_for(codes=codes):
+        raise ConfigError(
+            f"the kind of index {kind} keeps codes of one bit a number, and the encoder gives none; choose auto or one of "
+            f"{', '.join(kinds_for(codes=codes))}, or an encoder with model.projection: hash"
+        )
     if not 0 < recall <= 1:
         raise ConfigError(f"a recall of {recall} cannot be had; choose one above 0 and up to 1")
     if kind != AUTO:
         return Choice(kind=kind, why=f"{kind} was asked for")
+    if codes:
+        return _of_codes(rows, dim, recall)
     few = _FEW * _FEW_DIMENSION // dim
     if rows <= few:
         return Choice(kind="flat", why=f"flat, since all {rows:,} vectors of {dim} numbers are compared in about a millisecond")
     if recall > _LOSSLESS:
         return Choice(kind="flat", why=f"flat, since a recall of {recall:g} leaves nothing to save by approximation")
     return _compressed(rows, dim, recall, bytes_per_vector)
+
+
+def kinds_for(*, codes: bool) -> list[str]:
+    """Return the keys of the kinds that can be built of vectors that are codes, or are none."""
+    return [name for name, kind in KINDS.items() if codes or kind.store != Hamming.name]
+
+
+def _of_codes(rows: int, dim: int, recall: float) -> Choice:
+    """Return the kind for codes."""
+    if rows <= _FEW_CODES * _FEW_DIMENSION // dim:
+        return Choice(kind="hamming", why=f"hamming, since all {rows:,} codes of {dim} bits are compared in some milliseconds")
+    if recall > _LOSSLESS:
+        return Choice(kind="hamming", why=f"hamming, since a recall of {recall:g} leaves nothing to save by approximation")
+    return Choice(kind="hamming_ivf", why=f"hamming_ivf, since {rows:,} codes of {dim} bits are too many to compare all of them")
 
 
 def _compressed(rows: int, dim: int, recall: float, budget: float) -> Choice:

@@ -134,6 +134,8 @@ class Gallery:
 
     def _rows_of(self, ids: Collection[str]) -> IntArray:
         """Return the rows of those ids that a segment holds, deleted or not."""
+        if not ids:
+            return np.empty(0, np.int64)
         return self._numbering.joined([table.rows_of(sorted(set(ids))) for table in self.tables])
 
     def row_of(self, tile_id: str) -> int:

@@ -70,7 +70,7 @@ def nearest(segment: Segment, queries: Vectors, task: Task, effort: Effort) -> N
         effort: of an approximate search without a filter.
     """
     chosen, count = task.chosen, task.count
-    if task.exact or segment.kind == "flat" or not _worth_approximating(segment.rows, task.candidates, count):
+    if task.exact or segment.compressed is None or not _worth_approximating(segment.rows, task.candidates, count):
         scores, rows = segment.exact(queries, count, chosen)
         return Nearest(rows, scores, np.ones(len(queries), np.bool_))
     share = task.candidates / segment.rows

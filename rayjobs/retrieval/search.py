@@ -133,6 +133,8 @@ class Searcher(Gallery):
         """Rank so much deeper that enough remains without what each query leaves out."""
         depth = asked.depth + max(map(len, left_out))
         rankings = self._ranked(queries, depth, selection, exact=asked.exact)
+        if depth == asked.depth:
+            return rankings
         kept = [~np.isin(ranking.rows, rows) for ranking, rows in zip(rankings, left_out, strict=True)]
         return [_Ranking(rows=one.rows[keep], scores=one.scores[keep], exact=one.exact) for one, keep in zip(rankings, kept, strict=True)]
 
@@ -153,6 +155,9 @@ class Searcher(Gallery):
         if not parts:
             return _Ranking(rows=np.empty(0, np.int64), scores=np.empty(0, np.float32), exact=True)
         rows, scores = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+        if len(scores) > depth:  # ids are looked up of those alone that can be among the best
+            near = scores >= np.partition(scores, len(scores) - depth)[len(scores) - depth]
+            rows, scores = rows[near], scores[near]
         best = np.lexsort((rows if len(self.tables) == 1 else self.ids_of(rows), -scores))[:depth]  # a segment is sorted by id
         return _Ranking(rows=rows[best], scores=scores[best], exact=all(part[2] for part in parts))
 

@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +20,7 @@ import shapely
 
 from rayjobs import geo
 from rayjobs.errors import IndexCorruptError
-from rayjobs.retrieval.kinds import KINDS, LAST_BITS, Effort, Kind, inner_products
+from rayjobs.retrieval.kinds import KINDS, STORES, Effort, Exact, Found, Kind, ranked, selector_of
 from rayjobs.retrieval.manifest import IndexManifest, SegmentEntry
 from rayjobs.retrieval.metadata import Metadata
 
@@ -33,12 +32,8 @@ if TYPE_CHECKING:
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
-Found = tuple[Vectors, Rows]
-"""Scores (q, count) float32, -inf where there is no hit, and rows (q, count) int64, -1 there; best first, ties by row."""
 
 _UNIT_TOLERANCE = 1e-3
-_SPARE = 8
-"""Hits asked for beyond those wanted: where a tie ends among them, it needs no second look."""
 _CORNERS = {"xmin": 0, "ymin": 1, "xmax": 2, "ymax": 3}
 
 
@@ -48,10 +43,12 @@ class Segment:
 
     kind: str
     """Key of `KINDS`."""
+    dimension: int
+    """Numbers in a vector."""
     index: Any
-    """IndexFlatIP of the exact vectors, mapped."""
+    """The vectors themselves, mapped: the FAISS index of the kind `store`."""
     compressed: Any
-    """What `approximate` searches; refers to `index`. None for the kind `flat`."""
+    """What `approximate` searches; refers to `index`. None for exact kinds."""
     base: Any
     """The compressed FAISS index alone, mapped; kept, since `compressed` only refers to it."""
 
@@ -61,9 +58,9 @@ class Segment:
         return int(self.index.ntotal)
 
     @property
-    def dimension(self) -> int:
-        """Numbers in a vector."""
-        return int(self.index.d)
+    def store(self) -> Exact:
+        """What keeps the vectors themselves."""
+        return STORES[KINDS[self.kind].store]
 
     def exact(self, queries: Vectors, count: int, chosen: BoolArray | None = None) -> Found:
         """Compare each query with every vector, or with every chosen one.
@@ -78,28 +75,13 @@ class Segment:
         Returns:
             scores and rows, as `Found` says.
         """
-        there = None if chosen is None else np.flatnonzero(chosen)
-        available = self.rows if there is None else len(there)
-        wanted = min(count, available)
+        wanted = min(count, self.rows if chosen is None else int(np.count_nonzero(chosen)))
         if not wanted or not len(queries):
             return _padded(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), count)
-        parameters = None if there is None else faiss.SearchParameters(sel=faiss.IDSelectorArray(there))
-        _, rows = self.index.search(queries, min(wanted + _SPARE, available), params=parameters)
-        scores, rows = _ranked(inner_products(queries, self.index, rows), rows)
-        if rows.shape[1] < available:
-            for number in np.flatnonzero(scores[:, wanted - 1] - scores[:, -1] < LAST_BITS):  # the tie may go on
-                scores[number, :wanted], rows[number, :wanted] = self._above(queries[number], scores[number, wanted - 1], wanted, chosen)
-        return _padded(scores[:, :wanted], rows[:, :wanted], count)
-
-    def _above(self, query: Vectors, score: np.float32, count: int, chosen: BoolArray | None) -> Found:
-        """Return the first `count` of all rows that score at least `score`, of which there are as many or more: (count,) both."""
-        parameters = None if chosen is None else faiss.SearchParameters(sel=_selector(chosen))
-        _, _, rows = self.index.range_search(query[None], float(score) - LAST_BITS, params=parameters)
-        scores, rows = _ranked(inner_products(query[None], self.index, rows[None]), rows[None])
-        return scores[0, :count], rows[0, :count]
+        return _padded(*self.store.nearest(self.index, queries, wanted, chosen), count)
 
     def approximate(self, queries: Vectors, count: int, chosen: BoolArray | None, effort: Effort) -> Found:
-        """Search the compressed index, and rank what it finds by the exact vectors; exact for the kind `flat`.
+        """Search the compressed index, and rank what it finds by the exact vectors; exact for exact kinds.
 
         Fewer than `count` hits may come back although more were chosen: ask `exact` then.
 
@@ -114,32 +96,18 @@ class Segment:
         """
         if self.compressed is None:
             return self.exact(queries, count, chosen)
-        selector = None if chosen is None else _selector(chosen)
+        selector = None if chosen is None else selector_of(chosen)
         scores, rows = self.compressed.search(queries, min(count, self.rows), params=KINDS[self.kind].parameters(effort, selector))
-        return _padded(*_ranked(np.where(rows < 0, np.float32(-np.inf), scores), rows), count)
+        return _padded(*ranked(np.where(rows < 0, np.float32(-np.inf), scores), rows), count)
 
     def vector_of(self, row: int) -> Vectors:
         """Return the (dim,) float32 vector of a row."""
-        vector: Vectors = self.index.reconstruct(row)
+        vector: Vectors = self.vectors_of(np.array([row]))[0]
         return vector
 
     def vectors_of(self, rows: Rows) -> Vectors:
         """Return the (n, dim) float32 vectors of rows."""
-        vectors: Vectors = self.index.reconstruct_batch(rows)
-        return vectors
-
-
-def _selector(chosen: BoolArray) -> Any:
-    return faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
-
-
-def _ranked(scores: Vectors, rows: Rows) -> Found:
-    """Sort hits by score, best first, ties by row."""
-    loose = np.flatnonzero(~(scores[:, 1:] < scores[:, :-1]).all(axis=1))  # most come in order, and sorting them takes longer than looking
-    order = np.lexsort((rows[loose], -scores[loose]))
-    scores[loose] = np.take_along_axis(scores[loose], order, axis=1)
-    rows[loose] = np.take_along_axis(rows[loose], order, axis=1)
-    return scores, rows
+        return self.store.vectors_of(self.index, rows, self.dimension)
 
 
 def _padded(scores: Vectors, rows: Rows, count: int) -> Found:
@@ -163,20 +131,19 @@ def build_segment(
         quantiser: the file `quantiser.faiss`, for kinds that train.
 
     Raises:
-        ValueError: vectors that are not finite or not of length 1, a table of another length or not sorted by distinct ids, or a trained
-            kind without its quantiser.
+        ValueError: vectors that are not finite, not of length 1, or no codes where the kind keeps such; a table of another length or not
+            sorted by distinct ids; or a trained kind without its quantiser.
         IndexCorruptError: the quantiser is not one of that kind and dimension.
     """
     _check_rows(name, vectors, table)
     if (quantiser is not None) != KINDS[kind].trains:
         raise ValueError(f"{name}: kind {kind} {'needs its' if KINDS[kind].trains else 'has no'} quantiser")
     geometries: geo.GeometryArray = shapely.from_wkb(table["geometry"].to_numpy())
-    flat = KINDS["flat"]
     files = {
-        f"{name}.vectors": flat.dumped(flat.filled(flat.trained(vectors), vectors)),
+        f"{name}.vectors": _compressed(vectors, STORES[KINDS[kind].store], None),
         f"{name}.parquet": _parquet(table, geometries),
     }
-    if kind != "flat":
+    if not KINDS[kind].exact:
         files[f"{name}.faiss"] = _compressed(vectors, KINDS[kind], quantiser)
     return SegmentEntry(name=name, rows=len(vectors), bounds=_bounds(geometries), dates=_dates(table)), files
 
@@ -238,11 +205,11 @@ def load_segment(version: Version, entry: SegmentEntry, manifest: IndexManifest,
     """
     kind = KINDS[manifest.kind]
     vectors = _verified_path(version, f"{entry.name}.vectors", cache)
-    compressed = None if kind.name == "flat" else _verified_path(version, f"{entry.name}.faiss", cache)
-    index = _opened(entry, vectors, KINDS["flat"], manifest.dimension)
+    compressed = None if kind.exact else _verified_path(version, f"{entry.name}.faiss", cache)
+    index = _opened(entry, vectors, STORES[kind.store], manifest.dimension)
     base = None if compressed is None else _opened(entry, compressed, kind, manifest.dimension)
     attached = None if base is None else kind.attached(base, index)
-    return Segment(kind=kind.name, index=index, base=base, compressed=attached)
+    return Segment(kind=kind.name, dimension=manifest.dimension, index=index, base=base, compressed=attached)
 
 
 def load_table(version: Version, entry: SegmentEntry, cache: Path) -> Metadata:

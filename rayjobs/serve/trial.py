@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rayjobs.errors import FingerprintError
+from rayjobs.retrieval.kinds import least_cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LEAST_COSINE = 0.999
-"""Between a stored vector and the same tile's embedding made anew: what other devices, drivers and batch sizes change is far below."""
+"""Between a stored vector and the same tile's embedding made anew: what other devices, drivers and batch sizes change is far below.
+Of codes it is `least_cosine`."""
 
 
 def compare(answers: Answers, embed: Callable[[Sequence[tuple[Array, Array]]], Array], count: int) -> None:
@@ -37,12 +39,12 @@ def compare(answers: Answers, embed: Callable[[Sequence[tuple[Array, Array]]], A
     if not chips:  # all tiles are deleted
         return
     anew = embed([(chip.pixels, chip.valid) for chip in chips])
-    cosines = np.sum(_unit(stored) * _unit(anew), axis=1)
+    cosines, least = np.sum(_unit(stored) * _unit(anew), axis=1), least_cosine(stored, LEAST_COSINE)
     worst = int(np.argmin(cosines))
-    if not cosines[worst] >= LEAST_COSINE:
+    if not cosines[worst] >= least:
         raise FingerprintError(
             f"index {answers.version}: tile {chips[worst].tile_id} embedded anew has cosine {cosines[worst]:.4f} to its stored vector, not "
-            f"{LEAST_COSINE} or more; encoder and index do not belong together: publish the index again with `rayjobs index`"
+            f"{least:g} or more; encoder and index do not belong together: publish the index again with `rayjobs index`"
         )
 
 

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 """(n, dim) float32 of length 1."""
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+Found = tuple[Vectors, Rows]
+"""Scores (q, count) float32, -inf where there is no hit, and rows (q, count) int64, -1 there; best first, ties by row."""
 
 END = b"rayjobs\n"
 """What the file of every index ends with."""
+LAST_BITS = 1e-6
+"""Products of matrices, and those of another order of adding, differ by less from what `products` gives for a pair."""
+SPARE = 8
+"""Hits asked for beyond those wanted: where a tie ends among them, it needs no second look."""
 _STEP = 1.05
 
 
@@ -60,6 +67,8 @@ class Kind(abc.ABC):
     """Whether it finds the nearest for sure."""
     trains: ClassVar[bool] = False
     """Whether it is trained on a sample first; the trained, empty index is the version's shared quantiser."""
+    store: ClassVar[str] = "flat"
+    """Key in `STORES` of the kind that keeps the vectors themselves, beside this one or as it."""
 
     @abc.abstractmethod
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
@@ -105,7 +114,7 @@ class Kind(abc.ABC):
         """
         refuse_unless(data.endswith(END), "it is cut short")
         try:
-            index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+            index = self._deserialised(np.frombuffer(data, np.uint8))
         except (RuntimeError, MemoryError) as error:
             raise _unreadable(error) from error
         self.check(index, dimension, 0)
@@ -113,6 +122,9 @@ class Kind(abc.ABC):
 
     def _serialised(self, index: Any) -> bytes:
         return bytes(faiss.serialize_index(index))
+
+    def _deserialised(self, data: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
+        return faiss.deserialize_index(data)
 
     def _mapped(self, path: Path) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
@@ -132,7 +144,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def attached(self, index: Any, exact: Any) -> Any:
-        """Return what is searched: the index, joined with the IndexFlatIP `exact` of the same vectors, which must outlive it."""
+        """Return what is searched: the index, joined with that of the kind `store` and the same vectors, `exact`, which must outlive it."""
 
     @abc.abstractmethod
     def parameters(self, effort: Effort, selector: Any = None) -> Any:
@@ -145,7 +157,7 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def bytes_per_vector(self, dimension: int) -> float:
-        """Return what the index takes per vector, the exact vectors (4 bytes a dimension, mapped beside it) not counted."""
+        """Return what the index takes per vector, not counting the vectors themselves that are mapped beside it."""
 
     def efforts(self, index: Any) -> list[list[Effort]]:
         """Return efforts to try on an index: rising ladders, on each of which recall and cost only grow."""
@@ -155,6 +167,39 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Return about how long one query for `count` hits takes, nanoseconds of one core: to compare efforts, not to promise."""
+
+
+class Exact(Kind):
+    """A kind that keeps every vector as it is, and compares all of them. Every segment has one, and an exact kind nothing else."""
+
+    exact: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def nearest(self, index: Any, queries: Vectors, count: int, chosen: BoolArray | None) -> Found:
+        """Return the nearest of all rows, or of the chosen ones.
+
+        The score of a pair is the same number whatever else is asked in the same call, and equal vectors have equal scores.
+
+        Args:
+            index: as `read` or `filled` returns it.
+            queries: (q, dim) float32 of length 1, at least one.
+            count: hits per query, 1 or more, and not more than may be found.
+            chosen: (rows,) which rows may be found; None for all.
+        """
+
+    @abc.abstractmethod
+    def vectors_of(self, index: Any, rows: Rows, dimension: int) -> Vectors:
+        """Return the (n, dim) float32 vectors of (n,) rows."""
+
+    def attached(self, index: Any, exact: Any) -> Any:
+        """Return the vectors themselves."""
+        del index
+        return exact
+
+    def parameters(self, effort: Effort, selector: Any = None) -> Any:
+        """Return the selector alone."""
+        del effort
+        return faiss.SearchParameters(sel=selector)
 
 
 class Refined(Kind):
@@ -203,6 +248,38 @@ def check_shape(index: Any, made: type, dimension: int, rows: int) -> None:
         f"it holds {index.ntotal} vectors of {index.d} numbers, not the {rows} of {dimension} of its manifest",
     )
     refuse_unless(index.is_trained, "it is not trained")
+
+
+def selector_of(chosen: BoolArray) -> Any:
+    """Return FAISS's selector of the rows of a mask (rows,)."""
+    return faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+
+
+def ranked(scores: Vectors, rows: Rows) -> Found:
+    """Sort hits (q, n) in place by score, best first, ties by row."""
+    loose = np.flatnonzero(~(scores[:, 1:] < scores[:, :-1]).all(axis=1))  # most come in order, and sorting them takes longer than looking
+    order = np.lexsort((rows[loose], -scores[loose]))
+    scores[loose] = np.take_along_axis(scores[loose], order, axis=1)
+    rows[loose] = np.take_along_axis(rows[loose], order, axis=1)
+    return scores, rows
+
+
+def products(queries: Vectors, vectors: Any, rows: Rows) -> Vectors:
+    """Return (q, n) float32 inner products of queries with rows of vectors, by FAISS's kernel for one pair; -inf for row -1.
+
+    A pair has the same product in every batch and at every place, to the last bit, which products of matrices do not promise.
+
+    Args:
+        queries: (q, dim) float32.
+        vectors: pointer to the vectors, float32.
+        rows: (q, n) which of them.
+    """
+    queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
+    found = np.full(rows.shape, -np.inf, np.float32)
+    pointers = [faiss.swig_ptr(array) for array in (found, queries)]
+    faiss.fvec_inner_products_by_idx(*pointers, vectors, faiss.swig_ptr(rows), queries.shape[1], *rows.shape)
+    found[rows < 0] = -np.inf
+    return found
 
 
 def ladder(least: int, most: int) -> Iterator[int]:

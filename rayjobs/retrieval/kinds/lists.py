@@ -16,8 +16,8 @@ from rayjobs.retrieval.kinds.projection import check_projection, principal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SEED = 1234
-_ITERATIONS = 10
+SEED = 1234
+ITERATIONS = 10
 """Rounds of k-means; further ones move centroids of embeddings hardly."""
 _LISTS_PER_ROOT = 4
 """Lists per square root of the rows: 4,000 for a million, as FAISS's guidelines have it."""
@@ -25,10 +25,10 @@ _LEAST_PER_LIST = 39
 """Vectors that k-means wants per centroid (FAISS's own least)."""
 _SAMPLE_PER_LIST = 64
 _LEAST_SAMPLE = 10_000
-_ID_BYTES = 8
+ID_BYTES = 8
 _CENTROID_NS = 0.04
 """Per dimension: comparing a centroid, many queries at once."""
-_LIST_NS = 800
+LIST_NS = 800
 """Per list: opening it."""
 _CANDIDATE_NS, _REFINE_NS = 120, 1.9
 """Per candidate: keeping it, and, per dimension, fetching and comparing its exact vector. Measured on a million vectors."""
@@ -80,7 +80,7 @@ class _Lists(Refined):
         check_shape(centroids, faiss.IndexFlatIP, dimension, index.nlist)
         refuse_unless(centroids.codes.size() == 4 * dimension * index.nlist, "its centroids are cut short")
         self.check_codes(index)
-        _check_lists(index, rows)
+        check_lists(index, rows)
 
     def candidates(self, effort: Effort, selector: Any) -> Any:
         """Return how many lists to open; a projection in front of them hands that on."""
@@ -88,7 +88,7 @@ class _Lists(Refined):
 
     def bytes_per_vector(self, dimension: int) -> float:
         """Return code and id."""
-        return self.code_bytes(dimension) + _ID_BYTES
+        return self.code_bytes(dimension) + ID_BYTES
 
     def efforts(self, index: Any) -> list[list[Effort]]:
         """Return a ladder of lists to open, for each factor of candidates."""
@@ -97,7 +97,7 @@ class _Lists(Refined):
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count centroids, codes and exact vectors compared."""
         lists = self.lists(index)
-        probed = _LIST_NS + self.scan_ns(lists) * int(index.ntotal) / lists.nlist
+        probed = LIST_NS + self.scan_ns(lists) * int(index.ntotal) / lists.nlist
         candidate = _CANDIDATE_NS + _REFINE_NS * index.d
         centroids = _CENTROID_NS * lists.d * lists.nlist
         return float(centroids + probed * min(effort.nprobe or 1, lists.nlist) + candidate * (effort.k_factor or 0) * count)
@@ -213,16 +213,16 @@ def _clustered(sample: Vectors, rows: int | None, untrained: Callable[[Any, int,
             matter.
     """
     dimension = sample.shape[1]
-    lists = min(lists_for(rows or len(sample)), max(1, len(sample) // _LEAST_PER_LIST))
+    lists = lists_of(sample, rows)
     centroids = faiss.IndexFlatIP(dimension)
     index = untrained(centroids, dimension, lists, faiss.METRIC_INNER_PRODUCT)
     index.own_fields = True
     centroids.this.disown()
     clustering = index.cp
-    clustering.seed, clustering.niter, clustering.spherical = _SEED, _ITERATIONS, True
+    clustering.seed, clustering.niter, clustering.spherical = SEED, ITERATIONS, True
     clustering.min_points_per_centroid = 1  # what FAISS would warn of, a small set, is no fault
-    on_gpu = _clustering_index(dimension)
-    index.clustering_index = on_gpu
+    on_gpus = on_all_gpus(faiss.IndexFlatIP(dimension))
+    index.clustering_index = on_gpus
     index.train(np.resize(sample, (max(len(sample), _CODE_BOOK), dimension)))  # a code book wants as many vectors as it has words
     index.clustering_index = None
     return index
@@ -232,7 +232,7 @@ def _product_codes(subspaces: int, centroids: Any, dimension: int, lists: int, m
     """Code what is left beside the centroid: for an inner product that costs a search nothing."""
     index = faiss.IndexIVFPQFastScan(centroids, dimension, lists, subspaces, _PQ_BITS, metric, _PQ_BLOCK)
     index.by_residual = True
-    index.pq.cp.seed, index.pq.cp.min_points_per_centroid = _SEED, 1
+    index.pq.cp.seed, index.pq.cp.min_points_per_centroid = SEED, 1
     return index
 
 
@@ -241,13 +241,18 @@ def _pairs(dimension: int) -> int:
     return dimension // 2 if dimension % 2 == 0 else dimension
 
 
-def _clustering_index(dimension: int) -> Any:
-    """Return what k-means searches centroids with: all GPUs, if there are any and FAISS was built for them."""
+def lists_of(sample: Vectors, rows: int | None) -> int:
+    """Return the number of lists for the largest segment of so many rows, the sample's for None, that a sample is enough to train."""
+    return min(lists_for(rows or len(sample)), max(1, len(sample) // _LEAST_PER_LIST))
+
+
+def on_all_gpus(index: Any) -> Any:
+    """Return what k-means searches centroids with: an index on all GPUs, if there are any and FAISS was built for them, else None."""
     gpus = getattr(faiss, "get_num_gpus", int)()
-    return faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dimension)) if gpus else None
+    return faiss.index_cpu_to_all_gpus(index) if gpus else None
 
 
-def _check_lists(index: Any, rows: int) -> None:
+def check_lists(index: Any, rows: int) -> None:
     """Refuse lists of another layout, and ids that are not the rows, each once. FAISS itself compares the lengths of codes and ids."""
     lists = faiss.downcast_InvertedLists(index.invlists)
     if type(lists) is faiss.BlockInvertedLists:

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import faiss
 import numpy as np
 
-from rayjobs.retrieval.kinds.kind import Effort, Kind, Refined, Rows, Vectors, check_shape, refuse_unless
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from rayjobs.retrieval.kinds.codes import BinaryFile, bits_of, check_bits, signs
+from rayjobs.retrieval.kinds.kind import (
+    LAST_BITS,
+    SPARE,
+    BoolArray,
+    Effort,
+    Exact,
+    Found,
+    Refined,
+    Rows,
+    Vectors,
+    check_shape,
+    products,
+    ranked,
+    refuse_unless,
+    selector_of,
+)
 
 _BYTE_NS = 0.1
 """A core reads about 10 GB a second."""
 _REFINE_NS = 0.7
 """Per dimension: fetching and comparing one exact vector."""
-LAST_BITS = 1e-6
-"""Products of matrices, and those of another order of adding, differ by less from what `inner_products` gives for a pair."""
 
 
-class Flat(Kind):
-    """The vectors as they are: exact. Every segment has this, and the kind `flat` nothing else."""
+class Flat(Exact):
+    """The vectors as they are, in float32."""
 
     name: ClassVar[str] = "flat"
-    exact: ClassVar[bool] = True
 
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
         """Return an empty index."""
@@ -37,24 +47,45 @@ class Flat(Kind):
         check_shape(index, faiss.IndexFlatIP, dimension, rows)
         refuse_unless(index.codes.size() == 4 * dimension * rows, "its vectors are cut short")
 
-    def attached(self, index: Any, exact: Any) -> Any:
-        """Return the exact vectors."""
-        del index
-        return exact
-
-    def parameters(self, effort: Effort, selector: Any = None) -> Any:
-        """Return the selector alone."""
-        del effort
-        return faiss.SearchParameters(sel=selector)
-
     def bytes_per_vector(self, dimension: int) -> float:
-        """Return 4 bytes a dimension: here the exact vectors are the index."""
+        """Return 4 bytes a dimension."""
         return 4 * dimension
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count bytes read."""
         del effort, count
         return float(_BYTE_NS * 4 * index.d * index.ntotal)
+
+    def nearest(self, index: Any, queries: Vectors, count: int, chosen: BoolArray | None) -> Found:
+        """Compare by inner product."""
+        there = None if chosen is None else np.flatnonzero(chosen)
+        available = index.ntotal if there is None else len(there)
+        parameters = None if there is None else faiss.SearchParameters(sel=faiss.IDSelectorArray(there))
+        _, rows = index.search(queries, min(count + SPARE, available), params=parameters)
+        scores, rows = ranked(inner_products(queries, index, rows), rows)
+        if rows.shape[1] < available:
+            for number in np.flatnonzero(scores[:, count - 1] - scores[:, -1] < LAST_BITS):  # the tie may go on
+                scores[number, :count], rows[number, :count] = _above(index, queries[number], scores[number, count - 1], count, chosen)
+        return scores[:, :count], rows[:, :count]
+
+    def vectors_of(self, index: Any, rows: Rows, dimension: int) -> Vectors:
+        """Return them as they are."""
+        del dimension
+        vectors: Vectors = index.reconstruct_batch(rows)
+        return vectors
+
+
+def _above(index: Any, query: Vectors, score: np.float32, count: int, chosen: BoolArray | None) -> Found:
+    """Return the first `count` of all rows that score at least `score`, of which there are as many or more: (count,) both."""
+    parameters = None if chosen is None else faiss.SearchParameters(sel=selector_of(chosen))
+    _, _, rows = index.range_search(query[None], float(score) - LAST_BITS, params=parameters)
+    scores, rows = ranked(inner_products(query[None], index, rows[None]), rows[None])
+    return scores[0, :count], rows[0, :count]
+
+
+def inner_products(queries: Vectors, index: Any, rows: Rows) -> Vectors:
+    """Return (q, n) products of queries with rows of an IndexFlatIP; see `products`."""
+    return products(queries, index.get_xb(), rows)
 
 
 class Sq8(Refined):
@@ -89,8 +120,8 @@ class Sq8(Refined):
         return float(index.d * (2 * _BYTE_NS * index.ntotal + _REFINE_NS * count * (effort.k_factor or 1)))
 
 
-class Binary(Refined):
-    """The sign of each dimension, compared by Hamming distance, ranked again exactly: for embeddings trained to be hashed."""
+class Binary(BinaryFile, Refined):
+    """The sign of each dimension, compared by Hamming distance, ranked again exactly: for embeddings whose signs tell much."""
 
     name: ClassVar[str] = "binary"
     factors: ClassVar[tuple[int | None, ...]] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -98,29 +129,18 @@ class Binary(Refined):
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
         """Return an empty index of as many bits as dimensions, filled up to whole bytes."""
         del rows
-        return faiss.IndexBinaryFlat(_bits(sample.shape[1]))
+        return faiss.IndexBinaryFlat(bits_of(sample.shape[1]))
 
     def filled(self, quantiser: Any, vectors: Vectors) -> Any:
         """Add the signs of (n, dim) vectors."""
         del quantiser
-        index = faiss.IndexBinaryFlat(_bits(vectors.shape[1]))
-        index.add(_signs(vectors))
+        index = faiss.IndexBinaryFlat(bits_of(vectors.shape[1]))
+        index.add(signs(vectors))
         return index
-
-    def _serialised(self, index: Any) -> bytes:
-        return bytes(faiss.serialize_index_binary(index))
-
-    def _mapped(self, path: Path) -> Any:
-        return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC)
 
     def check(self, index: Any, dimension: int, rows: int) -> None:
         """Check type and length."""
-        refuse_unless(type(index) is faiss.IndexBinaryFlat, f"it is a {type(index).__name__}, not an IndexBinaryFlat")
-        refuse_unless(
-            index.d == _bits(dimension) and index.ntotal == rows,
-            f"it holds {index.ntotal} codes of {index.d} bits, not the {rows} of {_bits(dimension)} of its manifest",
-        )
-        refuse_unless(index.code_size == index.d // 8 and index.xb.size() == index.code_size * rows, "its codes are cut short")
+        check_bits(index, dimension, rows)
 
     def attached(self, index: Any, exact: Any) -> Any:
         """Join bits and exact vectors."""
@@ -128,7 +148,7 @@ class Binary(Refined):
 
     def bytes_per_vector(self, dimension: int) -> float:
         """Return a bit a dimension."""
-        return _bits(dimension) / 8
+        return bits_of(dimension) / 8
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count bytes read, and exact vectors."""
@@ -145,29 +165,8 @@ class _Rescored:
     def search(self, queries: Vectors, count: int, *, params: Any) -> tuple[Vectors, Rows]:
         """Return scores and rows (q, count) of the candidates nearest by signs, ranked by inner product."""
         asked = max(count, min(int(count * params.k_factor), self.bits.ntotal))
-        _, rows = self.bits.search(_signs(queries), asked, params=params.base_index_params)
+        _, rows = self.bits.search(signs(queries), asked, params=params.base_index_params)
         rows = rows.astype(np.int64)
         scores = inner_products(queries, self.exact, rows)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-def inner_products(queries: Vectors, exact: Any, rows: Rows) -> Vectors:
-    """Return (q, n) float32 products of queries with rows of an IndexFlatIP, by FAISS's kernel for one pair; -inf for row -1.
-
-    A pair has the same product in every batch and at every place, to the last bit, which products of matrices do not promise.
-    """
-    queries, rows = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.int64)
-    found = np.full(rows.shape, -np.inf, np.float32)
-    pointers = [faiss.swig_ptr(array) for array in (found, queries)]
-    faiss.fvec_inner_products_by_idx(*pointers, exact.get_xb(), faiss.swig_ptr(rows), exact.d, *rows.shape)
-    found[rows < 0] = -np.inf
-    return found
-
-
-def _bits(dimension: int) -> int:
-    return -(-dimension // 8) * 8
-
-
-def _signs(vectors: Vectors) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.packbits(vectors > 0, axis=1)

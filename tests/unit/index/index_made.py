@@ -24,6 +24,7 @@ from rayjobs.index.workers import Here
 from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.spec import statistics_spec
+from rayjobs.retrieval.kinds import KINDS
 from rayjobs.retrieval.search import open_searcher
 from rayjobs.storage import Artefact
 from rayjobs.tiles.table import geoparquet_bytes
@@ -54,6 +55,11 @@ def vector_of(number):
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
+def code_of(number):
+    """A tile's vector where the encoder gives codes: the signs of `vector_of`."""
+    return np.where(vector_of(number) > 0, np.float32(0.25), np.float32(-0.25))
+
+
 def place_of(number):
     """The footprint of a tile: squares along the equator, over the antimeridian."""
     west = (number * 0.5 + 540) % 360 - 180
@@ -82,7 +88,7 @@ def tile_table(numbers):
     )
 
 
-def write_embeddings(store, name, numbers, change=lambda table: table):
+def write_embeddings(store, name, numbers, change=lambda table: table, vector=vector_of):
     """Publish an embedding table of some tiles, parts of `PART`; `change` gives what is known of them other columns."""
     numbers = list(numbers)
     version = hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
@@ -90,7 +96,7 @@ def write_embeddings(store, name, numbers, change=lambda table: table):
     rows = {}
     for number, start in enumerate(range(0, len(numbers), PART)):
         table = change(tile_table(numbers[start : start + PART]))
-        by_id = {tile_id(tile): vector_of(tile) for tile in numbers[start : start + PART]}
+        by_id = {tile_id(tile): vector(tile) for tile in numbers[start : start + PART]}
         vectors = np.stack([by_id[name] for name in table["tile_id"].to_pylist()])
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
         part = f"part-{number:05d}.parquet"
@@ -111,6 +117,8 @@ class Made:
             "index": {"kind": "flat", "rows_per_segment": 80, **settings},
         }
         self.experiment = build(Experiment, raw)
+        kind = self.experiment.index.kind
+        self.vector_of = code_of if kind in KINDS and KINDS[kind].store == "hamming" else vector_of
         self.workspace = self.experiment.open_workspace()
         self.index, self.store = self.workspace.index, self.workspace.store
         self.screen = io.StringIO()
@@ -121,7 +129,7 @@ class Made:
         return newest(self.index)
 
     def build(self, numbers):
-        table = write_embeddings(self.store, "made", numbers)
+        table = write_embeddings(self.store, "made", numbers, vector=self.vector_of)
         with writing(self.index) as lease:
             return Building(*self._arguments).publish(table, encoder_files(), self.experiment, lease)
 
@@ -130,7 +138,9 @@ class Made:
         parent = parent or self.current()
         wanted = compare(tile_table(numbers), parent)
         new = set(wanted.new["tile_id"].to_pylist())
-        table = write_embeddings(self.store, "made-appended", [number for number in numbers if tile_id(number) in new], **changed)
+        table = write_embeddings(
+            self.store, "made-appended", [number for number in numbers if tile_id(number) in new], vector=self.vector_of, **changed
+        )
         with writing(self.index) as lease:
             return Appending(*self._arguments).publish(parent, table, self.experiment, lease)
 
@@ -152,8 +162,8 @@ def searcher(published, cache=Path("/nonexistent")):
     return open_searcher(published.version, manifest, cache)
 
 
-def answers(published, numbers, cache, *, limit=7, exact=None):
+def answers(published, numbers, cache, *, limit=7, exact=None, vector=vector_of):
     """Ids and scores of what is nearest to some tiles' vectors."""
     opened = searcher(published, cache)
-    found = [opened.search(vector_of(number), limit, exact=exact) for number in numbers]
+    found = [opened.search(vector(number), limit, exact=exact) for number in numbers]
     return [(opened.take(hits.rows)["tile_id"].to_pylist(), hits.scores.tolist()) for hits in found]

@@ -185,6 +185,7 @@ def test_kinds_are_compared_on_the_index_s_own_vectors(run, made, tmp_path):
     made.append(range(700))
     code, plan, _ = run("report", "--rows", 400, "--dry-run")
     assert (code, plan["rows"], plan["queries"]) == (0, 400, 70)
+    assert set(plan["kinds"]) == {name for name, kind in KINDS.items() if kind.store == "flat"}
     code, report, said = run("report", "--rows", 400, "--kinds", "flat", "sq8", "ivf_flat")
     assert code == 0, said
     assert [entry["kind"] for entry in report["kinds"]] == ["flat", "sq8", "ivf_flat"]
@@ -197,6 +198,8 @@ def test_kinds_are_compared_on_the_index_s_own_vectors(run, made, tmp_path):
     assert published.read("report.png").startswith(b"\x89PNG")
     assert "| ivf_flat |" in published.read("report.md").decode()
     assert run("report", "--rows", 400, "--kinds", "flat", "sq8", "ivf_flat")[1]["kinds"] == report["kinds"], "measured once"
+    code, _, said = run("report", "--kinds", "flat", "hamming")
+    assert (code, "--kinds hamming: the vectors of this index are no codes" in said) == (2, True)
     code, _, said = run("report", "--queries", 340)
     assert (code, "ask for fewer queries" in said) == (2, True)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayjobs.errors import NoTilesError, PublishConflictError
+from rayjobs.errors import ConfigError, NoTilesError, PublishConflictError
 from rayjobs.index.compact import plan
+from rayjobs.models.spec import ModelSpec
 from rayjobs.retrieval.filters import SearchFilter, columns_to_filter
 from rayjobs.retrieval.kinds import KINDS
 from rayjobs.retrieval.metadata import common_columns
-from tests.unit.index.index_made import Made, answers, searcher, tile_id, tile_table, vector_of, write_embeddings
+from tests.unit.index.index_made import DIM, Made, code_of, searcher, tile_id, tile_table, vector_of, write_embeddings
+from tests.unit.index.index_made import answers as answers_of
 
 QUERIES = range(0, 200, 17)
 
@@ -28,6 +32,13 @@ def shared(made):
     return [key for key in made.store.list(made.index.prefix) if "/shared/" in key]
 
 
+@pytest.fixture
+def codes(monkeypatch):
+    """The encoder of the embeddings gives codes."""
+    monkeypatch.setattr(ModelSpec, "gives_codes", True)
+
+
+@pytest.mark.usefixtures("codes")
 @pytest.mark.parametrize("kind", KINDS)
 def test_append_delete_and_compact_answer_as_an_index_built_anew(made, kind, tmp_path):
     lived, anew = made("lived", kind=kind), made("anew", kind=kind)
@@ -36,6 +47,7 @@ def test_append_delete_and_compact_answer_as_an_index_built_anew(made, kind, tmp
     gone = [number for number in range(240) if number % 4 == 1]
     lived.delete(gone)
     left = [number for number in range(240) if number % 4 != 1]
+    answers = functools.partial(answers_of, vector=lived.vector_of)
     expected = answers(anew.build(left), QUERIES, tmp_path, exact=True)
     before = lived.current()
     assert answers(before, QUERIES, tmp_path, exact=True) == expected
@@ -189,6 +201,34 @@ def test_effort_and_recall_are_measured_on_what_is_there(made, kind):
     assert estimate.value >= 0.9
     assert published.manifest.why == f"{kind} was asked for"
     assert (published.manifest.quantiser is None) == (not KINDS[kind].trains)
+
+
+@pytest.mark.usefixtures("codes")
+def test_codes_are_told_from_other_vectors(made, tmp_path):
+    """One bit a number is kept, `auto` knows it, and a hit's own vector comes back as it was embedded."""
+    index = made(kind="hamming")
+    index.build(range(50))
+    published = index.append(range(70))
+    sizes = {entry.name: entry.size for entry in published.version.files}
+    assert sizes["segment-00000.vectors"] - sizes["segment-00001.vectors"] == 30 * DIM // 8
+    assert "segment-00000.faiss" not in sizes
+    np.testing.assert_array_equal(searcher(published, tmp_path).vector_of(tile_id(60)), code_of(60))
+    auto = made("auto", kind="auto")
+    auto.vector_of = code_of
+    assert auto.build(range(50)).manifest.kind == "hamming"
+
+
+def test_the_kinds_for_codes_are_refused_where_the_encoder_gives_none(made):
+    with pytest.raises(ConfigError, match=r"hamming keeps codes .* model.projection: hash"):
+        made(kind="hamming").build(range(50))
+
+
+@pytest.mark.usefixtures("codes")
+def test_vectors_that_are_no_codes_are_not_cut_down_to_their_signs(made):
+    index = made(kind="hamming")
+    index.vector_of = vector_of
+    with pytest.raises(ValueError, match="vectors are no codes"):
+        index.build(range(50))
 
 
 def test_of_few_tiles_the_choice_is_exact_and_says_why(made):

@@ -17,8 +17,9 @@ from referencing import Registry, Resource
 
 from rayjobs.config import build
 from rayjobs.index.stac import EMB, chip_layout
+from rayjobs.models.spec import ModelSpec
 from rayjobs.tiles.section import TilesSection
-from tests.unit.index.index_made import DIM, Made, tile_id, vector_of
+from tests.unit.index.index_made import DIM, Made, code_of, tile_id, vector_of
 
 CORE = "https://schemas.stacspec.org/v1.1.0/{kind}-spec/json-schema/{kind}.json"
 
@@ -94,6 +95,22 @@ def test_vectors_can_be_read_by_what_an_item_says(made, documents):
     assert item["properties"]["start_datetime"] == "2021-03-22T00:00:00Z"
     assert set(item["assets"]) == {"embeddings", "tiles", "index"}
     assert not [name for asset in item["assets"].values() for name in asset if name.startswith("emb:")]
+
+
+def test_codes_can_be_read_by_what_an_item_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelSpec, "gives_codes", True)
+    made = Made(f"file:{tmp_path}/workspace", kind="hamming")
+    version = made.build(range(50)).version
+    item, collection = (json.loads(version.read(f"stac/{name}.json")) for name in ("segment-00000", "collection"))
+    asset = item["assets"]["embeddings"]
+    data = made.store.read(posixpath.normpath(posixpath.join(version.prefix, "stac", asset["href"])))
+    packed = np.frombuffer(data, np.uint8, count=50 * DIM // 8, offset=asset["file:header_size"]).reshape(50, -1)
+    vectors = np.where(np.unpackbits(packed, axis=1), 1 / np.sqrt(DIM), -1 / np.sqrt(DIM))
+    by_id = {tile_id(number): code_of(number) for number in range(50)}
+    np.testing.assert_array_equal(vectors, np.stack([by_id[name] for name in sorted(by_id)]))
+    assert "50 codes of 16 bits" in asset["description"]
+    assert item["properties"]["emb:quantization"] == {"method": "binary", "original_dtype": "float32"}
+    assert (collection["emb:dimensions"], collection["data_type"]) == (DIM, "uint8")
 
 
 def links(document):

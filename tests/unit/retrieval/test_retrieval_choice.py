@@ -37,6 +37,29 @@ def test_a_kind_is_chosen_by_size_memory_and_recall_and_says_why(rows, dim, wish
     assert choice.kind in choice.why
 
 
+@pytest.mark.parametrize(
+    ("rows", "dim", "wishes", "kind", "word"),
+    [
+        (10_000_000, 128, {}, "hamming", "10,000,000 codes of 128 bits"),
+        (11_000_000, 128, {}, "hamming_ivf", "too many"),
+        (11_000_000, 64, {}, "hamming", "some milliseconds"),
+        (11_000_000, 128, {"recall": 1.0}, "hamming", "recall of 1"),
+        (10, 128, {"kind": "flat"}, "flat", "asked for"),
+        (10, 128, {"kind": "hamming_ivf"}, "hamming_ivf", "asked for"),
+    ],
+)
+def test_of_codes_the_bits_alone_are_compared(rows, dim, wishes, kind, word):
+    choice = choose(rows, dim, codes=True, **wishes)
+    assert choice.kind == kind
+    assert word in choice.why
+
+
+@pytest.mark.parametrize("kind", ["hamming", "hamming_ivf"])
+def test_kinds_for_codes_are_refused_for_other_vectors(kind):
+    with pytest.raises(ConfigError, match=r"model\.projection: hash"):
+        choose(1000, 128, kind=kind)
+
+
 @pytest.mark.parametrize("wishes", [{"kind": "magic"}, {"recall": 0.0}, {"recall": 1.1}])
 def test_what_cannot_be_chosen_is_refused(wishes):
     with pytest.raises(ConfigError, match="choose"):
@@ -52,18 +75,18 @@ def clustered(count, seed):
 
 
 def segment_of(kind, vectors):
-    exact = KINDS["flat"].filled(KINDS["flat"].trained(vectors), vectors)
     made = KINDS[kind]
+    exact = KINDS[made.store].filled(KINDS[made.store].trained(vectors), vectors)
     base = None if made.exact else made.filled(made.trained(vectors), vectors)
     compressed = None if base is None else made.attached(base, exact)
-    return Segment(kind=kind, index=exact, base=base, compressed=compressed)
+    return Segment(kind=kind, dimension=DIM, index=exact, base=base, compressed=compressed)
 
 
 def recall_at(segments, queries, effort, count):
     """Share of the truly nearest that are found, counted one by one."""
     found = 0
     for query in queries:
-        exact = sorted((float(score) for segment in segments for score in segment.index.search(query[None], count)[0][0]), reverse=True)
+        exact = sorted((float(score) for segment in segments for score in segment.exact(query[None], count)[0][0]), reverse=True)
         scores = [float(score) for segment in segments for score in segment.approximate(query[None], count, None, effort)[0][0]]
         found += sum(score >= exact[count - 1] - 1e-6 for score in scores)
     return found / count / len(queries)

@@ -90,7 +90,7 @@ def test_a_file_that_differs_from_its_digest_is_never_read(tmp_path, monkeypatch
     version, manifest = published(tmp_path, unit(np.random.default_rng(0), 50), "ivf_pq")
     path = version.store.fetch(f"{version.prefix}segment-00000.{ending}", tmp_path)
     path.write_bytes(alter(path.read_bytes()))
-    monkeypatch.setattr(room.faiss, "read_index", never)
+    monkeypatch.setattr(faiss, "read_index", never)
     monkeypatch.setattr(room.Metadata, "open", never)
     load = load_table if ending == "parquet" else functools.partial(load_segment, manifest=manifest)
     with pytest.raises(IndexCorruptError, match="differs from its manifest"):
