@@ -21,11 +21,11 @@ from rayjobs.rasters.sources import discover
 from rayjobs.retrieval.intervals import Interval, resampled_interval
 from rayjobs.retrieval.metrics import PairList, SameLabel, score
 from rayjobs.tiles.table import plan_tiles
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import ground_of, supervise
 from rayjobs.train.loop import begin_projection, is_time_to_mine, plan_next, steps_per_epoch
 from rayjobs.train.mine import mined_with
 from rayjobs.train.objective import Objective
+from rayjobs.train.shown import ChipCache
 from rayjobs.train.state import State, TrainPlan, initial
 from rayjobs.train.step import Bench, train_epoch
 

@@ -41,6 +41,7 @@ from rayjobs.sample import job
 from rayjobs.train import cache, loop
 from rayjobs.train.ground import ground_of, supervise, training_tiles
 from rayjobs.train.objective import Batch, Objective
+from rayjobs.train.shown import ChipCache
 from rayjobs.train.state import TrainPlan, initial
 from rayjobs.train.step import Bench, learn, precision, train_epoch
 
@@ -144,7 +145,7 @@ def measure(config: Mapping[str, Any]) -> None:
     steps = loop.steps_per_epoch(plan.experiment, supervision)
     fills = []
 
-    def filled() -> cache.ChipCache:
+    def filled() -> ChipCache:
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.perf_counter()
         chips = loop.local_chips(plan, tiles)
@@ -152,7 +153,7 @@ def measure(config: Mapping[str, Any]) -> None:
         return chips
 
     mapped = filled()
-    held = cache.ChipCache(pixels=np.array(mapped.pixels), valid=np.array(mapped.valid))
+    held = ChipCache(pixels=np.array(mapped.pixels), valid=np.array(mapped.valid))
     plain = PlainLoop(plan.spec, plan.experiment, torch.from_numpy(np.array(mapped.pixels)), device)
     bench = {"ours": held, "fed": mapped}
 

@@ -10,9 +10,9 @@ import torch
 from rayjobs.config import build
 from rayjobs.experiment import Experiment
 from rayjobs.models.spec import ModelSpec
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import Ground
 from rayjobs.train.objective import Objective
+from rayjobs.train.shown import ChipCache
 from rayjobs.train.state import TrainPlan, initial, restore
 from rayjobs.train.step import Bench
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rayjobs.storage import Version
     from rayjobs.train.batches import HardTiles
+    from rayjobs.train.shown import ChipCache
     from rayjobs.train.state import State, TrainPlan
 
 
@@ -104,7 +105,7 @@ def mine_checkpoint(plan: TrainPlan, version: str) -> MinedTable:
     return mined_table(plan, mined, ground.tile_ids, generation=generation, encoder_fingerprint=encoder.fingerprint)
 
 
-def _chips(plan: TrainPlan, tiles: pa.Table) -> chip_cache.ChipCache:
+def _chips(plan: TrainPlan, tiles: pa.Table) -> ChipCache:
     """Return this node's chips, which a worker of training has brought here as a rule."""
     folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
     if not folder.exists():

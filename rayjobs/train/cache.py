@@ -1,7 +1,6 @@
 """The decoded chips of the training split in files that all workers of a node map into memory.
 
-Filled once per node, from the workspace's shards through Ray Data; batches then read any tile at the cost of memory. `Shown` is what they
-are read by, as are the features that may take the place of chips (`rayjobs.train.features`).
+Filled once per node, from the workspace's shards through Ray Data; batches then read any tile at the cost of memory.
 """
 
 from __future__ import annotations
@@ -12,99 +11,31 @@ import shutil
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 import ray.data
-import torch
 
 from rayjobs.embed.stack import stack
-from rayjobs.models.encoder import Encoder, Features
 from rayjobs.tiles import chips
 from rayjobs.tiles.chips import shard_name
-from rayjobs.train.augment import augment
+from rayjobs.train.shown import ChipCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
 
-    from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
-    from rayjobs.train.augment import Draws
-    from rayjobs.train.section import AugmentSection
-
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
-Inputs = tuple[torch.Tensor, ...]
-"""What a network is called with: (batch, ...) each."""
 
 _DECODERS = 4
 """Most shards decoded at a time."""
 _SHARDS_PER_DECODER = 8
 """Shards below which another process costs more to start than it saves."""
 _KEPT_S = 3 * 24 * 3600
-"""How long chips stay on a node after their last use."""
-
-
-class Shown(Protocol):
-    """What networks are shown of some tiles, by index among them, sorted by tile id."""
-
-    def __len__(self) -> int:
-        """Return how many tiles there are."""
-
-    def read(self, rows: IntArray, device: torch.device, draws: Draws | None = None) -> Inputs:
-        """Return what is shown of the tiles `rows`, on the device: as they are, or where `draws` are given of versions that they choose."""
-
-    def augmented(self, inputs: Inputs, section: AugmentSection, spec: ModelSpec, draws: Draws) -> Inputs:
-        """Return what was read for training with the random changes of `train.augment`, as far as they are made now."""
-
-    def network_of(self, encoder: torch.nn.Module) -> torch.nn.Module:
-        """Return the part of an encoder that maps what is read to embeddings."""
-
-    def features_of(self, encoder: Encoder) -> torch.nn.Module:
-        """Return the part of an encoder that maps what is read to the backbone's features."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChipCache:
-    """Chips: what whole encoders are shown. See `Shown`."""
-
-    pixels: np.ndarray[Any, Any]
-    """(tiles, bands, height, width), mapped."""
-    valid: np.ndarray[Any, np.dtype[np.bool_]]
-    """(tiles, height, width), mapped; True means valid."""
-
-    def __len__(self) -> int:
-        """Return how many tiles there are."""
-        return len(self.pixels)
-
-    def read(self, rows: IntArray, device: torch.device, draws: Draws | None = None) -> Inputs:  # noqa: ARG002  there is one version
-        """Return pixels (batch, bands, height, width) and valid (batch, height, width)."""
-        return on_device((self.pixels[rows], self.valid[rows]), device)
-
-    def augmented(self, inputs: Inputs, section: AugmentSection, spec: ModelSpec, draws: Draws) -> Inputs:
-        """Change each image; see `rayjobs.train.augment`."""
-        pixels, valid = inputs
-        return augment(pixels, valid, section, spec.mean, spec.std, draws)
-
-    def network_of(self, encoder: torch.nn.Module) -> torch.nn.Module:
-        """Return the whole encoder."""
-        return encoder
-
-    def features_of(self, encoder: Encoder) -> torch.nn.Module:
-        """Return the encoder without its projection."""
-        return Features(encoder)
-
-
-def on_device(arrays: Iterable[np.ndarray[Any, Any]], device: torch.device) -> Inputs:
-    """Return arrays as tensors on a device."""
-    tensors = map(torch.from_numpy, arrays)
-    if device.type == "cuda":  # only from pinned memory does a copy not make the step wait
-        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-    return tuple(tensors)
+"""How long folders stay on a node after their last use."""
 
 
 def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Dataset:
@@ -145,7 +76,7 @@ def cache_folder(source: Version, tiles: pa.Table, size: int) -> Path:
 
 
 def drop_old(folder: Path) -> None:
-    """Remove the chips of other sets, and what killed workers left, that nobody has opened for days."""
+    """Remove what is kept beside `folder`, and what killed workers left there, that nobody has opened for days."""
     limit = time.time() - _KEPT_S
     for other in folder.parent.iterdir() if folder.parent.exists() else ():
         if other != folder and other.stat().st_mtime < limit:

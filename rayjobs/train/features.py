@@ -16,11 +16,10 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rayjobs.config import to_dict
 from rayjobs.errors import ConfigError, DamagedError, NotFoundError, PublishConflictError, StorageError, TrainingError
@@ -32,6 +31,7 @@ from rayjobs.train import cache
 from rayjobs.train.augment import Draws
 from rayjobs.train.distributed import agreed, found_by_rank_zero, gathered, rank, world_size
 from rayjobs.train.mine import embed_blocks, embed_each
+from rayjobs.train.shown import FeatureCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,11 +40,9 @@ if TYPE_CHECKING:
     from rayjobs.models.encoder import Encoder
     from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Artefact, Version
-    from rayjobs.train.cache import ChipCache, Inputs, IntArray
-    from rayjobs.train.section import AugmentSection, TrainSection
+    from rayjobs.train.section import TrainSection
+    from rayjobs.train.shown import ChipCache, FloatArray, Inputs, IntArray
     from rayjobs.train.state import TrainPlan
-
-    FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 _FORMAT = 1
 """Raised when the same tiles and backbone would give other numbers, or other files."""
@@ -75,54 +73,6 @@ def feature_bytes(settings: TrainSection, spec: ModelSpec, tiles: int) -> int:
     """Return how many bytes the features of so many training tiles take; 0 where none are kept."""
     kept = settings.frozen_features
     return tiles * kept * bare(spec).dim * 4 if kept else 0
-
-
-class Projected(nn.Module):
-    """An encoder from the backbone's features on: what is trained where the backbone is frozen. Shares the encoder's weights."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        """Hold the encoder's parts but its backbone, of which DDP need not know."""
-        super().__init__()
-        self.parts = nn.ModuleDict({name: part for name, part in encoder.named_children() if name != "backbone"})
-        self.training, self._set_mode, self._projected = encoder.training, encoder.train, encoder.projected
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (batch, dim); see `Encoder.projected`."""
-        return self._projected(features)
-
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  torch's own signature
-        """Set the mode of the encoder, too."""
-        self._set_mode(mode)
-        return super().train(mode)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureCache:
-    """Features of a frozen backbone: what its heads are shown. See `rayjobs.train.cache.Shown`."""
-
-    values: FloatArray
-    """(tiles, versions, features), mapped. Version 0 is of the tile as it is, the others are of the tile as augmented."""
-
-    def __len__(self) -> int:
-        """Return how many tiles there are."""
-        return len(self.values)
-
-    def read(self, rows: IntArray, device: torch.device, draws: Draws | None = None) -> Inputs:
-        """Return features (batch, features): of the tiles as they are, or of a version that is drawn for each place of the batch."""
-        versions = 0 if draws is None else draws.integers(self.values.shape[1]).numpy()
-        return cache.on_device((self.values[rows, versions],), device)
-
-    def augmented(self, inputs: Inputs, section: AugmentSection, spec: ModelSpec, draws: Draws) -> Inputs:  # noqa: ARG002  as with chips
-        """Return them as they are: tiles were changed before their features were computed."""
-        return inputs
-
-    def network_of(self, encoder: nn.Module) -> nn.Module:
-        """Return the encoder without its backbone."""
-        return Projected(encoder)  # type: ignore[arg-type]  # what has a frozen backbone is an encoder
-
-    def features_of(self, encoder: Encoder) -> nn.Module:  # noqa: ARG002  as with chips
-        """Return what leaves them as they are."""
-        return nn.Identity()
 
 
 def frozen_features(

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rayjobs.train.cache import Inputs
+    from rayjobs.train.shown import Inputs
 
     Embed = Callable[..., torch.Tensor]
     """From what is shown of tiles, such as pixels and their validity, to embeddings (rows, dim) float32."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from rayjobs.experiment import Experiment
     from rayjobs.models.encoder import Encoder
-    from rayjobs.train.cache import Shown
     from rayjobs.train.section import TrainSection
+    from rayjobs.train.shown import ChipCache, Shown
 
 
 def loop(config: Mapping[str, Any]) -> None:
@@ -151,7 +151,7 @@ def _shown(plan: TrainPlan, state: State, tiles: pa.Table, dataset: str = "chips
     return frozen_features(plan, encoder, tiles["tile_id"].to_pylist(), chips, versions=versions, fills=fills)
 
 
-def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips") -> chip_cache.ChipCache:
+def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips") -> ChipCache:
     """Map the node's chips, filled out of a dataset by the first worker of each node while the others wait."""
     folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
     if ray.train.get_context().get_local_rank() == 0:

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from rayjobs.metric.guards import Guard
     from rayjobs.metric.section import MiningSection
     from rayjobs.train.batches import Supervision
-    from rayjobs.train.cache import Inputs, Shown
     from rayjobs.train.ground import Ground
+    from rayjobs.train.shown import Inputs, Shown
 
 T = TypeVar("T")
 

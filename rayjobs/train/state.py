@@ -23,9 +23,9 @@ from rayjobs.models.encoder import build, parameter_groups
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
 from rayjobs.train.distributed import agreed, from_rank_zero, rank, world_size
-from rayjobs.train.features import Projected
 from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import Mined, from_table
+from rayjobs.train.shown import Projected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

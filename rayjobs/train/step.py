@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rayjobs.train.batches import EpochPlan
-    from rayjobs.train.cache import Inputs, Shown
     from rayjobs.train.ground import Ground
     from rayjobs.train.objective import Objective
+    from rayjobs.train.shown import Inputs, Shown
     from rayjobs.train.state import State, TrainPlan
 
 _TELL_EVERY_S = 0.5

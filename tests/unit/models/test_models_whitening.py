@@ -13,8 +13,8 @@ from rayjobs.errors import ConfigError
 from rayjobs.models.encoder import Encoder, ModelSpec, build
 from rayjobs.models.section import ModelSection, spec_of
 from rayjobs.models.whitening import whitening
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.loop import begin_projection
+from rayjobs.train.shown import ChipCache
 
 BANDS = {"bands": ("r", "g", "b"), "mean": (100, 100, 100), "std": (50, 50, 50), "tile_size": 32, "resolution_m": None, "dtype": "uint8"}
 

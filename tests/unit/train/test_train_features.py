@@ -22,11 +22,11 @@ from rayjobs.storage import Lease
 from rayjobs.train import features, mine
 from rayjobs.train.augment import Draws
 from rayjobs.train.batches import EpochPlan
-from rayjobs.train.cache import ChipCache
-from rayjobs.train.features import FeatureCache, Projected, check_frozen, feature_bytes, frozen_features
+from rayjobs.train.features import check_frozen, feature_bytes, frozen_features
 from rayjobs.train.ground import Ground
 from rayjobs.train.loop import begin_projection
 from rayjobs.train.objective import Objective
+from rayjobs.train.shown import ChipCache, FeatureCache, Projected
 from rayjobs.train.state import TrainPlan, initial, restore, save
 from rayjobs.train.step import Bench, train_epoch
 

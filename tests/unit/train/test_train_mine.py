@@ -19,8 +19,8 @@ from rayjobs.metric.section import MiningSection
 from rayjobs.train import mine
 from rayjobs.train import state as states
 from rayjobs.train.batches import ByLabel, plan_epoch
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import Ground, supervise
+from rayjobs.train.shown import ChipCache
 
 
 class Normed(torch.nn.Module):

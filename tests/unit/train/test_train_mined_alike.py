@@ -18,9 +18,9 @@ from rayjobs.experiment import Experiment
 from rayjobs.models.encoder import build as build_encoder
 from rayjobs.models.spec import ModelSpec
 from rayjobs.tiles.table import geoparquet_bytes, plan_tiles, read_geoparquet
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import ground_of, supervise
 from rayjobs.train.mine import mined_with
+from rayjobs.train.shown import ChipCache
 from tests.unit.rasters.rasters_made import files, found
 
 SIZE, NEGATIVES, POSITIVES, DEPTH = 48, 5, 3, 150

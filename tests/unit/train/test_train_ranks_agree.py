@@ -18,10 +18,10 @@ from rayjobs.experiment import Experiment
 from rayjobs.models.encoder import build as build_encoder
 from rayjobs.models.spec import ModelSpec
 from rayjobs.train.batches import plan_epoch
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import Ground, supervise
 from rayjobs.train.mine import mined_with
 from rayjobs.train.objective import Objective
+from rayjobs.train.shown import ChipCache
 from rayjobs.train.state import State, TrainPlan, publish_mined
 from rayjobs.train.step import Bench, train_epoch
 

@@ -17,9 +17,9 @@ from rayjobs.experiment import Experiment
 from rayjobs.models.spec import ModelSpec
 from rayjobs.train import step as steps_of
 from rayjobs.train.batches import EpochPlan
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.ground import Ground
 from rayjobs.train.objective import Batch, Objective
+from rayjobs.train.shown import ChipCache
 from rayjobs.train.state import TrainPlan, initial
 from rayjobs.train.step import Bench, learn, train_epoch
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rayjobs.storage import Lease, open_store
-from rayjobs.train.cache import ChipCache
 from rayjobs.train.loop import _validated
+from rayjobs.train.shown import ChipCache
 from rayjobs.train.state import save
 from rayjobs.train.validation import Validation
 from tests.small_run import opened
