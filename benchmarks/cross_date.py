@@ -129,7 +129,7 @@ class Study:
         split = np.where(strips_of(self.grid) == strip, "test", "train")
         tiles = self.grid.tiles.drop_columns(["split"]).append_column("split", [split.tolist()])
         settings = experiment_of(self.folder, {}).evaluate
-        question = ask(tiles, settings, by_block=True, place_tolerance=0.1)
+        question = ask(tiles, settings, divided_by="block", place_tolerance=0.1)
         found = score(
             vectors[question.queries], vectors, relevance=question.relevance, excluded=question.excluded, ks=(1, 5), distance="cosine"
         )

@@ -14,7 +14,7 @@ from rayjobs.rasters.overview import Overview, overview
 from rayjobs.rasters.scenes import read_scenes
 from rayjobs.tiles.chips import Chip
 from rayjobs.tiles.render import picture, png
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_geoparquet, read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def _overlay(found: Overview, source: Version) -> dict[str, Any]:
 
 
 def _searches(source: Version, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    tiles = read_geoparquet(source.read("tiles.parquet"))
+    tiles = read_tiles(source.read("tiles.parquet"))
     footprint = dict(zip(tiles["tile_id"].to_pylist(), tiles["geometry"].to_pylist(), strict=True))
     return [
         {

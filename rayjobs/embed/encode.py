@@ -16,7 +16,7 @@ from rayjobs.models.checkpoint import from_files
 from rayjobs.storage import Store, Version, digest_of, keep_first
 from rayjobs.tiles import chips
 from rayjobs.tiles.chips import shard_name
-from rayjobs.tiles.table import geoparquet_bytes, read_geoparquet
+from rayjobs.tiles.table import geoparquet_bytes, read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class Encode:
         self._encoder = from_files(**ray.get(files))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder.module.eval().to(self._device)
-        tiles = read_geoparquet(source.read("tiles.parquet"))
+        tiles = read_tiles(source.read("tiles.parquet"))
         self._tiles = tiles if splits is None else tiles.filter(pc.is_in(tiles["split"], pa.array(list(splits))))
         self._tiles = self._tiles if only is None else self._tiles.filter(pc.is_in(self._tiles["tile_id"], ray.get(only)))
         self._source, self._store, self._prefix = source, store, prefix

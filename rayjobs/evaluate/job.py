@@ -30,7 +30,7 @@ from rayjobs.evaluate.segmentation import segment
 from rayjobs.models.checkpoint import from_files
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.tiles.render import pictures_of
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_tiles
 from rayjobs.tracking import Dataset, history, tracked
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _parents(experiment: Experiment) -> tuple[Version, Version]:
 
 def measured_tiles(source: Version, settings: EvaluateSection) -> pa.Table:
     """Return the rows of a set's tile table that a question is about, sorted by `tile_id`: of places all, else those of the split."""
-    tiles = read_geoparquet(source.read("tiles.parquet")).sort_by("tile_id")
+    tiles = read_tiles(source.read("tiles.parquet")).sort_by("tile_id")
     wanted = measured_splits(settings)
     return tiles if wanted is None else tiles.filter(pc.is_in(tiles["split"], pa.array(wanted)))
 

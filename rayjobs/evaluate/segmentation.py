@@ -30,7 +30,7 @@ from rayjobs.retrieval.segmentation import (
     segmentation_interval,
 )
 from rayjobs.tiles.chips import Chip, read_chips, shard_name
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_geoparquet, read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -109,7 +109,7 @@ def segment(
 
 def _labelled(source: Version, label_map: LabelMap, split: str, count: int, rng: np.random.Generator) -> Labelled:
     """Draw tiles of a split and read their pixels and classes."""
-    table = read_geoparquet(source.read("tiles.parquet"))
+    table = read_tiles(source.read("tiles.parquet"))
     table = table.filter(pc.equal(table["split"], split)).sort_by("tile_id")
     if table.num_rows > count:
         table = table.take(np.sort(rng.choice(table.num_rows, count, replace=False)))

@@ -20,7 +20,7 @@ from rayjobs.index.job import Building, chosen_kind, grouped
 from rayjobs.index.versions import FORMAT, Contents, Published, Result, made_of, name_of, newest, next_segment, publish, writing
 from rayjobs.index.workers import OnRay, Workers
 from rayjobs.retrieval.manifest import QUANTISER
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_tiles
 
 if TYPE_CHECKING:
     import argparse
@@ -95,7 +95,7 @@ def run(experiment: Experiment, options: argparse.Namespace, console: Console) -
 def _compared(experiment: Experiment) -> Wanted:
     workspace, splits = experiment.open_workspace(), experiment.index.splits
     source = workspace.set.require("run `rayjobs sample` first")
-    tiles = read_geoparquet(source.read("tiles.parquet"))
+    tiles = read_tiles(source.read("tiles.parquet"))
     tiles = tiles if splits is None else tiles.filter(pc.is_in(tiles["split"], pa.array(list(splits))))
     return compare(tiles, newest(workspace.index))
 

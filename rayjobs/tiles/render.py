@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from rayjobs.tiles.chips import read_chips, shard_name
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -57,7 +57,7 @@ def pictures_of(source: Version, wanted: Collection[str]) -> dict[str, np.ndarra
         source: the set.
         wanted: tile ids; the shards that hold them are read one after the other.
     """
-    manifest, tiles = source.manifest, read_geoparquet(source.read("tiles.parquet"))
+    manifest, tiles = source.manifest, read_tiles(source.read("tiles.parquet"))
     shards = {shard for tile, shard in zip(tiles["tile_id"].to_pylist(), tiles["shard"].to_pylist(), strict=True) if tile in wanted}
     return {
         chip.tile_id: picture(chip, manifest["bands"], manifest["band_mean"], manifest["band_std"])

@@ -305,6 +305,19 @@ def geoparquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def read_tiles(data: bytes) -> pa.Table:
+    """Read the tile table of a set.
+
+    Raises:
+        StorageError: it is none, or one without columns that it has now.
+    """
+    table = read_geoparquet(data)
+    absent = [name for name in SCHEMA.names if name not in table.column_names]
+    if absent:
+        raise StorageError(f"the tile table lacks {', '.join(absent)}: another version of rayjobs wrote it; run `rayjobs sample` again")
+    return table
+
+
 def read_geoparquet(data: bytes) -> pa.Table:
     """Read what `geoparquet_bytes` wrote, or any GeoParquet whose geometry is WKB.
 

@@ -27,7 +27,7 @@ from rayjobs.metric.guards import (
 from rayjobs.tiles import places
 from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_tiles
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, Supervision
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
     Raises:
         TrainingError: none is.
     """
-    tiles = read_geoparquet(source.read("tiles.parquet"))
+    tiles = read_tiles(source.read("tiles.parquet"))
     tiles = tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id")
     pool = experiment.train.pool
     if pool.everything:

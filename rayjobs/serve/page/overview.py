@@ -21,7 +21,7 @@ from rayjobs import geo
 from rayjobs.rasters.scenes import Scene, read_scenes
 from rayjobs.tiles.chips import read_chips, shard_name
 from rayjobs.tiles.render import picture, png
-from rayjobs.tiles.table import read_geoparquet
+from rayjobs.tiles.table import read_geoparquet, read_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ class Overviews:
     def __init__(self, source: Version) -> None:
         """Take the set; reads its tables only."""
         self._source = source
-        self._tiles = read_geoparquet(source.read("tiles.parquet"))
+        self._tiles = read_tiles(source.read("tiles.parquet"))
         self._lock = threading.Lock()
         self._made: dict[int, bytes] = {}
         self.outlines = _outlines(read_scenes(read_geoparquet(source.read("scenes.parquet"))), self._tiles)

@@ -16,7 +16,7 @@ from rayjobs import geo
 from rayjobs.errors import ImageryError, NoTilesError, StorageError
 from rayjobs.rasters.scenes import Asset, Scene
 from rayjobs.tiles.section import ClusterSampler, GridSampler, RandomSampler, SplitsSection, TilesSection, WalkSampler
-from rayjobs.tiles.table import SCHEMA, geometries, geoparquet_bytes, plan_tiles, read_geoparquet, tile_id
+from rayjobs.tiles.table import SCHEMA, geometries, geoparquet_bytes, plan_tiles, read_geoparquet, read_tiles, tile_id
 
 ALL_TRAIN = SplitsSection(train=1.0, val=0.0, test=0.0)
 DAY = datetime.datetime(2020, 5, 17, 18, 4, 59, 123456, tzinfo=datetime.UTC)
@@ -250,3 +250,10 @@ def test_the_steps_of_a_walk_are_as_long_as_alike_tiles_are_apart():
     far = [rows[-1] - rows[0] for rows in clusters(min_pos_dist=3.0, max_pos_dist=4.0)]
     assert max(near) <= 7 * 64
     assert np.mean(far) > 2 * np.mean(near)
+
+
+def test_a_tile_table_of_another_version_is_refused():
+    made = SCHEMA.empty_table()
+    assert read_tiles(geoparquet_bytes(made)).equals(made)
+    with pytest.raises(StorageError, match=r"lacks place, lon: .*rayjobs sample"):
+        read_tiles(geoparquet_bytes(made.drop_columns(["place", "lon"])))
