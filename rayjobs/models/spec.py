@@ -25,7 +25,12 @@ STATISTICS_PER_BAND = 4
 _MAX_BANDS, _MAX_DIM, _MAX_SIDE, _MAX_JSON_BYTES = 1024, 65_536, 8192, 4_000_000
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _KINDS = ("encoder", "statistics")
-_PROJECTIONS = ("linear", "mlp", "none")
+_PROJECTIONS = ("linear", "mlp", "none", "hash", "activations")
+_LATER = {"domain_whitening": None}
+"""Fields that `model.json` did not have from the beginning, with what their absence means: left out where that is said, so that an encoder
+keeps its fingerprint."""
+
+BITS_PER_BYTE = 8
 _DISTANCES = ("cosine", "euclidean")
 
 
@@ -37,10 +42,13 @@ class ModelSpec:
     """A network, or per-band statistics of the image."""
     backbone: str
     """Name in timm; empty for statistics."""
-    projection: Literal["linear", "mlp", "none"] = "linear"
-    """From the backbone's pooled features to `dim`."""
+    projection: Literal["linear", "mlp", "none", "hash", "activations"] = "linear"
+    """From the backbone's pooled features to `dim`; `hash` gives codes of `dim` bits, and `activations`, with the same weights, the numbers
+    from which these are made."""
     dim: int
-    """Numbers in an embedding."""
+    """Numbers in an embedding, or bits of a code."""
+    domain_whitening: int | None = None
+    """Features of a group that are whitened together before the projection; None for no such whitening."""
     bands: tuple[str, ...]
     """Names, in the order of the pixels' first axis."""
     dtype: str
@@ -80,6 +88,12 @@ class ModelSpec:
             (1 <= bands <= _MAX_BANDS, f"{bands} bands, which is not between 1 and {_MAX_BANDS}"),
             (len(set(self.bands)) == bands, "a band is named twice"),
             (1 <= self.dim <= _MAX_DIM, f"dim {self.dim} is not between 1 and {_MAX_DIM}"),
+            (not self.hashes or self.dim % BITS_PER_BYTE == 0, f"{self.dim} bits are no whole bytes"),
+            (not self.hashes or (self.kind == "encoder" and self.distance == "cosine"), "codes are of networks, and compared by cosine"),
+            (
+                self.domain_whitening is None or (self.kind == "encoder" and 1 <= self.domain_whitening <= _MAX_DIM),
+                f"domain_whitening {self.domain_whitening} is no size of a group of features",
+            ),
             (1 <= self.tile_size <= _MAX_SIDE, f"tile_size {self.tile_size} is not between 1 and {_MAX_SIDE}"),
             (1 <= self.input_size <= _MAX_SIDE, f"input_size {self.input_size} is not between 1 and {_MAX_SIDE}"),
             (_is_number_type(self.dtype), f"dtype {self.dtype!r} is no type of pixels"),
@@ -95,9 +109,15 @@ class ModelSpec:
             ),
         ]
 
+    @property
+    def hashes(self) -> bool:
+        """Whether it ends in a hash head."""
+        return self.projection in {"hash", "activations"}
+
     def to_json(self) -> bytes:
         """Return the canonical `model.json`: sorted keys, no spaces, the same bytes for the same spec."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        said = {name: value for name, value in dataclasses.asdict(self).items() if name not in _LATER or value != _LATER[name]}
+        return json.dumps({"format": FORMAT, **said}, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> ModelSpec:
@@ -115,6 +135,7 @@ class ModelSpec:
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise CheckpointError(f"model.json is not of format {FORMAT}; it was written by another version of this program")
         fields = {field.name: field for field in dataclasses.fields(cls)}
+        raw = _LATER | raw
         wrong = sorted(raw.keys() ^ fields.keys())
         if wrong:
             raise CheckpointError(f"model.json lacks or has too many of the keys {wrong}; take another checkpoint")
@@ -129,7 +150,7 @@ def _checked(name: str, declared: str, value: Any) -> Any:
             return tuple(value) if wanted is str else tuple(float(part) for part in value)
     elif value is None and declared.endswith("None"):
         return None
-    elif declared == "int" and isinstance(value, int) and not isinstance(value, bool):
+    elif declared.startswith("int") and isinstance(value, int) and not isinstance(value, bool):
         return value
     elif declared.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
