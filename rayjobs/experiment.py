@@ -12,10 +12,13 @@ from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.index.section import IndexSection
 from rayjobs.metric.section import (
     ClusteringSection,
+    HashingSection,
+    InterclassSection,
     LossSection,
     MemorySection,
     MinerSection,
     MiningSection,
+    ProjectorSection,
     SemiHardMiner,
     TripletLossSection,
 )
@@ -43,6 +46,9 @@ class Experiment:
     tiles: TilesSection = TilesSection()
     model: ModelSection = ModelSection()
     loss: LossSection = TripletLossSection()
+    hashing: HashingSection = HashingSection()
+    interclass: InterclassSection = InterclassSection()
+    projector: ProjectorSection = ProjectorSection()
     miner: MinerSection = SemiHardMiner()
     memory: MemorySection = MemorySection()
     clustering: ClusteringSection = ClusteringSection()

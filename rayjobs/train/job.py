@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rayjobs.train.validation import Watch
     from rayjobs.workspace import Workspace
 
-_DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
+_DECIDE = ("rasters", "tiles", "model", "loss", "hashing", "interclass", "projector", "miner", "memory", "clustering", "mining", "train")
 """Sections that decide what a run learns."""
 _MAY_CHANGE = {
     "rasters": ("sources",),  # addresses may differ from one machine to another; `set_version` stands for what they hold

@@ -11,6 +11,7 @@ import ray.train.torch
 
 from rayjobs.errors import CheckpointError, ConfigError, RetrievalError, TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
+from rayjobs.metric.interclass import looks
 from rayjobs.models.encoder import Encoder, Features
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
@@ -60,6 +61,7 @@ def _train(plan: TrainPlan) -> None:
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     if not state.epoch and not state.step:
         begin_projection(on, state)
+        find_looks(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step, workers=world_size())
     background = BackgroundMining(plan)
@@ -131,6 +133,14 @@ def begin_projection(on: Bench, state: State) -> None:
     if shrinkage is not None:
         encoder.whiten(embed_all(Features(encoder), on.chips, on.device), shrinkage)
         agree_on_weights(encoder.projection)
+
+
+def find_looks(on: Bench, state: State) -> None:
+    """Find which tiles look alike to the network before training, where triplets across classes are wanted; rank 0 finds for all."""
+    section = on.plan.experiment.interclass
+    if section.weight:
+        features = embed_all(Features(cast("Encoder", state.module)), on.chips, on.device).numpy()
+        on.objective.looks = found_by_rank_zero(lambda: looks(features, section))
 
 
 def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:

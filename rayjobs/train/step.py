@@ -132,7 +132,7 @@ def learn(on: Bench, state: State, pixels: torch.Tensor, valid: torch.Tensor, ba
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     if parts:
         pass_on(state.parallel, embed, parts, cast("torch.Tensor", local.grad))
-    agree_on_gradients(on.objective.loss)
+    agree_on_gradients(on.objective.learned)
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.module)

@@ -54,6 +54,7 @@ def bench(folder: str) -> Bench:
         reaches=np.ones(TILES),
         places=tiles,
         scenes=0 * tiles,
+        dates=0 * tiles,
         labels=tiles % CLASSES,
         fractions=np.empty((TILES, 0), np.float32),
     )

@@ -50,6 +50,7 @@ def bench() -> Bench:
         reaches=side,
         places=np.arange(COUNT),
         scenes=np.zeros(COUNT, np.int64),
+        dates=np.zeros(COUNT, np.int64),
         labels=np.full(COUNT, -1),
         fractions=np.empty((COUNT, 0), np.float32),
     )
