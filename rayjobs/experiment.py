@@ -27,7 +27,7 @@ from rayjobs.rasters.section import RastersSection
 from rayjobs.serve.section import ServeSection
 from rayjobs.tiles.section import TilesSection
 from rayjobs.tracking import TrackingSection
-from rayjobs.train.section import TrainSection
+from rayjobs.train.section import AdaptationSection, TrainSection
 from rayjobs.tune.section import TuneSection
 from rayjobs.workspace import ArtefactName, Workspace, WorkspaceSection
 
@@ -54,6 +54,7 @@ class Experiment:
     clustering: ClusteringSection = ClusteringSection()
     mining: MiningSection = MiningSection()
     train: TrainSection = TrainSection()
+    adaptation: AdaptationSection = AdaptationSection()
     tune: TuneSection = TuneSection()
     evaluate: EvaluateSection = EvaluateSection()
     index: IndexSection = IndexSection()

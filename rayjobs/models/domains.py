@@ -75,5 +75,5 @@ class DomainWhitening(nn.Module):
 
     def _whitened(self, centred: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
         factor = torch.linalg.cholesky(self._shrunken(covariance))
-        whitened = torch.linalg.solve_triangular(factor, self._grouped(centred), upper=False)
+        whitened: torch.Tensor = torch.linalg.solve_triangular(factor, self._grouped(centred), upper=False)
         return whitened.permute(2, 0, 1).reshape(centred.shape)

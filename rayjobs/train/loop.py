@@ -17,7 +17,7 @@ from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
 from rayjobs.train.batches import EpochPlan, Supervision, dealt, plan_epoch
 from rayjobs.train.distributed import agree_on_weights, agreed, barrier, world_size
-from rayjobs.train.ground import ground_of, supervise, training_tiles
+from rayjobs.train.ground import ground_of, supervise, target_tiles, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
 from rayjobs.train.state import State, TrainPlan, found_by_rank_zero, initial, publish_mined, require_finite, restore, save
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from rayjobs.experiment import Experiment
+    from rayjobs.storage import Version
     from rayjobs.train.section import TrainSection
 
 
@@ -56,7 +57,8 @@ def _train(plan: TrainPlan) -> None:
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
     chips = local_chips(plan, tiles)
     held_out = local_chips(plan, plan.validation.tiles, "held_out") if plan.validation else None
-    on = Bench(plan=plan, ground=ground, chips=chips, device=device, objective=objective, held_out=held_out)
+    target = local_chips(plan, target_tiles(plan.target), "target", plan.target) if plan.target else None
+    on = Bench(plan=plan, ground=ground, chips=chips, device=device, objective=objective, held_out=held_out, target=target)
     supervision = supervise(plan.experiment, ground)
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     if not state.epoch and not state.step:
@@ -149,9 +151,9 @@ def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:
     return settings.steps_per_epoch or max(1, len(supervision.anchors) * settings.tiles_per_group // settings.batch_size)
 
 
-def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips") -> chip_cache.ChipCache:
-    """Map the node's chips, filled out of a dataset by the first worker of each node while the others wait."""
-    folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
+def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips", source: Version | None = None) -> chip_cache.ChipCache:
+    """Map the node's chips, of the plan's set or another, filled out of a dataset by the first worker of each node while others wait."""
+    folder = chip_cache.cache_folder(source or plan.source, tiles, plan.spec.tile_size)
     if ray.train.get_context().get_local_rank() == 0:
         chip_cache.drop_old(folder)
         shard = ray.train.get_dataset_shard(dataset)

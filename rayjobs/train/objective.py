@@ -74,6 +74,16 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
         raise ConfigError(
             "interclass.weight asks for triplets across classes, which labels alone tell; set train.supervision: labels, or the weight to 0"
         )
+    if settings.supervision == "views" and (experiment.mining.positives or experiment.mining.beyond_positives):
+        raise ConfigError(
+            "mining.positives and mining.beyond_positives look at tiles that are alike, and with train.supervision: views none are; set them "
+            "to 0 and false"
+        )
+    if experiment.adaptation.target and experiment.model.domain_whitening is None:
+        raise ConfigError(
+            "adaptation.target asks for statistics of another set, which an encoder keeps with model.domain_whitening alone; set that, "
+            "such as model.domain_whitening: {group_size: 32}"
+        )
     if settings.supervision == "labels" and ground.classes <= 1:
         raise ConfigError(
             f"the training tiles have {ground.classes} classes, which cannot be told apart; set rasters.label_map and sample again"

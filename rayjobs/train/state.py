@@ -64,6 +64,8 @@ class TrainPlan:
     """Token of the driver's lease on the run: without it nothing is published."""
     validation: Validation | None = None
     """What is measured after an epoch, where anybody looks on."""
+    target: Version | None = None
+    """The set of `adaptation.target`."""
 
     def tell(self, kind: str, **message: Any) -> None:
         """Leave the driver a message, from rank 0."""

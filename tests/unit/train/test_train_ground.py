@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from rayjobs.config import build
@@ -16,7 +17,7 @@ from rayjobs.experiment import Experiment
 from rayjobs.metric.guards import LabelGuard, Pairs, ProportionGuard
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion
-from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, training_tiles
+from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, target_tiles, training_tiles
 
 CLASSES = ("crops", "forest", "water")
 
@@ -89,6 +90,15 @@ def test_an_empty_pool_is_an_error_with_a_remedy():
     for settings in (experiment(train={"supervision": "labels", "pool": {"min_per_class": 999}}), proportions(pool={"min_per_class": 999})):
         with pytest.raises(TrainingError, match="min_per_class"):
             training_tiles(source(table()), settings)
+
+
+def test_of_a_set_that_is_adapted_to_training_tiles_alone_are_shown():
+    tiles = table()
+    found = target_tiles(source(tiles))
+    assert found["tile_id"].to_pylist() == sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == "train")
+    held_out = tiles.filter(pc.not_equal(tiles["split"], "train"))
+    with pytest.raises(ConfigError, match="no tile in its train split"):
+        target_tiles(source(held_out))
 
 
 def test_proportions_are_known_where_the_label_map_covers_enough():
