@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayjobs.storage import Lease
-from rayjobs.train.batches import EpochPlan
+from rayjobs.train.batches import EpochPlan, plan_epoch
 from rayjobs.train.ground import supervise
 from rayjobs.train.loop import find_looks
 from rayjobs.train.mine import embed_all, mined_with
@@ -110,3 +110,23 @@ def test_training_brings_codes_of_a_class_together(make):
     distance = (codes[:, None] != codes[None]).sum(2).numpy()
     alike = run.on.ground.labels[:, None] == run.on.ground.labels[None]
     assert distance[alike].mean() < 0.5 * distance[~alike].mean()
+
+
+def test_codes_are_learned_from_views_alone(make):
+    """Through a projector, without labels: two versions of a tile share more bits than two tiles."""
+    run = make(
+        train={"supervision": "views", "learning_rate": 0.01, "augment": {"noise": 0.3}, "ema": 0},
+        loss={"kind": "ntxent", "temperature": 0.2}, miner={"kind": "none"}, interclass={}, memory={},
+    )  # fmt: skip
+    supervision = supervise(run.plan.experiment, run.on.ground)
+    for number in range(6):
+        planned = plan_epoch(supervision, np.random.default_rng(number), steps=4, batch=8, group=2, mined=None, mined_share=0.5)
+        train_epoch(run.on, run.state, planned)
+        run.state.end_epoch()
+    assert np.mean(run.state.losses[-4:]) < 0.8 * np.mean(run.state.losses[:4])
+    pixels, valid = torch.from_numpy(run.on.chips.pixels), torch.from_numpy(run.on.chips.valid)
+    module = run.state.module.eval()
+    with torch.inference_mode():
+        views = [module(augmented, valid) for augmented in (pixels, pixels.flip(-1))]
+    shared = (views[0] @ views[1].T).numpy()
+    assert np.diag(shared).mean() > shared.mean() + 0.2

@@ -158,6 +158,16 @@ def test_a_projector_stands_between_encoder_and_loss_and_is_learned_and_kept():
     assert other(embeddings(1), batch(1)).item() == one(embeddings(1), batch(1)).item()
 
 
+@pytest.mark.parametrize(("temperature", "expected"), [(0.1, 0.966802), (0.5, 0.870714)])
+def test_two_views_of_two_tiles_cost_the_known_numbers(temperature, expected):
+    settings = experiment({"kind": "ntxent", "temperature": temperature}, miner={"kind": "none"}, train={"supervision": "views"})
+    objective = Objective(settings, ground(), dim=2, device=CPU)
+    views = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.6, 0.8]])
+    tiles = np.array([8, 9, 8, 9])  # neighbours: their ground forbids nothing
+    found = objective(views, Batch(items=tiles, groups=torch.from_numpy(tiles), clusters=None, seed=0))
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_what_looks_alike_is_kept():
     settings = experiment({"kind": "triplet"}, interclass={"weight": 1.0})
     one, other = (Objective(settings, ground(), dim=DIM, device=CPU) for _ in range(2))
@@ -171,6 +181,9 @@ def test_what_looks_alike_is_kept():
     [
         ({"kind": "triplet"}, {"train": {"supervision": "geography"}, "interclass": {"weight": 0.5}}, "interclass.weight"),
         ({"kind": "cross_entropy"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
+        ({"kind": "softmax"}, {"train": {"supervision": "views"}}, "train.supervision: labels"),
+        ({"kind": "ntxent"}, {"train": {"supervision": "views"}, "mining": {"positives": 1}}, "mining.positives"),
+        ({"kind": "ntxent"}, {"train": {"supervision": "views"}, "mining": {"beyond_positives": True}}, "mining.beyond_positives"),
         ({"kind": "proxy_anchor"}, {"memory": {"size": 10}}, "memory.size"),
         ({"kind": "softmax"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
         ({"kind": "magnet"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
