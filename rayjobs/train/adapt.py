@@ -63,7 +63,12 @@ def adapt(plan: TrainPlan, state: State, target: ChipCache, embed: Embed, device
 
 
 def _view(
-    plan: TrainPlan, target: ChipCache, members: np.ndarray[tuple[int, ...], np.dtype[np.int64]], seed: int, batch: int, device: torch.device
+    plan: TrainPlan,
+    target: ChipCache,
+    members: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    seed: int,
+    batch: int,
+    device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this rank's share of a batch, changed at random."""
     pixels, valid = (torch.from_numpy(np.array(part[members])).to(device) for part in (target.pixels, target.valid))

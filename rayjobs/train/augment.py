@@ -45,7 +45,7 @@ class Draws:
         return 2 * self.uniform(*shape) - 1
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """Draw (images, *shape) of mean 0 and deviation 1; one image's numbers after the other, so that those of others need not be made."""
+        """Draw (images, *shape) of mean 0 and deviation 1, each image's with a seed of its own: those of other ranks are not made."""
         seeds = torch.randint(2**31, (self.batch,), generator=self.generator, device=self.generator.device)[self.share].tolist()
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 

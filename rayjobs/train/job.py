@@ -47,7 +47,21 @@ if TYPE_CHECKING:
     from rayjobs.train.validation import Watch
     from rayjobs.workspace import Workspace
 
-_DECIDE = ("rasters", "tiles", "model", "loss", "hashing", "interclass", "projector", "miner", "memory", "clustering", "mining", "train", "adaptation")
+_DECIDE = (
+    "rasters",
+    "tiles",
+    "model",
+    "loss",
+    "hashing",
+    "interclass",
+    "projector",
+    "miner",
+    "memory",
+    "clustering",
+    "mining",
+    "train",
+    "adaptation",
+)
 """Sections that decide what a run learns."""
 _MAY_CHANGE = {
     "rasters": ("sources",),  # addresses may differ from one machine to another; `set_version` stands for what they hold
@@ -275,7 +289,9 @@ def encoder_spec(experiment: Experiment, source: Version) -> ModelSpec:
 def target_of(experiment: Experiment) -> Version | None:
     """Return the set that the encoder is adapted to, if there is one."""
     name = experiment.adaptation.target
-    return experiment.open_workspace().named_set(name).require(f"no set is named {name}: sample it, or correct adaptation.target") if name else None
+    if name is None:
+        return None
+    return experiment.open_workspace().named_set(name).require(f"sample a set named {name}, or correct adaptation.target")
 
 
 def tile_size(source: Version, experiment: Experiment) -> int:

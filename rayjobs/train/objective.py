@@ -76,8 +76,8 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
         )
     if settings.supervision == "views" and (experiment.mining.positives or experiment.mining.beyond_positives):
         raise ConfigError(
-            "mining.positives and mining.beyond_positives look at tiles that are alike, and with train.supervision: views none are; set them "
-            "to 0 and false"
+            "mining.positives and mining.beyond_positives look at tiles that are alike, and with train.supervision: views none are; set "
+            "them to 0 and false"
         )
     if experiment.adaptation.target and experiment.model.domain_whitening is None:
         raise ConfigError(
@@ -114,8 +114,8 @@ class _Others:
 class Objective:
     """Maps a batch of embeddings to one number, and remembers past batches if asked to.
 
-    An encoder that hashes gives the numbers z of a tile; what is compared, and what the terms of `hashing` are of, is h = sigmoid(z). With a
-    projector, what it makes of the encoder's output is compared instead.
+    An encoder that hashes gives the numbers z of a tile; what is compared, and what the terms of `hashing` are of, is h = sigmoid(z). With
+    a projector, what it makes of the encoder's output is compared instead.
 
     Each rank takes its own anchors against the embeddings of all ranks, some at a time so that what lies between stays within
     `train.loss_memory_mib`. Losses that are no sum over anchors, all but `TupleLoss`, compare with class weights, with clusters or with

@@ -100,8 +100,9 @@ class TrainSection:
     batch_size: Annotated[int, pydantic.Field(ge=4)] = 128
     """Tiles per step, over all workers: P x K, so that P = batch_size / tiles_per_group groups meet in a batch."""
     tiles_per_group: Annotated[int, pydantic.Field(ge=2)] = 2
-    """K, the tiles of a group, which are alike: a tile and its neighbours, tiles of one class or mixture, or versions of one tile. The P groups of a batch are of
-    different (dominant) classes where there are P classes, and all classes come equally often; mined negatives that join may repeat one."""
+    """K, the tiles of a group, which are alike: a tile and its neighbours, tiles of one class or mixture, or versions of one tile. The P
+    groups of a batch are of different (dominant) classes where there are P classes, and all classes come equally often; mined negatives
+    that join may repeat one."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
     """Peak rate of AdamW; rises over the warm-up and decays as a cosine."""
     backbone_rate: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0

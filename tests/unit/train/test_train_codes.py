@@ -69,7 +69,8 @@ def test_what_is_mined_and_looked_at_are_codes(make):
     epoch(run)
     vectors = embed_all(run.state.module, run.on.chips, CPU)
     torch.testing.assert_close(vectors.abs(), torch.full((COUNT, BITS), BITS**-0.5))
-    mined, _ = mined_with(run.plan.experiment, run.on.ground, supervise(run.plan.experiment, run.on.ground), run.state.module, run.on.chips, CPU)
+    supervision = supervise(run.plan.experiment, run.on.ground)
+    mined, _ = mined_with(run.plan.experiment, run.on.ground, supervision, run.state.module, run.on.chips, CPU)
     hamming = [
         np.count_nonzero(vectors[tile] != vectors[found]) for tile, found in enumerate(mined.candidates[:, 0].tolist()) if found >= 0
     ]
@@ -118,7 +119,8 @@ def test_views_alone_teach_the_hash_net_and_the_projector(make):
     run = make(train={"supervision": "views", "augment": {"noise": 0.2}}, loss={"kind": "ntxent"}, miner={"kind": "none"}, interclass={})
     supervision = supervise(run.plan.experiment, run.on.ground)
     before = copy.deepcopy([*run.state.module.projection.parameters(), *run.objective.learned.parameters()])
-    train_epoch(run.on, run.state, plan_epoch(supervision, np.random.default_rng(0), steps=2, batch=8, group=2, mined=None, mined_share=0.5))
+    planned = plan_epoch(supervision, np.random.default_rng(0), steps=2, batch=8, group=2, mined=None, mined_share=0.5)
+    train_epoch(run.on, run.state, planned)
     after = [*run.state.module.projection.parameters(), *run.objective.learned.parameters()]
     assert len(after) == 6 + 2
     assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -145,6 +145,7 @@ def test_versions_of_a_tile_need_changes_that_make_them():
     with pytest.raises(ConfigError, match="pool is by class"):
         experiment(train={"supervision": "views", "pool": {"per_class": 3}})
 
+
 def test_pairs_that_share_too_much_are_forbidden_and_refused_by_the_guard():
     settings = proportions(max_neg_shared=0.4)
     tiles = table(60)
