@@ -1,4 +1,4 @@
-"""The `train` section of the experiment file."""
+"""The `train` and `adaptation` sections of the experiment file."""
 
 from __future__ import annotations
 
