@@ -12,10 +12,13 @@ from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.index.section import IndexSection
 from rayjobs.metric.section import (
     ClusteringSection,
+    HashingSection,
+    InterclassSection,
     LossSection,
     MemorySection,
     MinerSection,
     MiningSection,
+    ProjectorSection,
     SemiHardMiner,
     TripletLossSection,
 )
@@ -24,7 +27,7 @@ from rayjobs.rasters.section import RastersSection
 from rayjobs.serve.section import ServeSection
 from rayjobs.tiles.section import TilesSection
 from rayjobs.tracking import TrackingSection
-from rayjobs.train.section import TrainSection
+from rayjobs.train.section import AdaptationSection, TrainSection
 from rayjobs.tune.section import TuneSection
 from rayjobs.workspace import ArtefactName, Workspace, WorkspaceSection
 
@@ -43,11 +46,15 @@ class Experiment:
     tiles: TilesSection = TilesSection()
     model: ModelSection = ModelSection()
     loss: LossSection = TripletLossSection()
+    hashing: HashingSection = HashingSection()
+    interclass: InterclassSection = InterclassSection()
+    projector: ProjectorSection = ProjectorSection()
     miner: MinerSection = SemiHardMiner()
     memory: MemorySection = MemorySection()
     clustering: ClusteringSection = ClusteringSection()
     mining: MiningSection = MiningSection()
     train: TrainSection = TrainSection()
+    adaptation: AdaptationSection = AdaptationSection()
     tune: TuneSection = TuneSection()
     evaluate: EvaluateSection = EvaluateSection()
     index: IndexSection = IndexSection()

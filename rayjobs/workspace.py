@@ -89,6 +89,10 @@ class Workspace:
         """The tiles and their chips."""
         return Artefact(self.store, "sets", self._settings.set or self._name)
 
+    def named_set(self, name: str) -> Artefact:
+        """The tiles and chips of another set."""
+        return Artefact(self.store, "sets", name)
+
     @property
     def features(self) -> Artefact:
         """The features of the set's tiles by frozen backbones."""

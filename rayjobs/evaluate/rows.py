@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     Embedded = Callable[..., Embeddings]
     Splits = Sequence[str] | None
 
-RANDOM, STATISTICS, FROZEN, TRAINED = "random-init", "image-statistics", "frozen-pretrained", "trained"
-"""Names of the rows, in the order of the table."""
+RANDOM, STATISTICS, FROZEN, FLOAT, TRAINED = "random-init", "image-statistics", "frozen-pretrained", "trained-float", "trained"
+"""Names of the rows, in the order of the table. `FLOAT`, of an encoder that hashes alone, is what its codes are made from."""
 
 _TRAINING = "train"
 _PLAIN = f"{STATISTICS}-plain"
@@ -39,7 +40,8 @@ def measured_splits(settings: EvaluateSection) -> Splits:
 
 def expected(experiment: Experiment) -> list[str]:
     """Return the names of the rows, that of frozen weights among them where the experiment names any."""
-    return [RANDOM, STATISTICS, *([FROZEN] if _weights(experiment) else []), TRAINED]
+    hashes = experiment.model.projection == "hash"
+    return [RANDOM, STATISTICS, *([FROZEN] if _weights(experiment) else []), *([FLOAT] if hashes else []), TRAINED]
 
 
 def standardised_on(experiment: Experiment, source: Version) -> str:
@@ -76,6 +78,7 @@ def embed_rows(experiment: Experiment, source: Version, trained: Mapping[str, by
         RANDOM: _files(spec, seed=experiment.evaluate.seed),
         STATISTICS: _statistics(spec, embedded, standardised_on(experiment, source)),
         FROZEN: _frozen(experiment, spec, console),
+        FLOAT: _activations(spec, trained),
         TRAINED: trained,
     }
     return {name: Row(encoder=encoder, embedded=embedded(name, encoder)) for name, encoder in encoders.items() if encoder}
@@ -97,6 +100,13 @@ def _statistics(spec: ModelSpec, embedded: Embedded, split: str) -> dict[str, by
         bands=spec.bands, mean=spec.mean, std=spec.std, tile_size=spec.tile_size, resolution_m=spec.resolution_m, dtype=spec.dtype
     )
     return _files(standardised(plain, embedded(_PLAIN, _files(plain), (split,)).vectors))
+
+
+def _activations(spec: ModelSpec, trained: Mapping[str, bytes]) -> dict[str, bytes] | None:
+    """Return the trained encoder as it is before its codes are made: what that costs is its distance from the trained row."""
+    if spec.projection != "hash":
+        return None
+    return {**trained, "model_json": dataclasses.replace(spec, projection="activations").to_json()}
 
 
 def _frozen(experiment: Experiment, spec: ModelSpec, console: Console) -> dict[str, bytes] | None:

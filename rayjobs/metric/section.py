@@ -1,4 +1,4 @@
-"""The `loss`, `miner`, `memory`, `clustering` and `mining` sections of the experiment file.
+"""The `loss`, `miner`, `memory`, `clustering`, `mining`, `hashing`, `interclass` and `projector` sections of the experiment file.
 
 Losses and miners compare embeddings of length 1; smaller distances are nearer. Loads no torch.
 """
@@ -13,6 +13,7 @@ from rayjobs.config import section
 from rayjobs.errors import ConfigError
 
 _Positive = Annotated[float, pydantic.Field(gt=0)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 Distance = Literal["euclidean", "squared", "cosine"]
 """Between embeddings of length 1: ||u - v|| (0 to 2), its square (0 to 4), or 1 - cos(u, v) (0 to 2)."""
@@ -143,6 +144,14 @@ class SoftmaxLossSection:
 
 
 @section
+class CrossEntropyLossSection:
+    """Plain classification: a learned linear layer on the embeddings as they are, to pretrain a backbone as a classifier."""
+
+    kind: Literal["cross_entropy"]
+    """Which loss."""
+
+
+@section
 class MagnetLossSection:
     """Clusters of a class against the nearest clusters of others (Rippel et al., Adaptive density discrimination, 2015)."""
 
@@ -167,6 +176,7 @@ LossSection = Annotated[
     | SiameseLossSection
     | ProxyAnchorLossSection
     | SoftmaxLossSection
+    | CrossEntropyLossSection
     | MagnetLossSection,
     pydantic.Field(discriminator="kind"),
 ]
@@ -174,6 +184,7 @@ LossSection = Annotated[
 _COMPARES_WITH = {
     "proxy_anchor": "learned proxies of the classes",
     "softmax": "learned weights of the classes",
+    "cross_entropy": "a learned classifier",
     "magnet": "clusters",
 }
 """Of the losses that take no tuples: what they compare embeddings with."""
@@ -289,6 +300,52 @@ class MemorySection:
     """Steps before they are used: embeddings of an encoder that still changes fast are out of date at once."""
     weight: _Positive = 1.0
     """Of the loss against the memory, beside that within the batch."""
+
+
+@section
+class HashingSection:
+    """Beside the loss, what makes the numbers h of `model.projection: hash` good to round to bits (Roy et al., MHCLN, 2019).
+
+    Unused by other projections. The loss itself is on h.
+    """
+
+    push: NotNegative = 0.001
+    """Weight of the mean of (h - 0.5)^2 over tiles and bits, which is pushed up: lambda 1 of the earlier system."""
+    balance: NotNegative = 1.0
+    """Weight of the mean over tiles of (mean of h over bits - 0.5)^2, which is pressed down: half the bits on. Lambda 2."""
+    scaling: Literal["published", "mirs"] = "published"
+    """`published`: the push as above; `mirs`: divided by the number of bits once more, as the earlier system has it."""
+
+
+@section
+class InterclassSection:
+    """Triplets across classes: tiles that look alike, though their classes differ, are drawn together.
+
+    What looks alike are clusters of the backbone's features before training. Of the semi-hard triplets of a batch by these clusters, those
+    count whose anchor is of another class than its positive and its negative. Needs `train.supervision: labels`.
+    """
+
+    weight: NotNegative = 0.0
+    """Of their loss, beside that of the labels; 0: none."""
+    clusters: Annotated[int, pydantic.Field(ge=2)] = 30
+    """Clusters of the training tiles (k-means)."""
+    standardise: bool = True
+    """Bring features to mean 0 and deviation 1 before they are clustered. The earlier system says that it does, and did not."""
+    seed: int = 0
+    """Of the k-means."""
+    margin: _Positive = 0.2
+    """Of the miner and the loss, in the unit of `distance`."""
+    distance: Distance = "euclidean"
+    """Between embeddings of length 1: `euclidean` (0 to 2), `squared` (0 to 4) or `cosine` (1 - cosine, 0 to 2)."""
+
+
+@section
+class ProjectorSection:
+    """Two layers between the encoder and the loss that are thrown away after training (Chen et al., SimCLR, 2020)."""
+
+    dim: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
+    """Numbers that the loss compares: linear, ReLU, linear without biases, on the encoder's embedding, or with `model.projection: hash` on
+    the numbers before their sigmoid. null: no projector, and the loss compares embeddings."""
 
 
 @section

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rayjobs.errors import CheckpointError
-from rayjobs.models.encoder import build, skeleton
+from rayjobs.models.encoder import Encoder, build, skeleton
 from rayjobs.models.spec import ModelSpec, check_bands
 
 __all__ = [
@@ -76,6 +76,8 @@ def from_files(model_json: bytes, tensors: bytes) -> Checkpointed:
     _check_state(spec, state)
     module = build(spec)
     module.load_state_dict(state)
+    if isinstance(module, Encoder) and module.domain_whitening is not None and not module.domain_whitening.is_sound:
+        raise CheckpointError("model.safetensors: domain_whitening.covariances are none; take another checkpoint")
     return Checkpointed(module=module.eval(), spec=spec, fingerprint=fingerprint(spec, module.state_dict()))
 
 

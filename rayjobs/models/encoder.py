@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models import backbones
+from rayjobs.models.domains import Domain, DomainWhitening
 from rayjobs.models.fusion import Fusion
 from rayjobs.models.pretrained import load_pretrained
 from rayjobs.models.spec import ModelSpec, check_bands, standardised, statistics_spec
@@ -26,11 +28,15 @@ __all__ = [
     "bare",
     "build",
     "check_bands",
+    "codes",
     "parameter_count",
     "parameter_groups",
     "standardised",
     "statistics_spec",
 ]
+
+_HASH_SLOPE, _HASH_BIAS = 0.2, 0.01
+"""Of the hash net: slope of its leaky ReLUs below 0, and what its biases begin with."""
 
 
 class _Standardiser(nn.Module):
@@ -59,7 +65,10 @@ class _Standardiser(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A backbone with a projection; embeddings have length 1."""
+    """A backbone with a projection; embeddings have length 1.
+
+    One that hashes gives in training mode the numbers z (batch, bits) before the sigmoid, and in evaluation mode codes: see `codes`.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         """Make the network, randomly initialised; see `build`."""
@@ -73,22 +82,32 @@ class Encoder(nn.Module):
             raise CheckpointError(
                 f"{spec.backbone} gives {features} features, and without a projection dim cannot be {spec.dim}; set it to {features}"
             )
+        self.domain_whitening: DomainWhitening | None = None
+        if spec.domain_whitening is not None:
+            if features % spec.domain_whitening:
+                raise CheckpointError(f"{spec.backbone} gives {features} features, which are no groups of {spec.domain_whitening}")
+            self.domain_whitening = DomainWhitening(features, group_size=spec.domain_whitening)
         self.projection = _PROJECTIONS[spec.projection](features, spec.dim)
 
-    def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None = None, *, domain: Domain = "both") -> torch.Tensor:
         """Embed images.
 
         Args:
             pixels: (batch, bands, height, width), raw values of any numeric dtype; all bands, or those of one of `ModelSpec.modalities`.
             valid: (batch, height, width) bool, True means valid; None where all pixels are. Invalid pixels count as their band's mean.
+            domain: of which these images are, for an encoder that whitens by domain, in training mode; see `DomainWhitening`.
 
         Returns:
-            (batch, dim) float32 of length 1.
+            (batch, dim) float32 of length 1; of an encoder that hashes, in training mode, of any length.
 
         Raises:
             CheckpointError: another number of bands than the encoder takes.
         """
-        return self.projected(self.features(pixels, valid))
+        return self.projected(self.features(pixels, valid), domain=domain)
+
+    def activations(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what codes are made from, h = sigmoid(z) brought to length 1: (batch, bits) float32; see `forward`."""
+        return functional.normalize(self._projection_of(self.features(pixels, valid)).sigmoid(), dim=1)
 
     def features(self, pixels: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """Return the backbone's pooled features (batch, features), before the projection; see `forward`.
@@ -99,9 +118,19 @@ class Encoder(nn.Module):
         found: torch.Tensor = self.backbone(images) if cells == 1 else _in_cells(backbones.feature_map(self.backbone, images), cells)
         return found
 
-    def projected(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings (batch, dim) of the backbone's pooled features."""
-        return functional.normalize(self.projection(features).float(), dim=1)
+    def projected(self, features: torch.Tensor, *, domain: Domain = "both") -> torch.Tensor:
+        """Return the embeddings (batch, dim) of the backbone's pooled features; see `forward`."""
+        found = self._projection_of(features, domain)
+        if not self.spec.hashes:
+            return functional.normalize(found, dim=1)
+        if self.training:
+            return found
+        return codes(found) if self.spec.projection == "hash" else functional.normalize(found.sigmoid(), dim=1)
+
+    def _projection_of(self, features: torch.Tensor, domain: Domain = "both") -> torch.Tensor:
+        whitened = features if self.domain_whitening is None else self.domain_whitening(features, domain)
+        projected: torch.Tensor = self.projection(whitened)
+        return projected.float()
 
     @torch.no_grad()
     def whiten(self, features: torch.Tensor, shrinkage: float) -> None:
@@ -200,6 +229,31 @@ class Features(nn.Module):
         return self.encoder.features(pixels, valid)
 
 
+def codes(logits: torch.Tensor) -> torch.Tensor:
+    """Return the codes of an encoder that hashes as vectors (batch, bits) of length 1.
+
+    Bit k is set where h_k = sigmoid(z_k) > 0.5, which exactly 0.5 is not. A set bit is +1 / sqrt(bits), another -1 / sqrt(bits), so that
+    the cosine of two codes is 1 - 2 x Hamming distance / bits.
+
+    Args:
+        logits: (batch, bits) z, float32.
+    """
+    size = logits.shape[1] ** -0.5
+    return torch.where(logits > 0, size, -size)
+
+
+def _hash(features: int, dim: int) -> nn.Module:
+    """The hash net of the earlier system: features, half, a quarter, bits."""
+    sizes = [features, max(1, features // 2), max(1, features // 4), dim]
+    layers: list[nn.Module] = []
+    for taken, given in itertools.pairwise(sizes):
+        linear = nn.Linear(taken, given)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.constant_(linear.bias, _HASH_BIAS)
+        layers += [linear, nn.LeakyReLU(_HASH_SLOPE)]
+    return nn.Sequential(*layers[:-1])
+
+
 def _linear(features: int, dim: int) -> nn.Module:
     return nn.Linear(features, dim)
 
@@ -212,7 +266,7 @@ def _identity(features: int, dim: int) -> nn.Module:  # noqa: ARG001  called lik
     return nn.Identity()
 
 
-_PROJECTIONS = {"linear": _linear, "mlp": _mlp, "none": _identity}
+_PROJECTIONS = {"linear": _linear, "mlp": _mlp, "none": _identity, "hash": _hash, "activations": _hash}
 
 
 class ImageStatistics(nn.Module):
@@ -285,7 +339,7 @@ def build(spec: ModelSpec, seed: int = 0, *, pretrained: str = "none", rgb: Sequ
 def bare(spec: ModelSpec) -> ModelSpec:
     """Return the same encoder without its projection: embeddings are the backbone's pooled features."""
     features = backbones.feature_count(spec.backbone, len(spec.imagery)) * spec.pool_cells**2
-    return dataclasses.replace(spec, projection="none", dim=features)
+    return dataclasses.replace(spec, projection="none", dim=features, domain_whitening=None)
 
 
 def skeleton(spec: ModelSpec) -> nn.Module:

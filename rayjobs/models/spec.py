@@ -27,7 +27,8 @@ _MAX_BANDS, _MAX_DIM, _MAX_SIDE, _MAX_JSON_BYTES = 1024, 65_536, 8192, 4_000_000
 _MAX_CELLS, _MAX_CODES = 64, 256
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")
 _KINDS = ("encoder", "statistics")
-_PROJECTIONS = ("linear", "mlp", "none")
+_PROJECTIONS = ("linear", "mlp", "none", "hash", "activations")
+BITS_PER_BYTE = 8
 _DISTANCES = ("cosine", "euclidean")
 
 
@@ -39,10 +40,13 @@ class ModelSpec:
     """A network, or per-band statistics of the image."""
     backbone: str
     """Name in timm; empty for statistics."""
-    projection: Literal["linear", "mlp", "none"] = "linear"
-    """From the backbone's pooled features to `dim`."""
+    projection: Literal["linear", "mlp", "none", "hash", "activations"] = "linear"
+    """From the backbone's pooled features to `dim`; `hash` gives codes of `dim` bits, and `activations`, with the same weights, the numbers
+    from which these are made."""
     dim: int
-    """Numbers in an embedding."""
+    """Numbers in an embedding, or bits of a code."""
+    domain_whitening: int | None = None
+    """Features of a group that are whitened together before the projection; None for no such whitening."""
     bands: tuple[str, ...]
     """Names, in the order of the pixels' first axis."""
     dtype: str
@@ -97,6 +101,12 @@ class ModelSpec:
             (set(self.maps) < set(self.bands) and len(set(self.maps)) == len(self.maps), "maps are not some of the bands, each once"),
             (len(self.codes) == len(self.maps), f"{len(self.maps)} maps but codes of {len(self.codes)}"),
             (all(len(set(codes)) == len(codes) <= _MAX_CODES for codes in self.codes), "a map's codes are too many, or one is there twice"),
+            (not self.hashes or self.dim % BITS_PER_BYTE == 0, f"{self.dim} bits are no whole bytes"),
+            (not self.hashes or (self.kind == "encoder" and self.distance == "cosine"), "codes are of networks, and compared by cosine"),
+            (
+                self.domain_whitening is None or (self.kind == "encoder" and 1 <= self.domain_whitening <= _MAX_DIM),
+                f"domain_whitening {self.domain_whitening} is no size of a group of features",
+            ),
             (1 <= self.tile_size <= _MAX_SIDE, f"tile_size {self.tile_size} is not between 1 and {_MAX_SIDE}"),
             (1 <= self.input_size <= _MAX_SIDE, f"input_size {self.input_size} is not between 1 and {_MAX_SIDE}"),
             (_is_number_type(self.dtype), f"dtype {self.dtype!r} is no type of pixels"),
@@ -129,6 +139,11 @@ class ModelSpec:
         """Return the bands of an image that has so many of them; raises as `check_bands` does."""
         check_bands(self, count)
         return next(taken for taken in self.modalities if len(taken) == count)
+
+    @property
+    def hashes(self) -> bool:
+        """Whether it ends in a hash head."""
+        return self.projection in {"hash", "activations"}
 
     def to_json(self) -> bytes:
         """Return the canonical `model.json`: sorted keys, no spaces, the same bytes for the same spec."""
@@ -166,7 +181,7 @@ def _checked(name: str, declared: str, value: Any) -> Any:
             return tuple(value) if wanted is str else tuple(float(part) for part in value)
     elif value is None and declared.endswith("None"):
         return None
-    elif declared == "int" and isinstance(value, int) and not isinstance(value, bool):
+    elif declared.startswith("int") and isinstance(value, int) and not isinstance(value, bool):
         return value
     elif declared.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -44,6 +44,11 @@ class Draws:
         """Draw (images, *shape) from -1 to 1."""
         return 2 * self.uniform(*shape) - 1
 
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Draw (images, *shape) of mean 0 and deviation 1, each image's with a seed of its own: those of other ranks are not made."""
+        seeds = torch.randint(2**31, (self.batch,), generator=self.generator, device=self.generator.device)[self.share].tolist()
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
     def integers(self, end: int) -> torch.Tensor:
         """Draw (images,) from 0 to below `end`."""
         return torch.randint(end, (self.batch,), generator=self.generator, device=self.generator.device)[self.share]
@@ -59,7 +64,7 @@ def augment(
         valid: (images, height, width) bool, True means valid.
         section: `train.augment`.
         mean: (bands,) about which contrast changes, and the value of a band that is dropped.
-        std: (bands,) the unit of brightness and jitter.
+        std: (bands,) the unit of brightness, jitter and noise.
         draws: of as many images.
 
     Returns:
@@ -79,6 +84,10 @@ def augment(
         shift = section.brightness * draws.symmetric(1) + section.jitter * draws.symmetric(bands)
         gain = 1 + section.jitter * draws.symmetric(bands)
         pixels = recoloured(pixels, shift, gain, _dropped(draws.uniform(bands), section.band_dropout), mean, std)
+    if section.noise:
+        deviation = section.noise * draws.uniform(1, 1, 1).to(pixels.device)
+        unit = torch.as_tensor(std, dtype=torch.float32, device=pixels.device)[:, None, None]
+        pixels = pixels.to(torch.float32) + deviation * unit * draws.normal(*pixels.shape[1:]).to(pixels.device)
     return pixels, valid
 
 

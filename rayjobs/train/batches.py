@@ -86,8 +86,7 @@ class ByGeography:
 
     def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
         """Go through all anchors before any comes again."""
-        rounds = -(-steps * groups // len(self.anchors))
-        return np.concatenate([rng.permutation(self.anchors) for _ in range(rounds)])[: steps * groups].reshape(steps, groups)
+        return _in_turn(rng, self.anchors, steps, groups)
 
     def group_of(self, rng: np.random.Generator, anchor: int, size: int, partners: IntArray = NOBODY) -> IntArray:
         """Draw neighbours; they repeat where there are fewer than needed."""
@@ -135,6 +134,30 @@ class ByLabel:
     def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  two groups of one class are alike too
         """The group's number is its class."""
         return int(self._labels[anchor])
+
+
+class ByView:
+    """Versions of one tile are alike, as augmentation makes them; other tiles are not (Chen et al., SimCLR, 2020)."""
+
+    def __init__(self, tiles: int) -> None:
+        """Take the number of tiles."""
+        self.anchors: IntArray = np.arange(tiles)
+
+    def draw_anchors(self, rng: np.random.Generator, steps: int, groups: int) -> IntArray:
+        """Go through all tiles before any comes again."""
+        return _in_turn(rng, self.anchors, steps, groups)
+
+    def group_of(self, rng: np.random.Generator, anchor: int, size: int, partners: IntArray = NOBODY) -> IntArray:  # noqa: ARG002  nothing is drawn
+        """Return the tile as often as wanted."""
+        return np.full(size, anchor, np.int64)
+
+    def known_positives(self, anchor: int, most: int) -> IntArray:  # noqa: ARG002  it has none
+        """Return nobody: no other tile is alike."""
+        return NOBODY
+
+    def number(self, anchor: int, count: int) -> int:  # noqa: ARG002  two groups of one tile are alike too
+        """The group's number is its tile."""
+        return anchor
 
 
 class ByProportion:
@@ -238,6 +261,12 @@ def _following(alike: IntArray, anchor: int, most: int) -> IntArray:
         return alike
     begin = int(np.searchsorted(alike, anchor))
     return np.sort(np.take(alike, np.arange(begin, begin + most), mode="wrap"))
+
+
+def _in_turn(rng: np.random.Generator, anchors: IntArray, steps: int, groups: int) -> IntArray:
+    """Draw (steps, groups) of some tiles, all before any comes again."""
+    rounds = -(-steps * groups // len(anchors))
+    return np.concatenate([rng.permutation(anchors) for _ in range(rounds)])[: steps * groups].reshape(steps, groups)
 
 
 def _of_classes_in_turn(rng: np.random.Generator, members: Mapping[int, IntArray], steps: int, groups: int) -> IntArray:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.spatial.distance import cdist
 
-from rayjobs.errors import TrainingError
+from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.metric.guards import (
     ROUNDING,
     BeyondPositivesGuard,
@@ -28,7 +28,7 @@ from rayjobs.tiles import places
 from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_tiles
-from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, Supervision
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView, Supervision
 
 if TYPE_CHECKING:
     from rayjobs.experiment import Experiment
@@ -101,6 +101,19 @@ def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
     return kept
 
 
+def target_tiles(target: Version) -> pa.Table:
+    """Return the rows of the training split of the set that is adapted to, sorted by tile id.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    tiles = read_tiles(target.read("tiles.parquet"))
+    tiles = tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id")
+    if not tiles.num_rows:
+        raise ConfigError("the set of adaptation.target has no tile in its train split, and no others are shown; sample it with a share")
+    return tiles
+
+
 def _classes(tiles: pa.Table, experiment: Experiment) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return (tiles,) the class by which tiles are pooled, -1 where unknown."""
     if experiment.train.supervision == "labels":
@@ -159,6 +172,8 @@ def supervise(experiment: Experiment, ground: Ground) -> Supervision:
         return ByLabel(ground.labels)
     if experiment.train.supervision == "proportions":
         return ByProportion(ground.fractions, min_shared=experiment.train.min_pos_shared)
+    if experiment.train.supervision == "views":
+        return ByView(len(ground.tile_ids))
     tiles = experiment.tiles
     if experiment.train.supervision == "places":
         pairs = places.across_dates(ground.positions, ground.sizes, ground.dates, tiles.place_tolerance)
@@ -205,7 +220,7 @@ def forbidden_pairs(
     """Return (n, m) bool: True where two tiles are no negatives of each other.
 
     They are none if their centres lie within a tile size; for `geography`, if they are too near or (with `max_neg_dist`) too far; for
-    `proportions`, if they share too much.
+    `proportions`, if they share too much. For `views` all are.
 
     Args:
         experiment: its distances and shares.
@@ -214,6 +229,8 @@ def forbidden_pairs(
         second: (m,) indices of tiles.
     """
     tiles, supervision = experiment.tiles, experiment.train.supervision
+    if supervision == "views":
+        return np.zeros((len(first), len(second)), bool)
     nearest = max(1.0, tiles.min_neg_dist) if supervision == "geography" else 1.0
     distance = distances(ground.positions, ground.sizes, first[:, None], second[None, :])
     forbidden: np.ndarray[Any, np.dtype[np.bool_]] = distance < nearest

@@ -22,12 +22,12 @@ from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.models import backbones
 from rayjobs.models.encoder import parameter_count
 from rayjobs.models.section import spec_of
-from rayjobs.models.spec import ModelSpec
+from rayjobs.models.spec import ModelSpec, check_bands
 from rayjobs.storage import Lease
 from rayjobs.tracking import Dataset, Model, Tracker, is_open, register, tracked
 from rayjobs.train import cache
 from rayjobs.train.features import check_frozen, feature_bytes
-from rayjobs.train.ground import ground_of, supervise, training_tiles
+from rayjobs.train.ground import ground_of, supervise, target_tiles, training_tiles
 from rayjobs.train.logged import mlflow_model
 from rayjobs.train.loop import loop, steps_per_epoch
 from rayjobs.train.mine import host_bytes
@@ -49,7 +49,21 @@ if TYPE_CHECKING:
     from rayjobs.train.validation import Watch
     from rayjobs.workspace import Workspace
 
-_DECIDE = ("rasters", "tiles", "model", "loss", "miner", "memory", "clustering", "mining", "train")
+_DECIDE = (
+    "rasters",
+    "tiles",
+    "model",
+    "loss",
+    "hashing",
+    "interclass",
+    "projector",
+    "miner",
+    "memory",
+    "clustering",
+    "mining",
+    "train",
+    "adaptation",
+)
 """Sections that decide what a run learns."""
 _MAY_CHANGE = {
     "rasters": ("sources",),  # addresses may differ from one machine to another; `set_version` stands for what they hold
@@ -103,7 +117,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     settings = experiment.train
     steps = steps_per_epoch(experiment, supervision)
     spec = encoder_spec(experiment, source)
-    every = experiment.mining.every
+    every, target = experiment.mining.every, target_of(experiment)
+    chips = tiles.num_rows + (target_tiles(target).num_rows if target else 0)
     return {
         "training_tiles": tiles.num_rows,
         "anchors": len(supervision.anchors),
@@ -113,7 +128,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "done_already": done >= settings.epochs,
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
         "parameters": parameter_count(spec),
-        "chip_cache_bytes": tiles.num_rows * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
+        "chip_cache_bytes": chips * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
         "feature_bytes": feature_bytes(settings, spec, tiles.num_rows),
         "mining_bytes_per_worker": host_bytes(
             experiment.mining,
@@ -135,9 +150,13 @@ def check(experiment: Experiment, source: Version, ground: Ground) -> None:
         TrainingError: likewise.
     """
     backbones.require(experiment.model.backbone)
-    encoder_spec(experiment, source)
+    spec = encoder_spec(experiment, source)
     check_frozen(experiment)
     check_objective(experiment, ground)
+    target = target_of(experiment)
+    if target:
+        check_bands(spec, tuple(target.manifest["bands"]))
+        target_tiles(target)
 
 
 def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
@@ -245,12 +264,13 @@ def _check_reached_end(workspace: Workspace, epochs: int) -> None:
 
 
 def _pinned(experiment: Experiment, workspace: Workspace, source: Version) -> Pinned:
+    target = target_of(experiment)
     return Pinned(
         store=workspace.store,
         key=workspace.pinned,
         what=f"run {workspace.run!r}",
         option="--workspace.run NAME",
-        decided=decided(experiment, source, _DECIDE, _MAY_CHANGE),
+        decided={**decided(experiment, source, _DECIDE, _MAY_CHANGE), **({"target_version": target.version} if target else {})},
         resolved=experiment.to_dict(),
     )
 
@@ -272,6 +292,14 @@ def encoder_spec(experiment: Experiment, source: Version) -> ModelSpec:
         resolution_m=manifest["resolution_m"],
         dtype=manifest["dtype"],
     )
+
+
+def target_of(experiment: Experiment) -> Version | None:
+    """Return the set that the encoder is adapted to, if there is one."""
+    name = experiment.adaptation.target
+    if name is None:
+        return None
+    return experiment.open_workspace().named_set(name).require(f"sample a set named {name}, or correct adaptation.target")
 
 
 def tile_size(source: Version, experiment: Experiment) -> int:
@@ -299,7 +327,15 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
     listener = _Listener(console, tracker, watch.heard if watch else None)
     validation = watch.validation if watch else None
     with console.stage("train", None, "steps") as listener.stage, listening(listener.hear) as mailbox:
-        plan = TrainPlan(experiment=experiment, source=source, spec=spec, mailbox=mailbox, lease=lease, validation=validation)
+        plan = TrainPlan(
+            experiment=experiment,
+            source=source,
+            spec=spec,
+            mailbox=mailbox,
+            lease=lease,
+            validation=validation,
+            target=target_of(experiment),
+        )
         trainer = _trainer(plan, tiles, cpus, gpu=wants_gpu(experiment.ray))
         try:
             trainer.fit()
@@ -324,6 +360,8 @@ def _trainer(plan: TrainPlan, tiles: pa.Table, cpus: int, *, gpu: bool) -> _Trai
     datasets: dict[str, Any] = {"chips": cache.chip_dataset(plan.source, tiles, size)}
     if plan.validation:
         datasets["held_out"] = cache.chip_dataset(plan.source, plan.validation.tiles, size)
+    if plan.target:
+        datasets["target"] = cache.chip_dataset(plan.target, target_tiles(plan.target), size)
     return _Trainer(
         loop,
         train_loop_config={"plan": plan},

@@ -57,7 +57,8 @@ def check_fits(saved: Mapping[str, Any], wanted: Mapping[str, Any], optimizer: t
         _check_alike(saved.get(name), wanted[name], name)
     for name in averaged:  # the weights of `model.safetensors` are looked at where they are read
         _require(all_finite(saved[name]), name, "finite")
-    _require(all_finite(saved["objective"]["loss"]), "objective.loss", "finite")
+    for name in {"loss", "projector"} & saved["objective"].keys():
+        _require(all_finite(saved["objective"][name]), f"objective.{name}", "finite")
     _check_optimizer(saved.get("optimizer"), optimizer)
     _check_batches(saved.get("batches"), int(saved["step"]), tiles)
     _check_clusters(saved.get("clusters"), tiles)

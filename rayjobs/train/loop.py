@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,12 +12,13 @@ import ray.train.torch
 
 from rayjobs.errors import CheckpointError, ConfigError, RetrievalError, TrainingError
 from rayjobs.metric.clusters import cluster, plan_batches
+from rayjobs.metric.interclass import looks
 from rayjobs.train import cache as chip_cache
 from rayjobs.train.background import BackgroundMining
 from rayjobs.train.batches import EpochPlan, Supervision, dealt, plan_epoch
 from rayjobs.train.distributed import agree_on_weights, agreed, barrier, found_by_rank_zero, world_size
 from rayjobs.train.features import frozen_features
-from rayjobs.train.ground import ground_of, supervise, training_tiles
+from rayjobs.train.ground import ground_of, supervise, target_tiles, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
 from rayjobs.train.state import State, TrainPlan, initial, publish_mined, require_finite, restore, save
@@ -59,9 +61,11 @@ def _train(plan: TrainPlan) -> None:
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     shown = _shown(plan, state, tiles, versions=settings.frozen_features)
     held_out = _shown(plan, state, plan.validation.tiles, "held_out") if plan.validation else None
-    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, held_out=held_out)
+    target = _shown(replace(plan, source=plan.target), state, target_tiles(plan.target), "target") if plan.target else None
+    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, held_out=held_out, target=target)
     if not state.epoch and not state.step:
         begin_projection(on, state)
+        find_looks(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step, workers=world_size())
     background = BackgroundMining(plan)
@@ -133,6 +137,14 @@ def begin_projection(on: Bench, state: State) -> None:
     if shrinkage is not None:
         encoder.whiten(embed_all(on.shown.features_of(encoder), on.shown, on.device), shrinkage)
         agree_on_weights(encoder.projection)
+
+
+def find_looks(on: Bench, state: State) -> None:
+    """Find which tiles look alike to the network before training, where triplets across classes are wanted; rank 0 finds for all."""
+    section = on.plan.experiment.interclass
+    if section.weight:
+        features = embed_all(on.shown.features_of(cast("Encoder", state.module)), on.shown, on.device).numpy()
+        on.objective.looks = found_by_rank_zero(lambda: looks(features, section))
 
 
 def steps_per_epoch(experiment: Experiment, supervision: Supervision) -> int:

@@ -1,4 +1,4 @@
-"""What a batch is asked to become: loss, miner and memory, as the experiment combines them; the same on all ranks."""
+"""What a batch is asked to become: loss, miner, memory and further terms, as the experiment combines them; the same on all ranks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rayjobs.errors import ConfigError
+from rayjobs.metric.hashing import hashing_terms
+from rayjobs.metric.interclass import InterclassTriplets
 from rayjobs.metric.losses import Loss, MagnetLoss, Part, TupleLoss, build_loss
 from rayjobs.metric.memory import CrossBatchMemory
 from rayjobs.metric.miners import Miner, build_miner
+from rayjobs.metric.projector import projector
 from rayjobs.metric.relations import Reference, Tuples
 from rayjobs.metric.section import MagnetLossSection, require_tuples, why_no_tuples
 from rayjobs.train.distributed import share_of, total, world_size
@@ -66,6 +70,20 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
             f"train.batch_size {settings.batch_size} must be a multiple of clustering.per_batch {experiment.clustering.per_batch}; "
             "change one of the two"
         )
+    if experiment.interclass.weight and settings.supervision != "labels":
+        raise ConfigError(
+            "interclass.weight asks for triplets across classes, which labels alone tell; set train.supervision: labels, or the weight to 0"
+        )
+    if settings.supervision == "views" and (experiment.mining.positives or experiment.mining.beyond_positives):
+        raise ConfigError(
+            "mining.positives and mining.beyond_positives look at tiles that are alike, and with train.supervision: views none are; set "
+            "them to 0 and false"
+        )
+    if experiment.adaptation.target and experiment.model.domain_whitening is None:
+        raise ConfigError(
+            "adaptation.target asks for statistics of another set, which an encoder keeps with model.domain_whitening alone; set that, "
+            "such as model.domain_whitening: {group_size: 32}"
+        )
     if settings.supervision == "labels" and ground.classes <= 1:
         raise ConfigError(
             f"the training tiles have {ground.classes} classes, which cannot be told apart; set rasters.label_map and sample again"
@@ -96,24 +114,60 @@ class _Others:
 class Objective:
     """Maps a batch of embeddings to one number, and remembers past batches if asked to.
 
+    An encoder that hashes gives the numbers z of a tile; what is compared, and what the terms of `hashing` are of, is h = sigmoid(z). With
+    a projector, what it makes of the encoder's output is compared instead.
+
     Each rank takes its own anchors against the embeddings of all ranks, some at a time so that what lies between stays within
     `train.loss_memory_mib`. Losses that are no sum over anchors, all but `TupleLoss`, compare with class weights, with clusters or with
-    pairs of pairs: each rank computes those of the whole batch, and takes its even share of them.
+    pairs of pairs: each rank computes those, and the terms of `hashing`, of the whole batch, and takes its even share of them.
     """
 
     def __init__(self, experiment: Experiment, ground: Ground, *, dim: int, device: torch.device) -> None:
-        """Make loss, miner and memory."""
+        """Make loss, miner, memory and what else the experiment asks for.
+
+        Args:
+            experiment: combines them.
+            ground: of the training tiles.
+            dim: numbers in the encoder's output.
+            device: where the batches are.
+        """
         classes = ground.classes if experiment.train.supervision == "labels" else None
         self._experiment, self._ground = experiment, ground
-        self.loss: Loss = build_loss(experiment.loss, dim=dim, classes=classes, seed=experiment.train.seed).to(device)
+        self._hashes = experiment.model.projection == "hash"
+        compared, seed = experiment.projector.dim or dim, experiment.train.seed
+        self.loss: Loss = build_loss(experiment.loss, dim=compared, classes=classes, seed=seed).to(device)
+        self._projector = projector(dim, experiment.projector.dim, seed=seed).to(device) if experiment.projector.dim else None
         self._miner: Miner = build_miner(experiment.miner)
         memory = experiment.memory
-        self._memory = CrossBatchMemory(size=memory.size, dim=dim, warm_up=memory.warm_up).to(device) if memory.size else None
+        self._memory = CrossBatchMemory(size=memory.size, dim=compared, warm_up=memory.warm_up).to(device) if memory.size else None
+        self._interclass = InterclassTriplets(experiment.interclass) if experiment.interclass.weight else None
+        self.looks = np.full(len(ground.tile_ids), -1)
+        """(tiles,) int64 which tiles look alike, whatever their class, where the experiment asks; see `rayjobs.metric.interclass`."""
         self.recent = np.full(len(ground.tile_ids), np.nan)
         """(tiles,) latest loss of each tile, NaN where unknown: clusters of great loss are drawn more often."""
 
-    def __call__(self, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return this rank's share of the loss of a whole batch of embeddings (n, dim): over the ranks, the shares add up to it."""
+    @property
+    def learned(self) -> nn.Module:
+        """What is learned beside the encoder, and kept for training alone."""
+        return nn.ModuleList([self.loss, *([] if self._projector is None else [self._projector])])
+
+    def __call__(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return this rank's share of the loss of a whole batch: over the ranks, the shares add up to it.
+
+        Args:
+            outputs: (n, dim) what the encoder gives in training mode.
+            batch: of the plan.
+        """
+        activations = outputs.sigmoid() if self._hashes else outputs
+        loss = self._compared(activations if self._projector is None else self._projector(outputs), batch)
+        if self._hashes:
+            loss = loss + hashing_terms(activations, self._experiment.hashing) / world_size()
+        if self._interclass is not None:
+            loss = loss + self._experiment.interclass.weight * self._across_classes(self._interclass, activations, batch)
+        return loss
+
+    def _compared(self, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return this rank's share of what loss and memory say of embeddings (n, dim)."""
         if isinstance(self.loss, MagnetLoss) and batch.clusters is not None:
             return self._by_clusters(self.loss, embeddings, batch) / world_size()
         if not self.loss.takes_tuples:
@@ -122,6 +176,14 @@ class Objective:
         within = self._against(_Others(items=batch.items, embeddings=embeddings, groups=batch.groups, within=True), embeddings, batch)
         past = self._past(embeddings, batch)
         return within if past is None else within + self._experiment.memory.weight * self._against(past, embeddings, batch)
+
+    def _across_classes(self, triplets: InterclassTriplets, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return this rank's share of the loss of triplets across classes."""
+        clusters, classes = (torch.from_numpy(known[batch.items]).to(embeddings.device) for known in (self.looks, self._ground.labels))
+        others, rows = _Others(items=batch.items, embeddings=embeddings, groups=clusters, within=True), share_of(len(embeddings))
+        reference = others.reference(batch.items[rows], rows)
+        part = triplets.part(embeddings[rows], clusters[rows], classes[rows], others=classes, reference=reference)
+        return part.over(total(part.counts))
 
     def _by_clusters(self, loss: MagnetLoss, embeddings: torch.Tensor, batch: Batch) -> torch.Tensor:
         costs = loss.per_item(embeddings, batch.groups, batch.clusters)
@@ -186,13 +248,22 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep: tensors alone."""
         memory = {} if self._memory is None else self._memory.state_dict()
-        return {"loss": self.loss.state_dict(), "memory": memory, "recent": torch.from_numpy(self.recent)}
+        kept = {"loss": self.loss.state_dict(), "memory": memory, "recent": torch.from_numpy(self.recent)}
+        if self._projector is not None:
+            kept["projector"] = self._projector.state_dict()
+        if self._interclass is not None:
+            kept["looks"] = torch.from_numpy(self.looks)
+        return kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint kept."""
         self.loss.load_state_dict(state["loss"])
         if self._memory is not None:
             self._memory.load_state_dict(state["memory"])
+        if self._projector is not None:
+            self._projector.load_state_dict(state["projector"])
+        if self._interclass is not None:
+            self.looks = state["looks"].numpy()
         self.recent = state["recent"].numpy()
 
 

@@ -1,4 +1,4 @@
-"""The `train` section of the experiment file."""
+"""The `train` and `adaptation` sections of the experiment file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from rayjobs.config import section
+from rayjobs.workspace import ArtefactName
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=1)]
@@ -29,11 +30,37 @@ class AugmentSection:
     """Greatest shift of each band by itself, in its deviations, and greatest relative change of its contrast about its mean."""
     band_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Probability with which a band of a tile is replaced by its mean; one band always stays."""
+    noise: NotNegative = 0.0
+    """Greatest deviation of Gaussian noise added to each pixel, in deviations of each band; each tile's is drawn from 0 to that."""
 
     def __post_init__(self) -> None:
         """Refuse crops of nothing."""
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError(f"crop_scale {list(self.crop_scale)} must be [least, greatest] with 0 < least <= greatest <= 1")
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is changed."""
+        return any(vars(self).values())
+
+
+@section
+class AdaptationSection:
+    """Another set of the same bands, without labels, to which an encoder with `model.domain_whitening` is adapted while it trains.
+
+    Each step also passes a random batch of it through the target's whitening and the projection (Roy et al., 2019). The batch norms of a
+    backbone that is not frozen see both sets.
+    """
+
+    target: ArtefactName | None = None
+    """Name of a set in the workspace; tiles of its train split alone are shown. null: none, and both statistics are of the training
+    tiles."""
+    term: Literal["entropy", "consensus"] = "entropy"
+    """What is made small, of the softmax over the numbers of an embedding (with `projection: hash`, over h): its `entropy`; or the
+    min-entropy `consensus` of two views of each tile, which `train.augment` makes. Of numbers between 0 and 1 the softmax is nearly even
+    whatever they are, so that it teaches little; the statistics are what helps."""
+    weight: NotNegative = 1.0
+    """Of the term, beside the loss; 0: the target's statistics alone."""
 
 
 @section
@@ -55,10 +82,11 @@ class PoolSection:
 class TrainSection:
     """How long, on what and how fast to train."""
 
-    supervision: Literal["geography", "labels", "proportions", "places"] = "geography"
+    supervision: Literal["geography", "labels", "proportions", "places", "views"] = "geography"
     """`geography`: near tiles are alike and distant ones are not (Tile2Vec); `labels`: tiles of one class are alike; `proportions`: tiles
     that share most of what a label map says of them are alike; `places`: tiles of one place (`tiles.place_tolerance`) on several dates are
-    alike, and those of other places, the neighbouring ones among them, are not."""
+    alike, and those of other places, the neighbouring ones among them, are not; `views`: versions of one tile that `augment` makes are
+    alike, and all other tiles are not (SimCLR): neither labels nor ground are asked."""
     min_pos_shared: Fraction = 0.8
     """With `supervision: proportions`, least share of their classes that alike tiles have in common: the sum over classes of the lesser."""
     max_neg_shared: Fraction = 0.5
@@ -72,8 +100,9 @@ class TrainSection:
     batch_size: Annotated[int, pydantic.Field(ge=4)] = 128
     """Tiles per step, over all workers: P x K, so that P = batch_size / tiles_per_group groups meet in a batch."""
     tiles_per_group: Annotated[int, pydantic.Field(ge=2)] = 2
-    """K, the tiles of a group, which are alike: a tile and its neighbours, or tiles of one class or mixture. The P groups of a batch are of
-    different (dominant) classes where there are P classes, and all classes come equally often; mined negatives that join may repeat one."""
+    """K, the tiles of a group, which are alike: a tile and its neighbours, tiles of one class or mixture, or versions of one tile. The P
+    groups of a batch are of different (dominant) classes where there are P classes, and all classes come equally often; mined negatives
+    that join may repeat one."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
     """Peak rate of AdamW; rises over the warm-up and decays as a cosine."""
     backbone_rate: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -138,7 +167,9 @@ class TrainSection:
             raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than two tiles each; raise it, or lower num_workers")
         if self.max_neg_shared > self.min_pos_shared:
             raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
-        if self.supervision in {"geography", "places"} and not self.pool.everything:
+        if self.supervision == "views" and not self.augment.changes:
+            raise ValueError("with supervision: views a group is one tile, whose versions augment makes, and all of augment is off")
+        if self.supervision in {"geography", "places", "views"} and not self.pool.everything:
             raise ValueError(
                 f"pool is by class, and supervision: {self.supervision} knows none; drop it, or set supervision: labels or proportions"
             )

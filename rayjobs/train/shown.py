@@ -15,6 +15,7 @@ from rayjobs.train.augment import augment
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rayjobs.models.domains import Domain
     from rayjobs.models.spec import ModelSpec
     from rayjobs.train.augment import Draws
     from rayjobs.train.section import AugmentSection
@@ -113,9 +114,9 @@ class Projected(nn.Module):
         self.parts = nn.ModuleDict({name: part for name, part in encoder.named_children() if name != "backbone"})
         self.training, self._set_mode, self._projected = encoder.training, encoder.train, encoder.projected
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, *, domain: Domain = "both") -> torch.Tensor:
         """Return (batch, dim); see `Encoder.projected`."""
-        return self._projected(features)
+        return self._projected(features, domain=domain)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  torch's own signature
         """Set the mode of the encoder, too."""

@@ -64,6 +64,8 @@ class TrainPlan:
     """Token of the driver's lease on the run: without it nothing is published."""
     validation: Validation | None = None
     """What is measured after an epoch, where anybody looks on."""
+    target: Version | None = None
+    """The set of `adaptation.target`."""
 
     def tell(self, kind: str, **message: Any) -> None:
         """Leave the driver a message, from rank 0."""
@@ -172,10 +174,10 @@ def _require_gpu(device: torch.device) -> None:
 
 
 def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objective, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW over the encoder and what the loss learns."""
+    """Return AdamW over the encoder and what is learned beside it."""
     rate = settings.learning_rate
     groups = parameter_groups(module, backbone_rate=rate * settings.backbone_rate, head_rate=rate, weight_decay=settings.weight_decay)
-    of_loss = list(objective.loss.parameters())
+    of_loss = list(objective.learned.parameters())
     if of_loss:
         groups.append({"params": of_loss, "weight_decay": 0.0, "lr": rate, "initial_lr": rate})
     return torch.optim.AdamW(groups, fused=device.type == "cuda")
@@ -340,7 +342,7 @@ def require_finite(state: State, objective: Objective) -> None:
 def _learned(state: State, objective: Objective) -> list[dict[str, torch.Tensor]]:
     """Return all that a step changes for good: the loss looks at it before the step, not after."""
     average = {} if state.average is None else state.average.state_dict()
-    return [state.module.state_dict(), objective.loss.state_dict(), average]
+    return [state.module.state_dict(), objective.learned.state_dict(), average]
 
 
 def _upload(plan: TrainPlan, state: State, objective: Objective, waits: Sequence[float]) -> StorageError | TrainingError | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from rayjobs.errors import TrainingError
+from rayjobs.train.adapt import adapt
 from rayjobs.train.augment import Draws
 from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total, world_size
 from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
@@ -19,7 +20,9 @@ from rayjobs.train.objective import Batch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rayjobs.models.domains import Domain
     from rayjobs.train.batches import EpochPlan
+    from rayjobs.train.gradient_cache import Embed
     from rayjobs.train.ground import Ground
     from rayjobs.train.objective import Objective
     from rayjobs.train.shown import Inputs, Shown
@@ -41,6 +44,8 @@ class Bench:
     objective: Objective
     held_out: Shown | None = None
     """Of the tiles of `plan.validation`."""
+    target: Shown | None = None
+    """Of the training tiles of `plan.target`."""
 
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -108,23 +113,28 @@ def learn(on: Bench, state: State, inputs: Inputs, batch: Batch) -> float:
     settings, count = on.plan.experiment.train, len(batch.items)
     reduced = precision(settings.precision, on.device) == "bf16"
 
-    def embed(*part: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
-            embedded: torch.Tensor = state.parallel(*part)
-        return embedded.float()
+    def embed_as(**domain: Domain) -> Embed:
+        def embed(*part: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(on.device.type, torch.bfloat16, enabled=reduced):
+                embedded: torch.Tensor = state.parallel(*part, **domain)
+            return embedded.float()
 
+        return embed
+
+    embed = embed_as() if on.target is None else embed_as(domain="source")
     state.optimizer.zero_grad(set_to_none=True)
+    adapted = 0.0 if on.target is None else adapt(on.plan, state, on.target, embed_as(domain="target"), on.device)
     most = -(-count // world_size())
     cut = in_parts(inputs, -(-most // (settings.micro_batch or most)))
     local, parts = (embed(*inputs), []) if len(cut) == 1 else embed_without_graph(state.module, embed, cut)
     loss = on.objective(gather(local, count), batch)
-    value = float(total(loss))  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows
+    value = float(total(loss)) + adapted  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows
     if not math.isfinite(value):
         raise TrainingError("the loss is not finite; lower train.learning_rate, or set train.precision: fp32, in a new run")
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     if parts:
         pass_on(state.parallel, embed, parts, cast("torch.Tensor", local.grad))
-    agree_on_gradients(on.objective.loss)
+    agree_on_gradients(on.objective.learned)
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.module)

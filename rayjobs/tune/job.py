@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rayjobs.tune.trials import Trial
     from rayjobs.workspace import Workspace
 
-_TRIED = ("model", "loss", "miner", "memory", "clustering", "mining", "train")
+_TRIED = ("model", "loss", "hashing", "interclass", "projector", "miner", "memory", "clustering", "mining", "train")
 """Sections whose keys may be tried: trials share the sampled tiles and all that is around them."""
 _NOT_TRIED = ("train.num_workers", "train.cpus_per_worker", "train.seed")
 _DECIDE = ("rasters", "tiles", "evaluate", "tune", *_TRIED)

@@ -19,6 +19,7 @@ from rayjobs.metric.relations import Reference, as_pairs, as_triplets, pairs, tr
 from rayjobs.metric.section import (
     CircleLossSection,
     ContrastiveLossSection,
+    CrossEntropyLossSection,
     LossSection,
     MagnetLossSection,
     MinerSection,
@@ -54,6 +55,7 @@ SECTIONS = [
     SiameseLossSection(kind="siamese", alpha=0.75, gamma=2.0),
     ProxyAnchorLossSection(kind="proxy_anchor", margin=0.1, alpha=8.0),
     SoftmaxLossSection(kind="softmax", temperature=0.1),
+    CrossEntropyLossSection(kind="cross_entropy"),
     MagnetLossSection(kind="magnet", alpha=1.0),
     MagnetLossSection(kind="magnet", form="spatial", alpha=0.5, batch_clusters=3),
 ]
@@ -270,6 +272,15 @@ def naive_softmax(rows, groups, section, loss):
     return mean(losses)
 
 
+def naive_cross_entropy(rows, groups, _section, loss):
+    weights, biases = loss.formula.weight.tolist(), loss.formula.bias.tolist()
+    losses = []
+    for row, group in zip(rows, groups, strict=True):
+        scores = [math.exp(dot(row, weight) + bias) for weight, bias in zip(weights, biases, strict=True)]
+        losses.append(-math.log(scores[group] / sum(scores)))
+    return mean(losses)
+
+
 def cells_of(rows, groups, clusters):
     """Members and mean of each (group, cluster)."""
     members = {}
@@ -320,7 +331,7 @@ ON_LISTS = {
     "circle": naive_circle,
     "siamese": naive_siamese,
 }
-ON_CLASSES = {"proxy_anchor": naive_proxy_anchor, "softmax": naive_softmax, "magnet": naive_magnet}
+ON_CLASSES = {"proxy_anchor": naive_proxy_anchor, "softmax": naive_softmax, "cross_entropy": naive_cross_entropy, "magnet": naive_magnet}
 
 
 # --- the contract
@@ -479,7 +490,7 @@ def test_gradients_are_those_of_the_values(section):
         given["clusters"] = torch.arange(8) // 2
     assert loss(embeddings, groups, pairs(groups), **given) > 0
     assert torch.autograd.gradcheck(lambda x, *_: loss(x, groups, pairs(groups), **given), inputs, eps=1e-6, atol=1e-6)
-    assert len(inputs) == 1 + {"proxy_anchor": 1, "softmax": 1, "siamese": 2}.get(section.kind, 0)
+    assert len(inputs) == 1 + {"proxy_anchor": 1, "softmax": 1, "cross_entropy": 2, "siamese": 2}.get(section.kind, 0)
 
 
 @pytest.mark.parametrize("section", [section for section in ON_TUPLES if section.kind != "circle"], ids=name)

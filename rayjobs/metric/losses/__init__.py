@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rayjobs.errors import ConfigError
 from rayjobs.metric.losses.circle import CircleLoss
 from rayjobs.metric.losses.contrastive import ContrastiveLoss
+from rayjobs.metric.losses.cross_entropy import CrossEntropyLoss
 from rayjobs.metric.losses.magnet import MagnetLoss
 from rayjobs.metric.losses.multi_similarity import MultiSimilarityLoss
 from rayjobs.metric.losses.ntxent import NTXentLoss
@@ -24,6 +25,7 @@ __all__ = [
     "CircleLoss",
     "ClassLoss",
     "ContrastiveLoss",
+    "CrossEntropyLoss",
     "Loss",
     "MagnetLoss",
     "MultiSimilarityLoss",
@@ -50,6 +52,7 @@ LOSSES: dict[str, type[Loss]] = {
     "proxy_anchor": ProxyAnchorLoss,
     "siamese": SiameseLoss,
     "softmax": SoftmaxLoss,
+    "cross_entropy": CrossEntropyLoss,
     "magnet": MagnetLoss,
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from rayjobs.config import build, to_dict
 from rayjobs.console import Console
@@ -18,7 +20,7 @@ from rayjobs.evaluate import job, rows
 from rayjobs.evaluate.illustrate import Illustrated
 from rayjobs.experiment import Experiment
 from rayjobs.geo import Grid
-from rayjobs.models.checkpoint import to_files
+from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.encoder import build as build_encoder
 from rayjobs.models.spec import statistics_spec
 from rayjobs.rasters.scenes import Asset, Scene
@@ -219,6 +221,22 @@ def test_rows_are_embedded_in_the_order_of_the_table(experiment, monkeypatch, ke
     assert asked["trained"] == (("test",), trained)
     scale = json.loads(asked["image-statistics"][1]["model_json"])
     np.testing.assert_allclose(scale["feature_mean"], vectors().astype(float).mean(0))
+
+
+def test_an_encoder_that_hashes_stands_beside_what_its_codes_are_made_from(experiment, monkeypatch):
+    made = build(Experiment, to_dict(experiment()) | {"model": {"projection": "hash"}})
+    embedding = Embedding(monkeypatch)
+    spec = dataclasses.replace(SPEC, kind="encoder", backbone="resnet10t", projection="hash", dim=16, input_size=32, distance="cosine")
+    module = build_encoder(spec, 0).eval()
+    files = to_files(module, spec)
+    trained = {"model_json": files["model.json"], "tensors": files["model.safetensors"]}
+    source = type("Source", (), {"manifest": {"counts": {"by_split": {"test": 9}}}})
+    found = rows.embed_rows(made, source, trained, Console(io.StringIO(), io.StringIO()))
+    assert list(found) == rows.expected(made) == ["random-init", "image-statistics", "trained-float", "trained"]
+    asked = {name: encoder for name, _, encoder in embedding.asked}
+    pixels = torch.randint(0, 255, (3, len(SPEC.bands), SPEC.tile_size, SPEC.tile_size))
+    with torch.inference_mode():
+        assert torch.equal(from_files(**asked["trained-float"]).module(pixels), module.activations(pixels))
 
 
 @pytest.mark.parametrize("act", [job.preview, lambda made: job.run(made, Console(io.StringIO(), io.StringIO()))])

@@ -101,7 +101,7 @@ ON_TUPLES = [
 @pytest.mark.parametrize("section", ON_TUPLES, ids=lambda section: section.kind)
 @pytest.mark.parametrize("miner", MINERS)
 def test_every_loss_on_tuples_learns_from_it_with_every_miner(section, miner):
-    memory, loss = CrossBatchMemory(size=48, dim=DIM), build_loss(section)
+    memory, loss = CrossBatchMemory(size=48, dim=DIM), build_loss(section, dim=DIM)
     choose = build_miner(pydantic.TypeAdapter(MinerSection).validate_python({"kind": miner}))
     *past, (embeddings, groups, items) = batches(6, 16, items=500)
     for given in past:

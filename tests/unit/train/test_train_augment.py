@@ -13,7 +13,7 @@ from rayjobs.train.section import AugmentSection, TrainSection
 BANDS = 3
 MEAN, STD = (100.0, 2000.0, -5.0), (10.0, 300.0, 0.5)
 DTYPES = [torch.uint8, torch.uint16, torch.int32, torch.float32]
-EVERYTHING = {"rotate_degrees": 30.0, "crop_scale": [0.5, 1.0], "brightness": 0.3, "jitter": 0.2, "band_dropout": 0.3}
+EVERYTHING = {"rotate_degrees": 30.0, "crop_scale": [0.5, 1.0], "brightness": 0.3, "jitter": 0.2, "band_dropout": 0.3, "noise": 0.2}
 
 
 def section(**values):
@@ -286,6 +286,21 @@ def test_dropped_bands_have_their_mean_and_one_always_stays():
     only = torch.ones(50, 1, 4, 4)
     kept, _ = augment(only, torch.ones(50, 4, 4, dtype=torch.bool), section(band_dropout=0.9), [0.0], [1.0], draws(50))
     assert torch.equal(kept, only)
+
+
+def test_noise_is_gaussian_in_deviations_of_each_band_and_each_images_own():
+    pixels = torch.full((40, BANDS, 30, 30), 50.0)
+    found, _ = changed(pixels, torch.ones(40, 30, 30, dtype=torch.bool), noise=0.5)
+    noise = (found - pixels).double() / torch.tensor(STD).double()[:, None, None]
+    deviations = noise.flatten(1).std(dim=1)
+    assert deviations.max() < 0.53
+    assert deviations.max() - deviations.min() > 0.3, "from 0 to the greatest"
+    for band in range(BANDS):
+        torch.testing.assert_close(noise[:, band].flatten(1).std(dim=1), deviations, rtol=0.15, atol=0)
+    standard = (noise / deviations[:, None, None, None]).flatten()
+    assert abs(standard.mean()) < 0.01
+    assert (standard.abs() < 1).double().mean().item() == pytest.approx(0.6827, abs=0.01)
+    assert not torch.allclose(noise[0] / deviations[0], noise[1] / deviations[1])
 
 
 def test_rotations_and_crops_fill_their_ranges():

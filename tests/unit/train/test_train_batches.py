@@ -9,7 +9,7 @@ import pytest
 from rayjobs.errors import TrainingError
 from rayjobs.metric.section import MiningSection
 from rayjobs.tiles.neighbours import Neighbourhood
-from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, HardTiles, dealt, plan_epoch
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView, HardTiles, dealt, plan_epoch
 
 
 def line(count):
@@ -39,6 +39,18 @@ def test_groups_of_labels_are_of_one_class_and_unknown_ones_stay_out():
     found = plan(ByLabel(labels), group=3)
     assert (labels[found.members] == found.groups).all()
     assert np.ptp(np.bincount(found.groups[:, ::3].ravel())) <= 1
+
+
+def test_groups_of_views_are_one_tile_and_numbered_by_it():
+    found = plan(ByView(20), group=3)
+    tiles = found.members.reshape(5, 4, 3)
+    assert (tiles == tiles[:, :, :1]).all()
+    assert np.array_equal(found.groups, found.members), "alike in this batch and in any other"
+    assert np.array_equal(np.sort(tiles[:, :, 0].ravel()), np.arange(20))
+    assert not len(ByView(20).known_positives(3, 5))
+    mined = HardTiles(negatives=np.roll(np.arange(20), 7)[:, None], positives=np.empty((20, 0), np.int64))
+    joined = plan(ByView(20), mined=mined).members.reshape(5, 6, 2)
+    assert (joined[:, :, 0] == joined[:, :, 1]).all()
 
 
 @pytest.mark.parametrize(("classes", "groups"), [(15, 8), (15, 15), (7, 6), (5, 12), (3, 9), (4, 1)])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from rayjobs.config import build
@@ -15,8 +16,8 @@ from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.experiment import Experiment
 from rayjobs.metric.guards import LabelGuard, Pairs, ProportionGuard
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
-from rayjobs.train.batches import ByGeography, ByLabel, ByProportion
-from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, training_tiles
+from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView
+from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, target_tiles, training_tiles
 
 CLASSES = ("crops", "forest", "water")
 
@@ -91,6 +92,15 @@ def test_an_empty_pool_is_an_error_with_a_remedy():
             training_tiles(source(table()), settings)
 
 
+def test_of_a_set_that_is_adapted_to_training_tiles_alone_are_shown():
+    tiles = table()
+    found = target_tiles(source(tiles))
+    assert found["tile_id"].to_pylist() == sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == "train")
+    held_out = tiles.filter(pc.not_equal(tiles["split"], "train"))
+    with pytest.raises(ConfigError, match="no tile in its train split"):
+        target_tiles(source(held_out))
+
+
 def test_proportions_are_known_where_the_label_map_covers_enough():
     tiles = table()
     ground = ground_of(tiles, experiment())
@@ -114,9 +124,26 @@ def test_each_kind_of_supervision_is_made():
         "geography": experiment(tiles={"max_pos_dist": 5.0, "min_neg_dist": 8.0}),
         "labels": experiment(train={"supervision": "labels"}),
         "proportions": proportions(),
+        "views": experiment(train={"supervision": "views"}),
     }
     found = {name: supervise(settings, ground_of(tiles, settings)) for name, settings in made.items()}
-    assert {name: type(one) for name, one in found.items()} == {"geography": ByGeography, "labels": ByLabel, "proportions": ByProportion}
+    kinds = {"geography": ByGeography, "labels": ByLabel, "proportions": ByProportion, "views": ByView}
+    assert {name: type(one) for name, one in found.items()} == kinds
+
+
+def test_with_views_every_other_tile_is_a_negative():
+    tiles = table(30)
+    close = experiment(train={"supervision": "views"}, tiles={"min_neg_dist": 50.0, "max_pos_dist": 3.0, "max_neg_dist": 60.0})
+    everyone = np.arange(30)
+    assert not forbidden_pairs(close, ground_of(tiles, close), everyone, everyone).any()
+    assert not {"label", "proportions"} & {guard.name for guard in guards_of(close, ground_of(tiles, close))}
+
+
+def test_versions_of_a_tile_need_changes_that_make_them():
+    with pytest.raises(ConfigError, match="augment"):
+        experiment(train={"supervision": "views", "augment": {"symmetries": False}})
+    with pytest.raises(ConfigError, match="pool is by class"):
+        experiment(train={"supervision": "views", "pool": {"per_class": 3}})
 
 
 def test_pairs_that_share_too_much_are_forbidden_and_refused_by_the_guard():

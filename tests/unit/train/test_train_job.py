@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import ray.train.torch
 
 from rayjobs.config import build
-from rayjobs.errors import ConfigError, NotFoundError, TrainingError
+from rayjobs.errors import CheckpointError, ConfigError, NotFoundError, TrainingError
 from rayjobs.experiment import Experiment
+from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train import job, loop
 
 
@@ -59,6 +61,46 @@ def test_what_decides_nothing_that_is_learned_may_change(experiment):
     source = workspace.set.draft("s1").publish({"parents": {}})
     job._pinned(made, workspace, source).begin()
     assert job._pinned(changed, workspace, source).begun()
+
+
+def published_target(workspace, version, bands=("red", "green", "blue"), split="train"):
+    known = {"tile_id": "a", "scene_id": "s", "place_id": "p", "block_id": "b", "split": split}
+    columns = {field.name: [known.get(field.name) if field.nullable or field.name in known else 0] for field in SCHEMA}
+    tiles = pa.table({name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}, SCHEMA)
+    draft = workspace.named_set("other").draft(version)
+    draft.write("tiles.parquet", geoparquet_bytes(tiles))
+    draft.publish({"parents": {}, "bands": list(bands)})
+
+
+ADAPTED = {"adaptation": {"target": "other"}, "model": {"backbone": "resnet10t", "domain_whitening": {}}}
+
+
+def test_the_set_that_is_adapted_to_decides_what_is_learned(experiment):
+    made = experiment(**ADAPTED)
+    workspace = made.open_workspace()
+    source = workspace.set.draft("s1").publish({"parents": {}})
+    with pytest.raises(NotFoundError, match=r"sample a set named other, or correct adaptation\.target"):
+        job._pinned(made, workspace, source)
+    published_target(workspace, "o1")
+    job._pinned(made, workspace, source).begin()
+    published_target(workspace, "o2")
+    with pytest.raises(ConfigError, match="target_version: 'o1' -> 'o2'"):
+        job._pinned(made, workspace, source).begun()
+
+
+def test_a_set_of_other_bands_or_without_training_tiles_cannot_be_adapted_to(experiment):
+    made = experiment(**ADAPTED)
+    manifest = {"bands": ["red", "green", "blue"], "band_mean": [1.0] * 3, "band_std": [1.0] * 3, "tile_size": 32, "resolution_m": None}
+    source, ground = SimpleNamespace(manifest=manifest | {"dtype": "uint8"}), SimpleNamespace(classes=0)
+    workspace = made.open_workspace()
+    published_target(workspace, "o1")
+    job.check(made, source, ground)
+    published_target(workspace, "o2", bands=("red", "nir"))
+    with pytest.raises(CheckpointError, match="red, nir"):
+        job.check(made, source, ground)
+    published_target(workspace, "o3", split="test")
+    with pytest.raises(ConfigError, match="no tile in its train split"):
+        job.check(made, source, ground)
 
 
 def test_more_epochs_than_names_can_sort_are_refused(experiment):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_every_loss_of_the_table_trains_on_labels(kind):
     assert torch.isfinite(loss)
     assert torch.isfinite(given.grad).all()
     assert given.grad.abs().sum() > 0
-    assert all(parameter.grad is not None for parameter in objective.loss.parameters())
+    assert all(parameter.grad is not None for parameter in objective.learned.parameters())
 
 
 def test_the_memory_adds_the_loss_against_past_batches_with_its_weight():
@@ -107,9 +108,82 @@ def test_the_cost_of_each_tile_is_remembered_for_the_choice_of_clusters():
     assert objective.recent[known].mean() == pytest.approx(loss.item(), rel=1e-5)
 
 
+CODED = {"model": {"projection": "hash"}, "miner": {"kind": "none"}}
+
+
+def test_an_encoder_that_hashes_is_compared_by_its_activations_and_pays_for_its_bits():
+    settings = experiment({"kind": "softmax"}, hashing={"push": 0.5, "balance": 2.0, "scaling": "mirs"}, **CODED)
+    logits = 5 * embeddings().detach()
+    h = logits.sigmoid()
+    plain = Objective(experiment({"kind": "softmax"}), ground(), dim=DIM, device=CPU)
+    push, balance = (h - 0.5).square().mean(), (h.mean(1) - 0.5).square().mean()
+    expected = plain(h, batch()) + 2.0 * balance - 0.5 / DIM * push
+    assert Objective(settings, ground(), dim=DIM, device=CPU)(logits, batch()).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_terms_of_codes_are_not_asked_of_other_encoders():
+    loud, plain = experiment({"kind": "triplet"}, hashing={"push": 100.0}), experiment({"kind": "triplet"})
+    costs = [Objective(settings, ground(), dim=DIM, device=CPU)(embeddings(), batch()).item() for settings in (loud, plain)]
+    assert costs[0] == costs[1]
+
+
+def test_triplets_across_classes_are_added_with_their_weight():
+    settings = experiment({"kind": "triplet"}, interclass={"weight": 0.25, "margin": 0.4})
+    with_them, without = (Objective(each, ground(), dim=DIM, device=CPU) for each in (settings, experiment({"kind": "triplet"})))
+    with_them.looks = np.arange(COUNT) // 2 % 3
+    extra = with_them(embeddings(), batch()) - without(embeddings(), batch())
+    items, vectors = batch().items, embeddings().detach().double().numpy()
+    costs = []
+    for a, p, n in itertools.permutations(range(BATCH), 3):
+        alike = [with_them.looks[items[i]] for i in (a, p, n)]
+        classes = [items[i] % 4 for i in (a, p, n)]
+        if alike[0] == alike[1] != alike[2] and classes[0] not in classes[1:]:
+            near, far = (np.linalg.norm(vectors[a] - vectors[i]) for i in (p, n))
+            costs += [near - far + 0.4] if 0 < far - near < 0.4 else []
+    assert extra.item() == pytest.approx(0.25 * np.mean(costs), rel=1e-4)
+
+
+def test_a_projector_stands_between_encoder_and_loss_and_is_learned_and_kept():
+    settings = experiment({"kind": "ntxent"}, projector={"dim": 3}, memory={"size": 60, "warm_up": 0}, **CODED)
+    one, other = (Objective(settings, ground(), dim=DIM, device=CPU) for _ in range(2))
+    first, second = one.learned.parameters()
+    assert [tuple(first.shape), tuple(second.shape)] == [(DIM, DIM), (3, DIM)]
+    one(embeddings(), batch()).backward()
+    assert first.grad.abs().sum() > 0
+    with torch.no_grad():
+        second *= 2
+        second[0] += 1
+    assert one.state_dict().keys() >= {"projector"}
+    other.load_state_dict(one.state_dict())
+    assert other(embeddings(1), batch(1)).item() == one(embeddings(1), batch(1)).item()
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(0.1, 0.966802), (0.5, 0.870714)])
+def test_two_views_of_two_tiles_cost_the_known_numbers(temperature, expected):
+    settings = experiment({"kind": "ntxent", "temperature": temperature}, miner={"kind": "none"}, train={"supervision": "views"})
+    objective = Objective(settings, ground(), dim=2, device=CPU)
+    views = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.6, 0.8]])
+    tiles = np.array([8, 9, 8, 9])  # neighbours: their ground forbids nothing
+    found = objective(views, Batch(items=tiles, groups=torch.from_numpy(tiles), clusters=None, seed=0))
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_looks_alike_is_kept():
+    settings = experiment({"kind": "triplet"}, interclass={"weight": 1.0})
+    one, other = (Objective(settings, ground(), dim=DIM, device=CPU) for _ in range(2))
+    one.looks = np.arange(COUNT) % 5
+    other.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(other.looks, one.looks)
+
+
 @pytest.mark.parametrize(
     ("loss", "more", "words"),
     [
+        ({"kind": "triplet"}, {"train": {"supervision": "geography"}, "interclass": {"weight": 0.5}}, "interclass.weight"),
+        ({"kind": "cross_entropy"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
+        ({"kind": "softmax"}, {"train": {"supervision": "views"}}, "train.supervision: labels"),
+        ({"kind": "ntxent"}, {"train": {"supervision": "views"}, "mining": {"positives": 1}}, "mining.positives"),
+        ({"kind": "ntxent"}, {"train": {"supervision": "views"}, "mining": {"beyond_positives": True}}, "mining.beyond_positives"),
         ({"kind": "proxy_anchor"}, {"memory": {"size": 10}}, "memory.size"),
         ({"kind": "softmax"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
         ({"kind": "magnet"}, {"train": {"supervision": "geography"}}, "train.supervision: labels"),
