@@ -123,6 +123,7 @@ def made(labels):
         reaches=np.ones(len(tiles)),
         places=tiles,
         scenes=0 * tiles,
+        dates=0 * tiles,
         labels=labels,
         fractions=np.empty((len(tiles), 0), np.float32),
     )
