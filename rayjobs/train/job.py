@@ -169,8 +169,8 @@ def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
     together = min(together, settings.micro_batch or together)
     if whitening and together <= whitening.group_size:
         found.append(
-            f"model.domain_whitening takes the covariance of {whitening.group_size} features from {together} tiles at a time (the batch over "
-            "the workers, or train.micro_batch), which do not tell it; lower group_size, or raise the batch"
+            f"model.domain_whitening takes the covariance of {whitening.group_size} features from {together} tiles at a time (the batch "
+            "over the workers, or train.micro_batch), which do not tell it; lower group_size, or raise the batch"
         )
     return found
 
