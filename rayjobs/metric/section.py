@@ -145,7 +145,11 @@ class SoftmaxLossSection:
 
 @section
 class CrossEntropyLossSection:
-    """Plain classification: a learned linear layer on the embeddings as they are, to pretrain a backbone as a classifier."""
+    """Plain classification: a learned linear layer on the embeddings as they are, to pretrain a backbone as a classifier.
+
+    Embeddings have length 1 (but those of `projection: hash`), so that its weights must grow before it is sure: `softmax` has a temperature
+    for that.
+    """
 
     kind: Literal["cross_entropy"]
     """Which loss."""

@@ -173,6 +173,13 @@ def _cautions(experiment: Experiment, supervision: Supervision) -> list[str]:
         found.append(f"{kept} computes the same several times, since train.augment changes nothing; set it to 1")
     if settings.sync_batch_norm and experiment.ray.gpu == "no":
         found.append("train.sync_batch_norm works on GPUs alone, and ray.gpu is no: training will not start")
+    whitening, together = experiment.model.domain_whitening, settings.batch_size // settings.workers[1]
+    together = min(together, settings.micro_batch or together)
+    if whitening and together <= whitening.group_size:
+        found.append(
+            f"model.domain_whitening takes the covariance of {whitening.group_size} features from {together} tiles at a time (the batch "
+            "over the workers, or train.micro_batch), which do not tell it; lower group_size, or raise the batch"
+        )
     return found
 
 

@@ -92,6 +92,15 @@ def test_gradients_flow_through_the_statistics():
     assert torch.autograd.gradcheck(whitened, values)
 
 
+def test_reduced_precision_takes_nothing_from_the_algebra():
+    values = features(200).float()
+    layer = DomainWhitening(FEATURES, group_size=GROUP).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(values)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, DomainWhitening(FEATURES, group_size=GROUP).train()(values), rtol=0, atol=0)
+
+
 def test_one_image_is_no_error():
     assert torch.isfinite(DomainWhitening(4, group_size=2).train()(torch.randn(1, 4))).all()
 

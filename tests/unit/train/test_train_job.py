@@ -166,6 +166,9 @@ def test_a_worker_that_is_started_again_after_such_a_failure_ends_at_once(monkey
         ({"train": {"num_workers": 5, "cpus_per_worker": 2}, "ray": {"num_cpus": 4}}, ["want 10 CPUs, and this machine has 4"]),
         ({"train": {"num_workers": 5}, "ray": {"num_cpus": 4, "address": "head:6379"}}, []),
         ({"train": {"sync_batch_norm": True}, "ray": {"gpu": "no"}}, ["works on GPUs alone"]),
+        ({"model": {"domain_whitening": {"group_size": 32}}}, ["covariance of 32 features from 32 tiles at a time"]),
+        ({"model": {"domain_whitening": {"group_size": 8}}}, []),
+        ({"model": {"domain_whitening": {"group_size": 8}}, "train": {"micro_batch": 6}}, ["from 6 tiles at a time"]),
     ],
 )
 def test_the_plan_says_what_is_hardly_meant(experiment, keys, said, monkeypatch):
