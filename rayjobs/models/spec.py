@@ -77,7 +77,7 @@ class ModelSpec:
     @property
     def gives_codes(self) -> bool:
         """Whether embeddings are codes: each number +1/sqrt(dim) or -1/sqrt(dim)."""
-        return str(self.projection) == "hash"
+        return self.projection == "hash"
 
     def __post_init__(self) -> None:
         """Check everything, since a spec may come from a file that somebody else wrote."""
