@@ -31,6 +31,7 @@ Names = np.ndarray[Any, Any]
 
 _NEIGHBOURS = "tiles whose centres lie within {} tile sizes of the query's"
 _SAME_PLACE = "tiles of another date whose centres lie within {:g} tile sizes of the query's, date by date"
+_DIVISIONS = {"observation": "source observations", "date": "dates"}
 _WITHOUT_CLASSES = "set rasters.label_map, or"
 
 
@@ -269,8 +270,8 @@ def _proportions(tiles: pa.Table, classes: Sequence[str], min_coverage: float) -
 
 def _ground_means(tiles: pa.Table, divided_by: str) -> str:
     """Return in words what `block_id` names."""
-    if divided_by == "observation":
-        return "source observations"
+    if divided_by in _DIVISIONS:
+        return _DIVISIONS[divided_by]
     if divided_by == "block" and tiles["geometry"].null_count < tiles.num_rows:
         return "spatial blocks"
     return "scenes" if tiles["place"].null_count else "places"

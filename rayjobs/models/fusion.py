@@ -55,7 +55,7 @@ class Fusion(nn.Module):
             else:
                 found.append(images[:, [given.index(band)]])
         fused: torch.Tensor = self.mix(self._some(torch.cat(found, dim=1)))
-        return fused
+        return fused.float()  # what follows resizes, which torch cannot in reduced precision
 
     def _some(self, channels: torch.Tensor) -> torch.Tensor:
         """Return channels (batch, channels, height, width) of which, in training, images lack one modality or the other at random."""

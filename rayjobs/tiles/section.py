@@ -77,10 +77,11 @@ class SplitsSection:
     """Share of the blocks on which choices are made."""
     test: Fraction = 0.2
     """Share of the blocks that are opened once, at the end."""
-    by: Literal["block", "scene", "observation", "class"] = "block"
+    by: Literal["block", "scene", "observation", "date", "class"] = "block"
     """`block`: squares of ground; `scene`: whole scenes; `observation`: whole observations that plain images were cut from, as their source
-    names them; `class`: whole classes of labelled images, so that what is learned on some classes is measured on others, never seen. With
-    `block`, plain images are divided by scene, having no ground; those of one place, whatever the date, stay together."""
+    names them; `date`: whole days, so that a date is measured that never trained, on ground that has; `class`: whole classes of labelled
+    images, so that what is learned on some classes is measured on others, never seen. With `block`, plain images are divided by scene,
+    having no ground; those of one place, whatever the date, stay together."""
     folds: Annotated[int, pydantic.Field(ge=3)] | None = None
     """Deal those out to so many folds of about as many tiles each, in place of shares; null: shares. Added imagery deals anew."""
     fold: Annotated[int, pydantic.Field(ge=0)] = 0

@@ -5,7 +5,8 @@ moves a block. A tile belongs to the split of the blocks that it touches, if the
 therefore have no block in common, hence no ground, whatever their scenes, dates and projections.
 
 Labelled images can be divided by class instead: then the splits share no class, which tells whether an encoder has learned to compare or
-only to recognise (Musgrave et al., A metric learning reality check, 2020). Images cut from few observations are divided by these.
+only to recognise (Musgrave et al., A metric learning reality check, 2020). Images cut from few observations are divided by these, and
+imagery of several dates by these, whatever ground they share.
 
 Where balance counts for more than that nothing ever moves, folds take the place of hashes: the largest block, scene, observation or class
 is dealt first, each to the fold that has the fewest tiles.
@@ -57,6 +58,7 @@ def assign_splits(
     *,
     labels: Sequence[str | None] = (),
     observations: Sequence[str | None] = (),
+    dates: Sequence[str | None] = (),
 ) -> Assigned:
     """Give each tile its split and its block.
 
@@ -69,23 +71,24 @@ def assign_splits(
         section: shares or folds, size of a block, buffer.
         labels: class of each scene, for the division by class.
         observations: what each scene was cut from, for the division by observation.
+        dates: day of each scene, for the division by date, in which the splits may share ground.
 
     Raises:
-        ConfigError: the division is by class or by observation, and a scene has none.
+        ConfigError: the division is by class, by observation or by date, and a scene has none.
     """
     on_ground = np.isfinite(boxes).all(axis=1)
     by_block = section.by == "block"
-    keys = {"class": labels, "observation": observations}.get(section.by, names)
+    keys = {"class": labels, "observation": observations, "date": dates}.get(section.by, names)
     known = [key for key in keys if key is not None]
     if len(known) < len(names):
         raise ConfigError(_not_known(names, keys, section))
     split = _of_keys(known, np.bincount(scene[~on_ground] if by_block else scene, minlength=len(names)), section)[scene]
-    block_id = pa.array(known if section.by == "observation" else names, pa.string()).take(pa.array(scene))
+    block_id = pa.array(known if section.by in {"observation", "date"} else names, pa.string()).take(pa.array(scene))
     if by_block:
         split[on_ground] = _by_block(grown(boxes[on_ground], section.buffer_m), section)
         blocks = cell_names(cells(centres[on_ground], section.block_m))
         block_id = pc.replace_with_mask(block_id, pa.array(on_ground), blocks)
-    else:
+    elif section.by != "date":
         split[on_ground] = _apart(split[on_ground], boxes[on_ground], section.buffer_m)
     return Assigned(split, block_id)
 
@@ -96,6 +99,9 @@ def _not_known(names: Sequence[str], keys: Sequence[str | None], section: Splits
         "class": "from their folder or table (a source of kind images with labels: folder or csv)",
         "observation": "from a table or their names (a source of kind images with csv_observation_column, or with a group in its pattern)",
     }
+    if section.by == "date":
+        remedy = "give the source a `datetime`, or a pattern with a group `date`, or set tiles.splits.by: block or scene"
+        return f"tiles.splits.by is date, and that of {without} is not known; {remedy}"
     return (
         f"tiles.splits.by is {section.by}, and the {section.by} of {without} is not known when the set is planned: only images have one "
         f"then, {sources[section.by]}; set tiles.splits.by: block or scene"
@@ -299,6 +305,8 @@ def _too_few_classes(tiles: pa.Table, empty: Sequence[str], section: SplitsSecti
 def _remedy(section: SplitsSection, *, crowded: bool) -> str:
     if section.by == "observation":
         return "set tiles.splits.by: scene, or add observations"
+    if section.by == "date":
+        return "set tiles.splits.folds to their number (3 or more), which tests one of them"
     if section.by == "scene":
         return "set tiles.splits.by: block, or add scenes elsewhere"
     if crowded:

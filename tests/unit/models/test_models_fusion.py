@@ -69,6 +69,14 @@ def test_maps_alone_are_told_by_their_number():
         module(torch.cat([pixels, pixels], dim=1))
 
 
+def test_reduced_precision_resizes_what_was_joined():
+    module = build(dataclasses.replace(SPEC, input_size=64)).eval()
+    pixels, valid = tiles()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(pixels, valid)
+    assert torch.nn.functional.cosine_similarity(found, module(pixels, valid)).min() > 0.99
+
+
 def test_in_training_images_lack_a_modality_as_often_as_told():
     pixels, _ = tiles(1)
     module = build(SPEC).train()

@@ -139,3 +139,29 @@ def test_pictures_of_one_place_have_one_place_id_split_and_frame(size):
     assert len(found) == len(of_place)
     assert (names[found[:, 0]] == names[found[:, 1]]).all()
     assert overlapping_pairs(outlines(tiles)).tolist() == found.tolist(), "they share the ground that they show"
+
+
+def dated(year, crs="EPSG:26914"):
+    grid = geo.Grid(crs=crs, transform=(5.0, 0, 500_000, 0, -5.0, 5_000_000), height=128, width=128)
+    day = None if year is None else datetime.datetime(year, 6, 1, tzinfo=datetime.UTC)
+    return Scene(scene_id=f"s{year}", assets={"red": Asset(uri="x.tif")}, grid=grid, block=(64, 64), dtype="uint8", datetime=day)
+
+
+def test_dates_are_divided_whole_though_their_ground_is_the_same():
+    scenes = [dated(year) for year in (2010, 2012, 2015, 2018)]
+    tested = set()
+    for fold in range(4):
+        rows = planned(scenes, size=32, by="date", folds=4, fold=fold)
+        of_date = {row["block_id"]: row["split"] for row in rows}
+        assert len(rows) == 64
+        assert sorted(of_date.values()) == ["test", "train", "train", "val"]
+        assert {(row["block_id"], row["split"]) for row in rows} == set(of_date.items())
+        tested |= {date for date, split in of_date.items() if split == "test"}
+    assert tested == {"2010-06-01", "2012-06-01", "2015-06-01", "2018-06-01"}
+
+
+def test_dates_that_are_not_known_or_too_few_are_said():
+    with pytest.raises(ConfigError, match=r"splits\.by is date, and that of sNone is not known; give the source a `datetime`"):
+        planned([dated(2010), dated(None)], size=32, by="date")
+    with pytest.raises(NoTilesError, match=r"splits\.folds to their number"):
+        planned([dated(2010), dated(2012)], size=32, by="date")
