@@ -63,7 +63,10 @@ AGAINST = "frozen, cells"
 """The row that the others are compared with: the same features, with no more known than before."""
 CHOSEN = "ntxent"
 """The loss of the rows that compare something else: named beforehand, as the strongest of the same task elsewhere."""
-MAPS = {"model.fusion": {"maps": {"cover": [0, 1, 2, 3, 4, 5]}, "dropout": 0.2}, "train.frozen_features": 0}
+BRIEF = {"train.epochs": 6, "train.batch_size": 64, "mining.every": 0}
+"""What learns before the backbone costs the whole backbone at each step: maps get fewer and smaller ones, and so does what they are
+compared with."""
+MAPS = BRIEF | {"model.fusion": {"maps": {"cover": [0, 1, 2, 3, 4, 5]}, "dropout": 0.2}, "train.frozen_features": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +258,8 @@ class Study:
                 for name, settings in repeated.items():
                     key = name if seed == self.seeds[0] else f"{name}, seed {seed}"
                     self.trained(key, settings | {"train.seed": seed}, strip, without=(strip,))
+            for name, settings in (("image, as briefly", BRIEF), ("with map", MAPS)):
+                self.trained(name, rows[CHOSEN] | settings, strip, without=(strip,))
 
     def rows(self, strip: int) -> dict[str, dict[str, Any]]:
         """Return what is trained, by name, and with which settings; of two dates alone no more than the comparison with frozen features."""
@@ -264,9 +269,9 @@ class Study:
         rows |= {name: {"loss": loss, "train.learning_rate": rates.get(name, rates[CHOSEN])} for name, loss in LOSSES.items()}
         chosen = rows[CHOSEN]
         if not self.site.unseen:
-            return {name: rows[name] for name in ("whitened, no loss", "siamese", CHOSEN)} | {"with map": chosen | MAPS}
+            return {name: rows[name] for name in ("whitened, no loss", "siamese", CHOSEN)}
         rows |= {f"{dim} numbers": chosen | {"model.dim": dim} for dim in DIMENSIONS}
-        return rows | {"three dates": chosen, "with map": chosen | MAPS}
+        return rows | {"three dates": chosen}
 
 
 def _by(place: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -290,7 +295,8 @@ def row_of(
 
 def show(entries: Mapping[tuple[str, ...], Mapping[str, Any]], site: Site) -> dict[str, float]:
     """Print the tables, and return the figures."""
-    names = ["frozen, mean", "frozen, cells", "whitened, no loss", *LOSSES, *(f"{dim} numbers" for dim in DIMENSIONS), "with map"]
+    names = ["frozen, mean", "frozen, cells", "whitened, no loss", *LOSSES, *(f"{dim} numbers" for dim in DIMENSIONS)]
+    names += ["image, as briefly", "with map"]
     rows = {name: row_of(entries, name) for name in names}
     rows |= {f"with map, {part}": row_of(entries, "with map", asked=part) for part in ("image alone", "map alone")}
     tables = {"all pairs of dates": rows}

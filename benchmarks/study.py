@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rayjobs.experiment import Experiment
     from rayjobs.models.spec import ModelSpec
-    from rayjobs.train.cache import Shown
+    from rayjobs.train.shown import Shown
 
 DATA = Path(os.environ.get("RAYJOBS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 METRICS = ("MAP@R", "hit_rate@1")
