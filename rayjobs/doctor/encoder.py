@@ -134,7 +134,9 @@ def embedded(encoder: Checkpointed, pixels: Pixels) -> Array:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = encoder.module.eval().to(device)
     batches = [pixels.chips[start : start + CANONICAL_BATCH] for start in range(0, len(pixels.chips), CANONICAL_BATCH)]
-    parts = [module(*(part.to(device) for part in stack(batch, encoder.spec.tile_size))).float().cpu().numpy() for batch in batches]
+    spec = encoder.spec
+    stacked = (stack(batch, spec.tile_size, nearest=spec.maps_of(len(batch[0].pixels))) for batch in batches)
+    parts = [module(*(part.to(device) for part in inputs)).float().cpu().numpy() for inputs in stacked]
     return np.concatenate(parts)
 
 

@@ -82,6 +82,7 @@ class Encode:
 
     @torch.inference_mode()
     def _batch(self, batch: list[chips.Chip]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        pixels, valid = stack(batch, self._encoder.spec.tile_size)
+        spec = self._encoder.spec
+        pixels, valid = stack(batch, spec.tile_size, nearest=spec.maps_of(len(batch[0].pixels)))
         vectors: np.ndarray[Any, np.dtype[np.float32]] = self._encoder.module(pixels.to(self._device), valid.to(self._device)).cpu().numpy()
         return vectors

@@ -188,6 +188,12 @@ class _OtherDates:
 
 def _of_places(tiles: pa.Table, split: str, tolerance: float) -> _Asked:
     """Have each tile of the split ask each other date for its place."""
+    if tiles["datetime"].null_count:
+        undated = tiles.filter(tiles["datetime"].is_null())["scene_id"][0].as_py()
+        raise ConfigError(
+            f"evaluate.relevance is place, and the date of {undated} is not known; give the source a `datetime`, or a pattern with a group "
+            "`date`, and sample again"
+        )
     names, dates = np.unique(places.dates(tiles), return_inverse=True)
     if len(names) <= 1:
         raise ConfigError(

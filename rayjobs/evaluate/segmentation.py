@@ -148,13 +148,14 @@ class _Mapped:
 
     def __init__(self, encoder: Checkpointed) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._module, self._size = encoder.module.eval().to(self._device), encoder.spec.tile_size
+        self._module, self._spec = encoder.module.eval().to(self._device), encoder.spec
 
     def __call__(self, tiles: Labelled) -> Iterator[tuple[slice, np.ndarray[Any, np.dtype[np.float32]]]]:
         """Yield which tiles, and their maps (tiles, features, h, w)."""
         for start in range(0, len(tiles.chips), _BATCH):
             rows = slice(start, start + _BATCH)
-            pixels, valid = stack(tiles.chips[rows], self._size)
+            chips = tiles.chips[rows]
+            pixels, valid = stack(chips, self._spec.tile_size, nearest=self._spec.maps_of(len(chips[0].pixels)))
             with torch.inference_mode():
                 found = self._module.feature_map(pixels.to(self._device), valid.to(self._device))  # type: ignore[operator]  # a method
             yield rows, found.cpu().numpy()

@@ -41,6 +41,7 @@ def mine(
     negatives: int,
     max_candidates: int,
     ceilings: Fractions | None = None,
+    floors: Fractions | None = None,
     skip_in_top: int | None = None,
 ) -> MinedBlock:
     """Find the negatives of one block of anchors among all tiles.
@@ -53,8 +54,9 @@ def mine(
         max_candidates: most similar tiles that are looked at per anchor; where the guards refuse too many of them, it gets fewer negatives.
         ceilings: (anchors,) similarity of each anchor and the most similar of its known positives, infinity where it has none; None where
             nobody asks.
-        skip_in_top: anchors that have fewer negatives more similar than that positive get none, and those without a known positive; None:
-            all get theirs.
+        floors: (anchors,) likewise of the least similar, infinity where it has none.
+        skip_in_top: anchors that have fewer negatives more similar than their least similar known positive get none, and those without a
+            known positive; None: all get theirs.
 
     Returns:
         Most similar first, equal similarities by index; the anchor itself is never among them.
@@ -71,8 +73,8 @@ def mine(
         again = walk.down(ranking.most_similar(anchors[lacking], max_candidates), anchors[lacking], ceilings[lacking])
         for part, longer in ((found.candidates, again.candidates), (found.scores, again.scores), (found.refused, again.refused)):
             part[lacking] = longer
-    if skip_in_top is not None:
-        easy = (found.scores > ceilings[:, None]).sum(axis=1, where=found.candidates >= 0) < skip_in_top
+    if skip_in_top is not None and floors is not None:
+        easy = (found.scores > floors[:, None]).sum(axis=1, where=found.candidates >= 0) < skip_in_top
         found.candidates[easy], found.scores[easy] = -1, 0
     counts = found.refused.sum(axis=0).tolist()
     return MinedBlock(
@@ -90,6 +92,8 @@ class MinedPositives:
     """(anchors, positives) float32 inner product; 0 where there is none."""
     ceilings: Scores
     """(anchors,) similarity of the most similar known positive; infinity where there is none."""
+    floors: Scores
+    """(anchors,) of the least similar one; infinity where there is none."""
 
 
 def mine_positives(vectors: torch.Tensor, block: slice, known: Callable[[int], IntArray], *, positives: int) -> MinedPositives:
@@ -104,15 +108,15 @@ def mine_positives(vectors: torch.Tensor, block: slice, known: Callable[[int], I
     count = block.stop - block.start
     candidates = np.full((count, positives), -1, np.int64)
     scores = np.zeros((count, positives), np.float32)
-    ceilings = np.full(count, np.inf, np.float32)
+    ceilings, floors = np.full(count, np.inf, np.float32), np.full(count, np.inf, np.float32)
     for row, anchor in enumerate(range(block.start, block.stop)):
         alike = known(anchor)
         if len(alike):
             similar = torch.mv(vectors[torch.from_numpy(alike)], vectors[anchor]).numpy()
             hardest = np.lexsort((alike, similar))[:positives]
             candidates[row, : len(hardest)], scores[row, : len(hardest)] = alike[hardest], similar[hardest]
-            ceilings[row] = similar.max()
-    return MinedPositives(candidates=candidates, scores=scores, ceilings=ceilings)
+            ceilings[row], floors[row] = similar.max(), similar.min()
+    return MinedPositives(candidates=candidates, scores=scores, ceilings=ceilings, floors=floors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

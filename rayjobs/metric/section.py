@@ -406,9 +406,9 @@ class MiningSection:
     """Training tiles up to which each is compared with all others. Of more tiles, each is compared with those in the parts of the set
     nearest to it, by a FAISS IVF index: some of its hardest negatives are overlooked. The log says which search was taken."""
     skip_in_top: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Anchors of which a known positive is among so many most similar tiles get no negatives: what is found already teaches little
-    (Khokhlova et al., 2020, with 2; there the tiles are those of the other date). A known positive is compared with the tiles that the
-    guards admit. Null: all anchors get theirs."""
+    """Anchors of which every known positive is among so many most similar tiles get no negatives: what is found already teaches little
+    (Khokhlova et al., 2020, with 2; there the one positive is that of the other year). They are compared with the tiles that the guards
+    admit. Null: all anchors get theirs."""
     place: bool = True
     """Refuse candidates that show the anchor's place (`place_id`), on another date or in another scene."""
     date: bool = True
@@ -439,3 +439,7 @@ class MiningSection:
             raise ValueError(f"joined {self.joined} is above negatives {self.negatives}; lower it, or raise negatives")
         if self.skip_in_top is not None and self.skip_in_top > self.negatives:
             raise ValueError(f"skip_in_top {self.skip_in_top} is above negatives {self.negatives}; lower it, or raise negatives")
+        if self.skip_in_top is not None and self.beyond_positives:
+            raise ValueError(
+                "skip_in_top counts candidates beyond the known positives, which beyond_positives refuses; choose one of the two"
+            )

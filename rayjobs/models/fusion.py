@@ -5,7 +5,7 @@ After Khokhlova et al., Cross-year multi-modal image retrieval using Siamese net
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -56,6 +56,18 @@ class Fusion(nn.Module):
                 found.append(images[:, [given.index(band)]])
         fused: torch.Tensor = self.mix(self._some(torch.cat(found, dim=1)))
         return fused.float()  # what follows resizes, which torch cannot in reduced precision
+
+    @torch.no_grad()
+    def look_past(self, modality: Literal["imagery", "maps"]) -> None:
+        """Take no more notice of a modality, as where it is absent."""
+        self.mix.weight[:, slice(self.mix.out_channels) if modality == "imagery" else slice(self.mix.out_channels, None)] = 0
+
+    @torch.no_grad()
+    def leave_imagery(self) -> None:
+        """Give the backbone the bands of imagery as they are, as though nothing were joined with them."""
+        self.mix.weight.zero_()
+        self.mix.weight[:, : self.mix.out_channels, 0, 0] = torch.eye(self.mix.out_channels)
+        nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]  # it has one
 
     def _some(self, channels: torch.Tensor) -> torch.Tensor:
         """Return channels (batch, channels, height, width) of which, in training, images lack one modality or the other at random."""

@@ -229,7 +229,7 @@ def _domain_whitening(model: ModelSection, bands: int) -> int | None:
 
     if model.domain_whitening is None:
         return None
-    size, features = model.domain_whitening.group_size, backbones.feature_count(model.backbone, bands)
+    size, features = model.domain_whitening.group_size, backbones.feature_count(model.backbone, bands) * model.pool_cells**2
     if features % size:
         near = ", ".join(str(number) for number in range(1, features + 1) if features % number == 0)
         raise ConfigError(

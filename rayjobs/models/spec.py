@@ -14,7 +14,7 @@ import numpy as np
 
 from rayjobs.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 """Version of `model.json`."""
 
 PACKAGED_BACKBONE = "tf_efficientnet_lite0"
@@ -139,6 +139,10 @@ class ModelSpec:
         """Return the bands of an image that has so many of them; raises as `check_bands` does."""
         check_bands(self, count)
         return next(taken for taken in self.modalities if len(taken) == count)
+
+    def maps_of(self, count: int) -> list[int]:
+        """Return the places of maps among the bands of an image that has so many; raises as `check_bands` does."""
+        return [place for place, band in enumerate(self.modality_of(count)) if band in self.maps]
 
     @property
     def hashes(self) -> bool:

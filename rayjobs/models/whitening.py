@@ -56,7 +56,7 @@ def _of_many(features: torch.Tensor, dim: int, shrinkage: float) -> Affine:
     """Find the directions of greatest variance alone (Halko et al., Finding structure with randomness, 2011); the same ones each time."""
     mean = features.mean(dim=0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         _, singular, directions = torch.svd_lowrank(features - mean, q=min(dim + _MORE, *features.shape), niter=_ROUNDS)
     variance, directions = singular[:dim].square() / len(features), directions[:, :dim]
     greatest = variance[0].clamp(min=torch.finfo(variance.dtype).tiny)

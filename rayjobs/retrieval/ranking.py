@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rayjobs.errors import RetrievalError
+from rayjobs.retrieval.kinds.codes import are_codes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,8 @@ class Ranker:
             raise RetrievalError(
                 "an embedding is not finite, so nothing can be ranked; train the encoder again with a lower train.learning_rate"
             )
+        if distance == "cosine" and len(gallery) and are_codes(gallery).all() and are_codes(queries).all():
+            queries, gallery = np.sign(queries), np.sign(gallery)  # whole numbers: equal Hamming distances are equal, not nearly so
         self._order = np.random.default_rng(seed).permutation(len(gallery))
         centre = _centre(gallery) if distance == "euclidean" and len(gallery) else np.zeros(1, gallery.dtype)
         self._queries = queries - centre

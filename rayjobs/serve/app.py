@@ -84,7 +84,7 @@ class Ingress:
     def uploads_for(self, answers: Answers) -> UploadLimits:
         """Return what an uploaded image must keep to that is searched for in an index version."""
         return UploadLimits(
-            modalities=answers.spec.modalities,
+            modalities=answers.spec.modalities[:2],  # a map alone would be told from a grey picture by nothing
             dtype=answers.spec.dtype,
             max_pixels=int(self._service.max_upload_megapixels * 1e6),
             max_bytes=int(self._service.max_decoded_mb * _MEBIBYTE),

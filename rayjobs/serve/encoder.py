@@ -30,13 +30,13 @@ class LoadedEncoder:
     def __init__(self, checkpointed: Checkpointed, version: str) -> None:
         """Take the encoder of an index version by name."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._module, self._size = checkpointed.module.eval().to(self._device), checkpointed.spec.tile_size
+        self._module, self._spec = checkpointed.module.eval().to(self._device), checkpointed.spec
         self.version = version
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Image]) -> Array:
         """Return the (images, dim) float32 embeddings."""
-        pixels, valid = stack_arrays(images, self._size)
+        pixels, valid = stack_arrays(images, self._spec.tile_size, nearest=self._spec.maps_of(len(images[0][0])))
         vectors: Array = self._module(pixels.to(self._device), valid.to(self._device)).float().cpu().numpy()
         return vectors
 

@@ -17,6 +17,8 @@ import shapely
 from rayjobs.geo import FloatArray, IntArray, ecef, great_circle_m, radius_m
 from rayjobs.tiles.table import geometries
 
+_SAME_BODY = 1e-6
+"""By what share the radii of tiles of one body may differ: those of georeferenced tiles are the lengths of computed vectors."""
 _FAR = 1e9
 """Distance between the frames of plain images, more than any image is wide and than the Earth."""
 
@@ -59,7 +61,7 @@ class Spots:
     def apart_m(self, first: IntArray, second: IntArray) -> FloatArray:
         """Return the great-circle distances of tiles, (m,) metres: indices (m,) each; NaN where one is not known or on another body."""
         found = great_circle_m(self.lonlat[first], self.lonlat[second], self.radius_m[first])
-        return np.where(self.radius_m[first] == self.radius_m[second], found, np.nan)
+        return np.where(np.isclose(self.radius_m[first], self.radius_m[second], rtol=_SAME_BODY, atol=0), found, np.nan)
 
 
 def spots(tiles: pa.Table) -> Spots:

@@ -233,7 +233,7 @@ def _table(placed: Sequence[_Placed], section: TilesSection) -> pa.Table:
         section.splits,
         labels=labels,
         observations=observations,
-        dates=[entry.scene.datetime and entry.scene.datetime.strftime("%Y-%m-%d") for entry in placed],
+        dates=[None if entry.scene.datetime is None else entry.scene.datetime.strftime("%Y-%m-%d") for entry in placed],
     )
     ids = [tile for entry in placed for tile in tile_ids(entry.scene.scene_id, entry.windows)]
     splits = pa.array([*SPLITS, None], pa.string())

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rayjobs.metric.adaptation import consensus, entropy
 from rayjobs.train.augment import Draws
 from rayjobs.train.distributed import share_of, total, world_size
-from rayjobs.train.gradient_cache import in_parts
+from rayjobs.train.gradient_cache import in_parts, parts_of
 
 if TYPE_CHECKING:
     from rayjobs.train.gradient_cache import Embed
@@ -50,9 +50,9 @@ def adapt(plan: TrainPlan, state: State, target: Shown, embed: Embed, device: to
     views = [_view(plan, target, members, int(seed), count, device) for seed in seeds.tolist()]
     apart = contextlib.nullcontext() if not isinstance(state.parallel, DistributedDataParallel) else state.parallel.no_sync()
     costs = torch.zeros((), device=device)
-    most = settings.micro_batch or len(members)
+    parts = parts_of(count, settings.micro_batch)
     with apart, torch.set_grad_enabled(section.weight > 0):
-        for part in zip(*(in_parts(view, -(-len(members) // most)) for view in views), strict=True):
+        for part in zip(*(in_parts(view, parts) for view in views), strict=True):
             outputs = [embed(*inputs) for inputs in part]
             outputs = [logits.sigmoid() for logits in outputs] if plan.spec.hashes else outputs
             term = consensus(*outputs) if section.term == "consensus" else entropy(*outputs)

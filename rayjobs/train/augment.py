@@ -55,7 +55,14 @@ class Draws:
 
 
 def augment(
-    pixels: torch.Tensor, valid: torch.Tensor, section: AugmentSection, mean: PerBand, std: PerBand, draws: Draws
+    pixels: torch.Tensor,
+    valid: torch.Tensor,
+    section: AugmentSection,
+    mean: PerBand,
+    std: PerBand,
+    draws: Draws,
+    *,
+    still: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change each image of a batch at random, in the ways that the section switches on.
 
@@ -66,12 +73,13 @@ def augment(
         mean: (bands,) about which contrast changes, and the value of a band that is dropped.
         std: (bands,) the unit of brightness, jitter and noise.
         draws: of as many images.
+        still: bands whose values stay what they are (maps), though they move with the others: each pixel takes the nearest one's.
 
     Returns:
         pixels and valid of the same shapes. Pixels keep their dtype under flips and right-angle rotations, and become float32 with any
         other change. Invalid pixels hold arbitrary values.
     """
-    bands = pixels.shape[1]
+    bands, at = pixels.shape[1], list(still)
     if section.symmetries:
         square = pixels.shape[-1] == pixels.shape[-2]
         pixels, valid = turned(pixels, valid, draws.integers(8 if square else 4))
@@ -79,7 +87,8 @@ def augment(
         degrees = section.rotate_degrees * draws.symmetric()
         least, greatest = section.crop_scale or (1.0, 1.0)
         scale = least + (greatest - least) * draws.uniform()
-        pixels, valid = resampled(pixels, valid, degrees, scale, draws.symmetric(2))
+        pixels, valid = resampled(pixels, valid, degrees, scale, draws.symmetric(2), nearest=at)
+    maps = pixels[:, at].float() if at else pixels
     if section.brightness or section.jitter or section.band_dropout:
         shift = section.brightness * draws.symmetric(1) + section.jitter * draws.symmetric(bands)
         gain = 1 + section.jitter * draws.symmetric(bands)
@@ -88,6 +97,8 @@ def augment(
         deviation = section.noise * draws.uniform(1, 1, 1).to(pixels.device)
         unit = torch.as_tensor(std, dtype=torch.float32, device=pixels.device)[:, None, None]
         pixels = pixels.to(torch.float32) + deviation * unit * draws.normal(*pixels.shape[1:]).to(pixels.device)
+    if at and pixels.is_floating_point():
+        pixels[:, at] = maps
     return pixels, valid
 
 
@@ -121,7 +132,13 @@ def _turned(images: torch.Tensor, symmetry: int) -> torch.Tensor:
 
 
 def resampled(
-    pixels: torch.Tensor, valid: torch.Tensor, degrees: torch.Tensor, scale: torch.Tensor, place: torch.Tensor
+    pixels: torch.Tensor,
+    valid: torch.Tensor,
+    degrees: torch.Tensor,
+    scale: torch.Tensor,
+    place: torch.Tensor,
+    *,
+    nearest: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate images about their centres, then cut a window of the images' own proportions and bring it to their size, in one resampling.
 
@@ -133,6 +150,7 @@ def resampled(
         degrees: (batch,) counter-clockwise.
         scale: (batch,) share of the image's area that the window has, above 0 and at most 1.
         place: (batch, 2) from -1 to 1: where the window lies between left and right, and between top and bottom.
+        nearest: bands that take the nearest pixel's value instead.
 
     Returns:
         pixels float32, and valid: False too for what lies outside the image.
@@ -143,7 +161,11 @@ def resampled(
     found = functional.grid_sample(layers, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     values, weight = found[:, :-1], found[:, -1]
     still = weight >= _LEAST_WEIGHT
-    return values / torch.where(still, weight, 1.0)[:, None], still
+    values = values / torch.where(still, weight, 1.0)[:, None]
+    if nearest:
+        at = list(nearest)
+        values[:, at] = functional.grid_sample(pixels[:, at].to(torch.float32), grid, mode="nearest", align_corners=False)
+    return values, still
 
 
 def _window_in_image(degrees: torch.Tensor, scale: torch.Tensor, place: torch.Tensor, *, height_by_width: float) -> torch.Tensor:

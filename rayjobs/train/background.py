@@ -107,8 +107,9 @@ def mine_checkpoint(plan: TrainPlan, version: str) -> MinedTable:
 
 def _chips(plan: TrainPlan, tiles: pa.Table) -> ChipCache:
     """Return this node's chips, which a worker of training has brought here as a rule."""
-    folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
+    shape = plan.spec.tile_size, plan.spec.maps_of(len(plan.spec.bands))
+    folder = chip_cache.cache_folder(plan.source, tiles, *shape)
     if not folder.exists():
-        chips = chip_cache.chip_dataset(plan.source, tiles, plan.spec.tile_size)
+        chips = chip_cache.chip_dataset(plan.source, tiles, *shape)
         chip_cache.fill(folder, chips.iter_batches(batch_size=256, batch_format="numpy"), tiles.num_rows)
     return chip_cache.opened(folder)

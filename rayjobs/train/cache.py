@@ -24,7 +24,7 @@ from rayjobs.tiles.chips import shard_name
 from rayjobs.train.shown import ChipCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -38,13 +38,14 @@ _KEPT_S = 3 * 24 * 3600
 """How long folders stay on a node after their last use."""
 
 
-def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Dataset:
+def chip_dataset(source: Version, tiles: pa.Table, size: int, nearest: Sequence[int] = ()) -> ray.data.Dataset:
     """Return the decoded chips of `tiles` as a dataset of rows `index`, `pixels`, `valid`.
 
     Args:
         source: the set.
         tiles: rows of its tile table, sorted by tile id; a row's number becomes the chip's `index`.
         size: side that chips of differing sizes are brought to.
+        nearest: bands that are maps; see `stack`.
     """
     index = {tile_id: number for number, tile_id in enumerate(tiles["tile_id"].to_pylist())}
     shards = pc.unique(tiles["shard"]).to_pylist()
@@ -56,7 +57,7 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
         found = chips.read_chips(source.read(row["name"]), wanted)
         if not found:
             return []
-        pixels, valid = stack(found, size)
+        pixels, valid = stack(found, size, nearest=nearest)
         return [
             {"index": wanted[chip.tile_id], "pixels": values, "valid": mask}
             for chip, values, mask in zip(found, pixels.numpy(), valid.numpy(), strict=True)
@@ -68,10 +69,10 @@ def chip_dataset(source: Version, tiles: pa.Table, size: int) -> ray.data.Datase
     return shards.flat_map(decode, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=decoders))
 
 
-def cache_folder(source: Version, tiles: pa.Table, size: int) -> Path:
+def cache_folder(source: Version, tiles: pa.Table, size: int, nearest: Sequence[int] = ()) -> Path:
     """Return where this node keeps the chips of `tiles`, rows of a set's tile table, named by what they are made of."""
     made_of = sorted(entry.sha256 for entry in source.files if entry.name == "tiles.parquet" or entry.name.startswith("chips/"))
-    key = hashlib.sha256(" ".join([*made_of, str(size), *tiles["tile_id"].to_pylist()]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(" ".join([*made_of, str(size), str(list(nearest)), *tiles["tile_id"].to_pylist()]).encode()).hexdigest()[:24]
     return Path(tempfile.gettempdir(), "rayjobs-chips", key)
 
 

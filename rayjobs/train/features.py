@@ -62,6 +62,12 @@ def check_frozen(experiment: Experiment) -> None:
             f"train.frozen_features {count} computes the backbone's features once, and with model.freeze {experiment.model.freeze} the "
             "backbone learns; set model.freeze: all, or train.frozen_features: 0"
         )
+    pairs = experiment.train.supervision == "views" or experiment.adaptation.term == "consensus"
+    if count == 1 and pairs:
+        raise ConfigError(
+            "train.frozen_features 1 keeps one version of each tile, and train.supervision: views or adaptation.term: consensus compares "
+            "two; keep more, such as 8"
+        )
     if count and experiment.model.fusion is not None:
         raise ConfigError(
             f"train.frozen_features {count} computes the backbone's features once, and model.fusion learns what it is shown; set "

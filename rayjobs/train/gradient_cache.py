@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from rayjobs.train.distributed import world_size
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -31,6 +33,12 @@ class Part:
     """What is shown of them, (rows, ...) each."""
     random: list[torch.Tensor]
     """State of the random numbers, as of dropped units, with which it was embedded."""
+
+
+def parts_of(batch: int, micro_batch: int | None) -> int:
+    """Return into how many parts each rank cuts its share of a batch: as many on all, though some have a tile more than others."""
+    largest = -(-batch // world_size())
+    return -(-largest // (micro_batch or largest))
 
 
 def in_parts(inputs: Inputs, count: int) -> list[Inputs]:

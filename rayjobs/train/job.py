@@ -361,14 +361,15 @@ def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, 
 
 def _trainer(plan: TrainPlan, tiles: pa.Table, cpus: int, *, gpu: bool) -> _Trainer:
     """Return Ray's trainer of a plan, whose workers have so many CPUs each."""
-    workspace, settings, size = plan.experiment.open_workspace(), plan.experiment.train, plan.spec.tile_size
+    workspace, settings = plan.experiment.open_workspace(), plan.experiment.train
+    size, maps = plan.spec.tile_size, plan.spec.maps_of(len(plan.spec.bands))
     least, most = settings.workers
     filesystem, path = arrow_filesystem(workspace.store.uri)
-    datasets: dict[str, Any] = {"chips": cache.chip_dataset(plan.source, tiles, size)}
+    datasets: dict[str, Any] = {"chips": cache.chip_dataset(plan.source, tiles, size, maps)}
     if plan.validation:
-        datasets["held_out"] = cache.chip_dataset(plan.source, plan.validation.tiles, size)
+        datasets["held_out"] = cache.chip_dataset(plan.source, plan.validation.tiles, size, maps)
     if plan.target:
-        datasets["target"] = cache.chip_dataset(plan.target, target_tiles(plan.target), size)
+        datasets["target"] = cache.chip_dataset(plan.target, target_tiles(plan.target), size, maps)
     return _Trainer(
         loop,
         train_loop_config={"plan": plan},

@@ -61,7 +61,11 @@ def _train(plan: TrainPlan) -> None:
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     shown = _shown(plan, state, tiles, versions=settings.frozen_features)
     held_out = _shown(plan, state, plan.validation.tiles, "held_out") if plan.validation else None
-    target = _shown(replace(plan, source=plan.target), state, target_tiles(plan.target), "target") if plan.target else None
+    target = (
+        _shown(replace(plan, source=plan.target), state, target_tiles(plan.target), "target", settings.frozen_features or 1)
+        if plan.target
+        else None
+    )
     on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, held_out=held_out, target=target)
     if not state.epoch and not state.step:
         begin_projection(on, state)
@@ -165,7 +169,7 @@ def _shown(plan: TrainPlan, state: State, tiles: pa.Table, dataset: str = "chips
 
 def local_chips(plan: TrainPlan, tiles: pa.Table, dataset: str = "chips") -> ChipCache:
     """Map the node's chips, filled out of a dataset by the first worker of each node while the others wait."""
-    folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size)
+    folder = chip_cache.cache_folder(plan.source, tiles, plan.spec.tile_size, plan.spec.maps_of(len(plan.spec.bands)))
     if ray.train.get_context().get_local_rank() == 0:
         chip_cache.drop_old(folder)
         shard = ray.train.get_dataset_shard(dataset)

@@ -329,19 +329,25 @@ def mine_all(
     check_finite(vectors)
     ranking = ExactRanking(vectors, device) if len(vectors) <= exact_up_to else _indexed(vectors, device)
     bounded = known and partial(known, most=max_candidates)
-    found = _Tables(len(vectors), negatives, positives, guards)
+    tables = _Tables(len(vectors), negatives, positives, guards)
 
     def mined(block: slice) -> tuple[slice, MinedBlock, MinedPositives | None]:
         alike = None if bounded is None else mine_positives(vectors, block, bounded, positives=positives)
-        ceilings = None if alike is None else alike.ceilings
-        mined_here = mine(
-            ranking, block, guards, negatives=negatives, max_candidates=max_candidates, ceilings=ceilings, skip_in_top=skip_in_top
+        found = mine(
+            ranking,
+            block,
+            guards,
+            negatives=negatives,
+            max_candidates=max_candidates,
+            ceilings=None if alike is None else alike.ceilings,
+            floors=None if alike is None else alike.floors,
+            skip_in_top=skip_in_top,
         )
-        return block, mined_here, alike
+        return block, found, alike
 
     for part in _in_threads(mined, canonical_blocks(len(vectors), _SEARCH_BLOCK)[rank() :: world_size()]):
-        found.take(*part)
-    return found.shared(device, ranking.described)
+        tables.take(*part)
+    return tables.shared(device, ranking.described)
 
 
 def _indexed(vectors: torch.Tensor, device: torch.device) -> IndexedRanking:

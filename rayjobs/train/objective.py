@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
-_PAIR_BYTES = 100
-"""Of an anchor and another: distances on the ground and between embeddings, what is alike, unlike and forbidden, and the gradient."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -74,10 +71,11 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
         raise ConfigError(
             "interclass.weight asks for triplets across classes, which labels alone tell; set train.supervision: labels, or the weight to 0"
         )
-    if settings.supervision == "views" and (experiment.mining.positives or experiment.mining.beyond_positives):
+    of_positives = experiment.mining.positives or experiment.mining.beyond_positives or experiment.mining.skip_in_top
+    if settings.supervision == "views" and of_positives:
         raise ConfigError(
-            "mining.positives and mining.beyond_positives look at tiles that are alike, and with train.supervision: views none are; set "
-            "them to 0 and false"
+            "mining.positives, mining.beyond_positives and mining.skip_in_top look at tiles that are alike, and with train.supervision: "
+            "views none are; leave them at their defaults"
         )
     if experiment.adaptation.target and experiment.model.domain_whitening is None:
         raise ConfigError(
@@ -206,7 +204,7 @@ class Objective:
         if not isinstance(self.loss, TupleLoss):
             return self._whole(others, embeddings, batch) / world_size()
         rows = share_of(len(embeddings))
-        chunks = _chunks(rows, len(others.items), self._experiment.train.loss_memory_mib)
+        chunks = _chunks(rows, len(others.items) * self.loss.pair_bytes(embeddings.shape[1]), self._experiment.train.loss_memory_mib)
         if len(chunks) == 1:
             part = self._part(self.loss, others, embeddings, batch, rows)
             return part.over(total(part.counts))
@@ -267,7 +265,7 @@ class Objective:
         self.recent = state["recent"].numpy()
 
 
-def _chunks(rows: slice, others: int, mib: int) -> list[slice]:
-    """Cut anchors into consecutive chunks of which each, compared with so many others, stays within a memory."""
-    size = max(1, mib * 2**20 // (_PAIR_BYTES * max(1, others)))
+def _chunks(rows: slice, row_bytes: int, mib: int) -> list[slice]:
+    """Cut anchors, each of which takes so many bytes, into consecutive chunks that stay within a memory."""
+    size = max(1, mib * 2**20 // max(1, row_bytes))
     return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)] or [rows]

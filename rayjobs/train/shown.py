@@ -65,7 +65,8 @@ class ChipCache:
     def augmented(self, inputs: Inputs, section: AugmentSection, spec: ModelSpec, draws: Draws) -> Inputs:
         """Change each image; see `rayjobs.train.augment`."""
         pixels, valid = inputs
-        return augment(pixels, valid, section, spec.mean, spec.std, draws)
+        maps = [spec.bands.index(band) for band in spec.maps]
+        return augment(pixels, valid, section, spec.mean, spec.std, draws, still=maps)
 
     def network_of(self, encoder: torch.nn.Module) -> torch.nn.Module:
         """Return the whole encoder."""
@@ -129,4 +130,4 @@ def _on_device(arrays: Iterable[np.ndarray[Any, Any]], device: torch.device) -> 
     tensors = map(torch.from_numpy, arrays)
     if device.type == "cuda":  # only from pinned memory does a copy not make the step wait
         return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-    return tuple(tensors)
+    return tuple(tensor.to(device) for tensor in tensors)

@@ -13,8 +13,8 @@ import torch
 from rayjobs.errors import TrainingError
 from rayjobs.train.adapt import adapt
 from rayjobs.train.augment import Draws
-from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total, world_size
-from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
+from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total
+from rayjobs.train.gradient_cache import embed_without_graph, in_parts, parts_of, pass_on
 from rayjobs.train.objective import Batch
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def learn(on: Bench, state: State, inputs: Inputs, batch: Batch) -> float:
     embed = embed_as() if on.target is None else embed_as(domain="source")
     state.optimizer.zero_grad(set_to_none=True)
     adapted = 0.0 if on.target is None else adapt(on.plan, state, on.target, embed_as(domain="target"), on.device)
-    most = -(-count // world_size())
-    cut = in_parts(inputs, -(-most // (settings.micro_batch or most)))
+    cut = in_parts(inputs, parts_of(count, settings.micro_batch))
     local, parts = (embed(*inputs), []) if len(cut) == 1 else embed_without_graph(state.module, embed, cut)
     loss = on.objective(gather(local, count), batch)
     value = float(total(loss)) + adapted  # one wait for the device, not one to look and one to tell; the same on all ranks, as what follows

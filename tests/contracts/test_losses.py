@@ -592,6 +592,16 @@ def test_siamese_pairs_are_weighed_by_what_is_learned():
     assert loss(embeddings, groups, tuples).item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_a_pair_that_is_told_for_sure_has_a_finite_gradient():
+    loss = made(SiameseLossSection(kind="siamese", gamma=0.5))
+    with torch.no_grad():
+        loss.formula.bias.fill_(120.0)
+    groups = torch.tensor([0, 0])
+    embeddings = torch.eye(2, DIM, requires_grad=True)
+    loss(embeddings, groups, pairs(groups)).backward()
+    assert torch.isfinite(embeddings.grad).all()
+
+
 @pytest.mark.parametrize(("alike", "alpha", "expected"), [(True, 0.75, 0.0240756), (True, 0.25, 0.0080252), (False, 0.75, 0.147487)])
 def test_focal_losses_are_those_of_the_published_system(alike, alpha, expected):
     loss = made(SiameseLossSection(kind="siamese", alpha=alpha, gamma=2.0))

@@ -63,7 +63,9 @@ def test_codes_find_places_on_other_dates(cluster, given, tmp_path):
     mined = pq.read_table(io.BytesIO(Artefact(store, "runs/crossdate-siamese", "mining").at("generation-0001").read("mined.parquet")))
     day = dict(zip(tiles["tile_id"].to_pylist(), days, strict=True))
     assert mined.num_rows > 20
-    assert all(day[anchor] != day[other] for anchor, other in zip(mined["anchor_id"].to_pylist(), mined["candidate_id"].to_pylist(), strict=True))
+    assert all(
+        day[anchor] != day[other] for anchor, other in zip(mined["anchor_id"].to_pylist(), mined["candidate_id"].to_pylist(), strict=True)
+    )
 
     rows = [row["name"] for row in found["evaluate"]["rows"]]
     assert rows == ["random-init", "image-statistics", "trained-float", "trained"]

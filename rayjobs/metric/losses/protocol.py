@@ -36,6 +36,11 @@ class Loss(nn.Module):
     takes_tuples: ClassVar[bool]
     """Whether it lives on pairs and triplets, so that a miner chooses them and a reference set may be their other side."""
 
+    def pair_bytes(self, dim: int) -> int:
+        """Return about how much memory comparing an anchor with another takes, with its gradient, for embeddings of `dim` numbers."""
+        del dim
+        return 100  # distances on the ground and between embeddings, what is alike, unlike and forbidden
+
     def forward(
         self, embeddings: torch.Tensor, groups: torch.Tensor, tuples: Tuples | None = None, *, reference: Reference | None = None
     ) -> torch.Tensor:

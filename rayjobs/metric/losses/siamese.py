@@ -27,6 +27,10 @@ class SiameseLoss(TupleLoss):
         """Take the embeddings' dimension, the weight of positive pairs, and how little pairs count that are told well already."""
         super().__init__(_Verification(dim, alpha=alpha, gamma=gamma), as_pairs, of="all")
 
+    def pair_bytes(self, dim: int) -> int:
+        """See `Loss`. On a GPU the way back through a distance by sums of differences lists these."""
+        return super().pair_bytes(dim) + 8 * dim
+
 
 class _Verification(nn.Module):
     def __init__(self, dim: int, *, alpha: float, gamma: float) -> None:
@@ -51,11 +55,11 @@ class _Verification(nn.Module):
         }
 
     def _scores(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Return w . |u - v| + b of each with each, as two distances, so that no list of differences is made."""
+        """Return w . |u - v| + b of each with each, as two distances, which list no differences on the way there."""
         nearer, farther = (part.to(left.dtype) for part in (self.weight.relu(), (-self.weight).relu()))
         apart = torch.cdist(left * farther, right * farther, p=1) - torch.cdist(left * nearer, right * nearer, p=1)
         return self.bias.to(left.dtype) - apart
 
     def _losses(self, scores: torch.Tensor) -> torch.Tensor:
         """Return -(1 - p)^gamma log p of pairs, where p = sigmoid(scores) is how sure the right answer is."""
-        return torch.sigmoid(-scores) ** self.gamma * -functional.logsigmoid(scores)
+        return (self.gamma * functional.logsigmoid(-scores)).exp() * -functional.logsigmoid(scores)

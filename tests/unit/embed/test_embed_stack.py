@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayjobs.embed.stack import stack
+from rayjobs.embed.stack import stack, stack_arrays
 from rayjobs.tiles.chips import Chip
 
 RNG = np.random.default_rng(0)
@@ -38,3 +38,11 @@ def test_an_even_picture_stays_even():
     pixels, valid = stack([even], 16)
     assert pixels.unique().tolist() == [7000]
     assert valid.all()
+
+
+def test_between_two_codes_of_a_map_there_is_none():
+    rng = np.random.default_rng(5)
+    values = rng.choice([0, 9], (1, 40, 40)).repeat(2, axis=0).astype(np.uint8)
+    pixels, _ = stack_arrays([(values, np.ones((40, 40), bool))], 32, nearest=[1])
+    assert set(pixels[0, 1].unique().tolist()) == {0, 9}
+    assert len(pixels[0, 0].unique()) > 2

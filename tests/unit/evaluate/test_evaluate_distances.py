@@ -53,6 +53,16 @@ def test_the_known_distance_on_mars():
     assert found.apart_m(np.array([0]), np.array([1]))[0] / 1000 == pytest.approx(5556.64, abs=0.005)
 
 
+def test_georeferenced_tiles_are_as_far_apart_as_the_ground_says():
+    table = tiles(scene("a"))
+    found, count = spots(table), table.num_rows
+    first, second = np.divmod(np.arange(count**2), count)
+    apart = found.apart_m(first, second) / 1000
+    expected = [cosine_law_km(found.lonlat[one], found.lonlat[other], 6371.0088) for one, other in zip(first, second, strict=True)]
+    assert apart == pytest.approx(expected, rel=2e-3, abs=0.2)
+    assert apart.max() > 1
+
+
 def test_georeferenced_tiles_lie_at_the_middle_of_their_footprints():
     table = tiles(scene("a"), scene("b", crs=None))
     found, plain = spots(table), np.array(table["crs"].to_pylist()) == None  # noqa: E711  elementwise

@@ -174,3 +174,9 @@ def test_pairs_of_dates_have_their_gap_and_their_gallery():
 def test_places_of_one_date_are_refused():
     with pytest.raises(ConfigError, match="all tiles are of one date"):
         asked(tiles(scene("a")), relevance="place")
+
+
+def test_places_of_scenes_without_a_date_are_refused():
+    settings = config.build(EvaluateSection, {"relevance": "place"})
+    with pytest.raises(ConfigError, match=r"the date of \w+ is not known; give the source a `datetime`"):
+        ask(tiles(scene("a"), scene("b")), settings, divided_by="block")

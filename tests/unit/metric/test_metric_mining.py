@@ -208,6 +208,7 @@ def test_hard_positives_are_the_least_similar_of_those_known():
         assert [other for other in found.candidates[row].tolist() if other >= 0] == hardest
         assert found.scores[row].tolist() == [similar[other] for other in hardest] + [0] * (3 - len(hardest))
         assert found.ceilings[row] == max(similar.values(), default=np.inf)
+        assert found.floors[row] == min(similar.values(), default=np.inf)
 
 
 def test_anchors_whose_short_ranking_does_not_suffice_are_ranked_farther_and_counted_once():
@@ -223,11 +224,11 @@ def test_anchors_whose_short_ranking_does_not_suffice_are_ranked_farther_and_cou
 def test_anchors_whose_positive_is_near_the_top_get_no_negatives():
     vectors = torch.nn.functional.normalize(torch.tensor([[1, 0], [0.99, 0.1], [0.9, 0.4], [0.7, 0.7], [0.0, 1.0]]), dim=1).numpy()
     similar = vectors @ vectors.T
-    ceilings = np.array([similar[0, 2], similar[1, 4], similar[2, 3], np.inf, similar[4, 3]], np.float32)
+    floors = np.array([similar[0, 2], similar[1, 4], similar[2, 3], np.inf, similar[4, 3]], np.float32)
     known = PlaceGuard(np.array([0, 1, 0, 2, 3]))  # 0 and 2 show one place
 
     def found(skip):
-        return mine(vectors, slice(0, 5), [known], negatives=3, max_candidates=5, ceilings=ceilings, skip_in_top=skip).candidates.tolist()
+        return mine(vectors, slice(0, 5), [known], negatives=3, max_candidates=5, floors=floors, skip_in_top=skip).candidates.tolist()
 
     everyone = found(None)
     assert everyone[0] == [1, 3, 4]

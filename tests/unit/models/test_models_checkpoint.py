@@ -90,7 +90,7 @@ def test_the_fingerprint_of_a_fixed_state_never_changes():
     state = {"b": torch.tensor([1.0, -2.5]), "a": torch.tensor(7)}
     written = (
         b'{"backbone":"resnet10t","bands":["red","nir"],"codes":[],"dim":8,"distance":"cosine","domain_whitening":null,"dtype":"uint16","feature_mean":null,"feature_std":null,'
-        b'"format":1,"input_size":32,"kind":"encoder","maps":[],"mean":[0.1,1234.5],"pool_cells":1,"projection":"linear","resolution_m":null,"std":[1.0,250.0],"tile_size":24}'
+        b'"format":2,"input_size":32,"kind":"encoder","maps":[],"mean":[0.1,1234.5],"pool_cells":1,"projection":"linear","resolution_m":null,"std":[1.0,250.0],"tile_size":24}'
     )
     assert fingerprint(SPEC, state) == hashlib.sha256(written + struct.pack("<qff", 7, 1.0, -2.5)).hexdigest()
 

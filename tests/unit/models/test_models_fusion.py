@@ -93,6 +93,23 @@ def test_in_training_images_lack_a_modality_as_often_as_told():
     assert 70 < lacking_imagery < 130
 
 
+def test_what_looks_past_a_modality_sees_as_where_it_is_absent():
+    pixels, valid = tiles()
+    module = build(SPEC).eval()
+    without_maps = module(pixels[:, [0, 2]], valid)
+    module.fusion.look_past("maps")
+    assert torch.allclose(module(pixels, valid), without_maps, atol=1e-6)
+    module.fusion.look_past("imagery")
+    assert (fused(module, pixels, valid) == 0).all()
+
+
+def test_imagery_can_be_left_as_it_is():
+    pixels, valid = tiles()
+    module = build(SPEC).eval()
+    module.fusion.leave_imagery()
+    assert torch.allclose(fused(module, pixels, valid), module.standardise(pixels, valid)[:, [0, 2]], atol=1e-6)
+
+
 def section(**keys):
     return built(ModelSection, {"backbone": "resnet10t", "dim": 8, **keys})
 

@@ -76,3 +76,15 @@ def test_blocks_hold_as_many_rows_as_fit_and_at_least_one(monkeypatch, row_bytes
 
 def test_an_empty_gallery_ranks_nothing():
     assert ranked(np.ones((2, 3), np.float32), np.empty((0, 3), np.float32), depth=4, distance="euclidean").shape == (2, 0)
+
+
+@pytest.mark.parametrize("bits", [32, 128])
+def test_equal_hamming_distances_are_ties_whatever_the_bits(bits):
+    rng = np.random.default_rng(bits)
+    codes = np.where(rng.random((200, bits)) < 0.5, 1, -1).astype(np.float32) / np.float32(np.sqrt(bits))
+    queries = codes[:9]
+    ranked = Ranker(queries, codes, distance="cosine", seed=4).ranked(np.arange(9), np.zeros((9, 200), bool), 200)
+    order = np.argsort(np.random.default_rng(4).permutation(200))
+    for row, found in enumerate(ranked.tolist()):
+        apart = ((codes > 0) != (queries[row] > 0)).sum(axis=1)
+        assert found == sorted(range(200), key=lambda item, apart=apart: (apart[item], order[item]))

@@ -344,3 +344,21 @@ def test_the_section_lies_within_that_of_training():
     assert TrainSection().augment == AugmentSection()
     with pytest.raises(ConfigError, match=r"augment\.rotate_degrees"):
         config.build(TrainSection, {"augment": {"rotate_degree": 3}})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"brightness": 1.0, "jitter": 0.5, "noise": 0.5, "band_dropout": 0.9}, {"rotate_degrees": 30.0, "crop_scale": (0.5, 0.9)}]
+)
+def test_maps_keep_their_codes_and_move_with_the_imagery(changes):
+    rng = np.random.default_rng(3)
+    codes = torch.from_numpy(rng.choice([1, 4, 9], (6, 1, 16, 16)).astype(np.uint8))
+    pixels = torch.cat([codes * 20, codes], dim=1)
+    draws = Draws(generator=torch.Generator().manual_seed(1), batch=6, share=slice(0, 6))
+    section = AugmentSection(symmetries=True, **changes)
+    found, valid = augment(pixels, torch.ones(6, 16, 16, dtype=torch.bool), section, (100.0, 3.0), (50.0, 2.0), draws, still=[1])
+    kept = found[:, 1][valid]
+    assert set(kept.unique().tolist()) <= {1.0, 4.0, 9.0}
+    assert not set(found[:, 0][valid].unique().tolist()) <= {20.0, 80.0, 180.0}
+    if "crop_scale" in changes:  # where nothing is blended, a map says what the imagery shows
+        whole = torch.isin(found[:, 0], torch.tensor([20.0, 80.0, 180.0])) & valid
+        assert (found[:, 0][whole] == 20 * found[:, 1][whole]).float().mean() > 0.9

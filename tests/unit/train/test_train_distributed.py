@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayjobs.config import build
 from rayjobs.experiment import Experiment
-from rayjobs.metric.losses import LOSSES
+from rayjobs.metric.losses import LOSSES, Loss
 from rayjobs.metric.miners import MINERS
 from rayjobs.train.distributed import (
     agree_on_buffers,
@@ -112,7 +112,7 @@ def network() -> torch.nn.Module:
 def learned(case: dict, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Learn from two batches; return the loss and every gradient of the second."""
     settings = experiment(case)
-    with mock.patch("rayjobs.train.objective._PAIR_BYTES", FEW_PAIRS if settings.train.loss_memory_mib == 1 else 100):
+    with mock.patch.object(Loss, "pair_bytes", return_value=FEW_PAIRS if settings.train.loss_memory_mib == 1 else 100):
         return _learned(settings, model)
 
 

@@ -357,6 +357,12 @@ def test_maps_that_are_joined_before_the_backbone_are_refused(tmp_path):
         check_frozen(dataclasses.replace(fused, model=model))
 
 
+def test_one_version_is_none_to_compare(tmp_path):
+    with pytest.raises(ConfigError, match="compares two; keep more"):
+        check_frozen(experiment(tmp_path, supervision="views"))
+    check_frozen(experiment(tmp_path, kept=2, supervision="views"))
+
+
 def test_a_dry_run_counts_bytes(made, tmp_path):
     width = made.found.values.shape[2]
     assert feature_bytes(experiment(tmp_path, kept=3).train, made.plan.spec, 100) == 100 * 3 * width * 4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from rayjobs.train.gradient_cache import embed_without_graph, in_parts, pass_on
+from rayjobs.train.gradient_cache import embed_without_graph, in_parts, parts_of, pass_on
 
 ROWS = 7
 
@@ -55,3 +57,10 @@ def test_gradients_and_running_statistics_are_those_of_embedding_all_parts_with_
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(cached.buffers(), whole.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("batch", "ranks", "micro", "parts"), [(10, 4, 2, 2), (128, 3, 42, 2), (64, 1, None, 1), (64, 2, 8, 4)])
+def test_every_rank_cuts_as_many_parts(batch, ranks, micro, parts, monkeypatch):
+    monkeypatch.setattr("rayjobs.train.gradient_cache.world_size", lambda: ranks)
+    assert parts_of(batch, micro) == parts
+    assert micro is None or math.ceil(math.ceil(batch / ranks) / parts) <= micro
