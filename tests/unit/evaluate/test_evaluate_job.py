@@ -192,12 +192,12 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_embedded(experime
 class Embedding:
     """What `embed` and `read_embeddings` are asked, and vectors in their place."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, bands=1):
         self.asked = []
         monkeypatch.setattr(rows, "wants_gpu", lambda _: False)
         monkeypatch.setattr(rows, "embed", self.embed)
         monkeypatch.setattr(
-            rows, "read_embeddings", lambda name: Embeddings(table=name, vectors=vectors(), fingerprint="", distance="cosine")
+            rows, "read_embeddings", lambda name: Embeddings(table=name, vectors=vectors(bands), fingerprint="", distance="cosine")
         )
 
     def embed(self, _source, encoder, target, _console, *, splits, **_):
@@ -205,14 +205,14 @@ class Embedding:
         return target.name
 
 
-def vectors():
-    return np.random.default_rng(0).normal(size=(9, SPEC.dim)).astype(np.float32)
+def vectors(bands=1):
+    return np.random.default_rng(0).normal(size=(9, bands * SPEC.dim)).astype(np.float32)
 
 
 @pytest.mark.parametrize(("kept", "split"), [({"train": 5, "test": 9}, "train"), ({"test": 9}, "test")])
 def test_rows_are_embedded_in_the_order_of_the_table(experiment, monkeypatch, kept, split):
     made, embedding = experiment(), Embedding(monkeypatch)
-    source = type("Source", (), {"manifest": {"counts": {"by_split": kept}}})
+    source = type("Source", (), {"manifest": {"counts": {"by_split": kept}, "bands": list(SPEC.bands)}})
     trained = {"model_json": SPEC.to_json(), "tensors": to_files(build_encoder(SPEC, 0), SPEC)["model.safetensors"]}
     found = rows.embed_rows(made, source, trained, Console(io.StringIO(), io.StringIO()))
     assert list(found) == rows.expected(made) == ["random-init", "image-statistics", "trained"]
@@ -230,7 +230,7 @@ def test_an_encoder_that_hashes_stands_beside_what_its_codes_are_made_from(exper
     module = build_encoder(spec, 0).eval()
     files = to_files(module, spec)
     trained = {"model_json": files["model.json"], "tensors": files["model.safetensors"]}
-    source = type("Source", (), {"manifest": {"counts": {"by_split": {"test": 9}}}})
+    source = type("Source", (), {"manifest": {"counts": {"by_split": {"test": 9}}, "bands": list(SPEC.bands)}})
     found = rows.embed_rows(made, source, trained, Console(io.StringIO(), io.StringIO()))
     assert list(found) == rows.expected(made) == ["random-init", "image-statistics", "trained-float", "trained"]
     asked = {name: encoder for name, _, encoder in embedding.asked}
@@ -273,3 +273,26 @@ def test_a_probe_of_pixels_needs_training_tiles_and_stands_in_the_plan(experimen
     monkeypatch.setattr(job, "tiles_of", lambda *_: 0)
     with pytest.raises(ConfigError, match="fitted on training tiles, and the set has none"):
         job.preview(made)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_encoder_that_fuses_stands_beside_itself_without_either_modality(experiment, monkeypatch, alone):
+    """Of a set without maps, beside the same rows but those two; the statistics are of the bands that are there."""
+    made = build(Experiment, to_dict(experiment()) | {"model": {"fusion": {"maps": {"dem": []}}}})
+    embedding, pixels = Embedding(monkeypatch, 1 if alone else 2), torch.randint(0, 255, (3, 2, SPEC.tile_size, SPEC.tile_size))
+    changes = {"kind": "encoder", "backbone": "resnet10t", "projection": "linear", "dim": 16, "input_size": 32, "distance": "cosine"}
+    spec = dataclasses.replace(SPEC, **changes, bands=("red", "dem"), mean=(0.0, 5.0), std=(1.0, 2.0), maps=("dem",), codes=((),))
+    module = build_encoder(spec, 0).eval()
+    files = to_files(module, spec)
+    trained = {"model_json": files["model.json"], "tensors": files["model.safetensors"]}
+    bands = list(spec.imagery if alone else spec.bands)
+    source = type("Source", (), {"manifest": {"counts": {"by_split": {"test": 9}}, "bands": bands}})
+    found = rows.embed_rows(made, source, trained, Console(io.StringIO(), io.StringIO()))
+    assert list(found) == [name for name in rows.expected(made) if not (alone and name in rows.ALONE)]
+    asked = {name: from_files(**encoder) for name, _, encoder in embedding.asked}
+    assert asked["image-statistics"].spec.bands == tuple(bands)
+    if not alone:
+        assert list(found)[-3:] == ["trained-imagery", "trained-maps", "trained"]
+        with torch.inference_mode():
+            expected = module(pixels[:, : len(spec.imagery)])
+            torch.testing.assert_close(asked["trained-imagery"].module.eval()(pixels), expected)

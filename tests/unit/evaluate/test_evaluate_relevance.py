@@ -173,7 +173,7 @@ def test_pairs_of_dates_have_their_gap_and_their_gallery():
 
 def test_places_of_one_date_are_refused():
     with pytest.raises(ConfigError, match="all tiles are of one date"):
-        asked(tiles(scene("a")), relevance="place")
+        asked(tiles(scene("a", day=datetime.datetime(2015, 9, 26, tzinfo=datetime.UTC))), relevance="place")
 
 
 def test_places_of_scenes_without_a_date_are_refused():

@@ -359,8 +359,8 @@ def test_maps_that_are_joined_before_the_backbone_are_refused(tmp_path):
 
 def test_one_version_is_none_to_compare(tmp_path):
     with pytest.raises(ConfigError, match="compares two; keep more"):
-        check_frozen(experiment(tmp_path, supervision="views"))
-    check_frozen(experiment(tmp_path, kept=2, supervision="views"))
+        check_frozen(experiment(tmp_path, supervision="views", augment={"symmetries": True}))
+    check_frozen(experiment(tmp_path, kept=2, supervision="views", augment={"symmetries": True}))
 
 
 def test_a_dry_run_counts_bytes(made, tmp_path):
