@@ -33,7 +33,7 @@ def looks(features: Vectors, section: InterclassSection) -> IntArray:
 
 
 class InterclassTriplets:
-    """Semi-hard triplets of clusters whose three tiles are of at least two classes, and what they cost.
+    """Semi-hard triplets of clusters whose anchor is of another class than the two others, and what they cost.
 
     Those are dropped whose anchor is of the class of its positive, which the labels draw to it anyway, or of its negative, which they draw
     to it too.

@@ -220,7 +220,7 @@ def forbidden_pairs(
     """Return (n, m) bool: True where two tiles are no negatives of each other.
 
     They are none if their centres lie within a tile size; for `geography`, if they are too near or (with `max_neg_dist`) too far; for
-    `proportions`, if they share too much. For `views` all are.
+    `proportions`, if they share too much. For `views` none is forbidden.
 
     Args:
         experiment: its distances and shares.

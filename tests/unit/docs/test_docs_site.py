@@ -203,7 +203,7 @@ def test_the_reference_lists_every_key(reference):
         ("rasters", "aoi", "list (4) of number or text or null"),
         ("serve", "host", "text"),
         ("index", "kind", "auto, flat, hnsw, ivf_flat, ivf_pq, ivf_rabitq, sq8, binary, hamming, hamming_ivf"),
-        ("loss", "gamma", "number above 0"),
+        ("loss", "beta", "number above 0"),
         ("model", "freeze", "whole number at least -1 or all"),
     ],
 )
