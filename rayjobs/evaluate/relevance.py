@@ -285,7 +285,9 @@ def _ground_means(tiles: pa.Table, divided_by: str) -> str:
 
 def _units(tiles: pa.Table, settings: EvaluateSection, ground_means: str) -> tuple[Names, str]:
     if settings.unit == "block" and ground_means != "spatial blocks":
-        raise ConfigError(f"evaluate.unit is block, and the tiles are divided by {ground_means}; set tiles.splits.by: block, or evaluate.unit: auto")
+        raise ConfigError(
+            f"evaluate.unit is block, and the tiles are divided by {ground_means}; set tiles.splits.by: block, or evaluate.unit: auto"
+        )
     if settings.unit == "class":
         if tiles["label"].null_count == tiles.num_rows:
             raise ConfigError(f"evaluate.unit is class, and no tile has one; {_WITHOUT_CLASSES} evaluate.unit: auto")

@@ -136,18 +136,19 @@ def dates(entries: Sequence[Json]) -> Html:
     names = list(entries[0]["metrics"])
     body = [
         _row(
-            f"{entry['asking']} asks {entry['asked']}",
+            entry["asking"],
             [
+                entry["asked"],
                 _NONE if entry["gap_days"] is None else f"{entry['gap_days']:,}",
                 f"{entry['queries']:,}",
                 f"{entry['gallery']:,}",
-                number(entry["median_rank"]),
+                f"{entry['median_rank']:g}",
                 *(figure(entry["metrics"][name]) for name in names),
             ],
         )
         for entry in entries
     ]
-    return table(["dates", "days", "queries", "gallery", "median rank", *names], body)
+    return table(["asking", "asked", "days", "queries", "gallery", "median rank", *names], body)
 
 
 def confusion(found: Json, row: str) -> Html:
