@@ -142,7 +142,7 @@ def dates(entries: Sequence[Json]) -> Html:
                 _NONE if entry["gap_days"] is None else f"{entry['gap_days']:,}",
                 f"{entry['queries']:,}",
                 f"{entry['gallery']:,}",
-                f"{entry['median_rank']:g}",
+                number(entry["median_rank"]),
                 *(figure(entry["metrics"][name]) for name in names),
             ],
         )
