@@ -1,9 +1,9 @@
 """Landforms on Mars: what do codes of 32 to 256 bits lose to the floats they come from, and do they beat frozen float features?
 
-HiRISE pictures of six classes cut from 70 observations, `configs/mars-hash.yaml`: five folds of observations. Of each fold, its pictures
-ask and are found; the recipe of the codes is chosen on the fold after it, among candidates that have learned from the three others alone, and
-these three train what is then measured, with two seeds. Only the number of bits, terms and features then change from row to row. The
-backbone's rows (a classifier, triplets, codes learned with it) have one recipe, fixed beforehand.
+HiRISE pictures of six classes cut from 70 observations, on the tiles of `configs/mars-hash.yaml`: five folds of observations. Of each fold,
+its pictures ask and are found; the recipe of the codes is chosen on the fold after it, among candidates that have learned from the three
+others alone, and these three train what is then measured, with two seeds. From row to row only bits, terms and features change. The
+backbone's rows (a classifier, triplets, codes learned with it) have one recipe each, fixed beforehand.
 
 `mAP@64` is of all pictures of the fold but the query's own; beside it stand the figures without the classes that are no landforms, and
 without pictures of the query's observation. Intervals resample observations; differences are paired by query, and by the mean of the seeds.
@@ -293,25 +293,28 @@ class Study:
     def tuned(self) -> None:
         """Measure what the last stages of the backbone learn, and codes on that."""
         for seed in self.seeds:
-            for fold in range(FOLDS):
-                for name, settings in TUNED.items():
+            for name, settings in TUNED.items():
+                for fold in range(FOLDS):
                     self.backbone(name, settings | {"train.seed": seed}, fold, seed)
 
     def backbone(self, name: str, settings: Mapping[str, Any], fold: int, seed: int) -> None:
-        """Train the last stages; measure codes learned with them, or the features, and codes learned on these afterwards."""
+        """Train the last stages; measure codes learned with them, or the features, and codes learned on these afterwards.
+
+        The entry's `val` is of the codes on the next fold.
+        """
 
         def work() -> dict[str, Any]:
-            experiment, learned, tested = experiment_of(TUNING | settings), self.learned_from(fold), self.tested(fold)
-            images = self.images.where(learned)
+            experiment, images = experiment_of(TUNING | settings), self.images.where(self.learned_from(fold))
             encoder = cast("Encoder", train(experiment, images.tiles, chips_of(images), spec(experiment)))
-            features = features_of(encoder, self.images.pixels[tested])
+            features, following = (features_of(encoder, self.images.pixels[self.tested(on)]) for on in (fold, fold + 1))
             if encoder.spec.hashes:
-                return self.of_codes(encoder, features, fold)
+                return {**self.of_codes(encoder, features, fold), "val": self.of_codes(encoder, following, fold + 1)[METRICS[0]]}
             shown = FeatureCache(values=versions_of(encoder, images.pixels, experiment.train.augment, VERSIONS // 2))
             above = experiment_of(BASE | CANDIDATES[ABOVE] | {"train.seed": seed})
             head = cast("Encoder", train(above, images.tiles, shown, spec(above)))
-            codes = self.of_codes(head, features, fold)
-            return {**measure(unit(features), self.images.where(tested)), "codes": codes["by_tile"], "float": codes["float"]}
+            codes, chosen = self.of_codes(head, features, fold), self.of_codes(head, following, fold + 1)
+            of_features = measure(unit(features), self.images.where(self.tested(fold)))
+            return {**of_features, "codes": codes["by_tile"], "float": codes["float"], "val": chosen[METRICS[0]]}
 
         self.record.once((_key(name, seed), str(fold)), work)
 

@@ -42,7 +42,11 @@ def test_what_is_measured_is_what_a_loop_measures(images):
     labels, observations = images.labels, images.tiles["observation"].to_pylist()
     found = study.measure(vectors, images)
     landforms = [number for number in range(COUNT) if labels[number] not in study.REST]
-    for part, kept, without_own in (("all", range(COUNT), False), ("landforms", landforms, False), ("other observations", range(COUNT), True)):
+    for part, kept, without_own in (
+        ("all", range(COUNT), False),
+        ("landforms", landforms, False),
+        ("other observations", range(COUNT), True),
+    ):
         wanted = {query: naive(vectors, labels, observations, query, kept=kept, without_own=without_own) for query in kept}
         wanted = {f"{query:03d}": values for query, values in wanted.items() if values}
         for place, metric in enumerate(study.METRICS):
