@@ -64,6 +64,17 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "supcon, push 1, twice as long": {"loss": {"kind": "supcon"}, "hashing.push": 1.0, **_ON_ALL, "train.epochs": 8},
 }
 """Recipes of 128 bits on frozen features: changes of `BASE`."""
+FIXED: dict[str, Any] = {
+    "model.pretrained": "imagenet-package",
+    "model.input_size": 128,
+    "model.freeze": "all",
+    "model.projection": "hash",
+    "model.dim": 128,
+    "hashing.balance": 1.0,
+    "train.supervision": "labels",
+    "train.frozen_features": 1,
+}
+"""What the rows begin with, whatever the file recommends: 128 bits on frozen features."""
 BASE: dict[str, Any] = {
     "loss": {"kind": "triplet"},
     "miner": {"kind": "semi_hard"},
@@ -111,11 +122,11 @@ Array = np.ndarray[Any, Any]
 
 
 def experiment_of(settings: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of the file on the pictures that are there, with some keys changed."""
+    """Return the experiment of the file on the pictures that are there, as `FIXED` has it, with some keys changed."""
     folder = DATA / "hirise_mars"
     source = {"kind": "images", "root": str(folder / "images"), "labels": "csv", "csv": str(folder / "labels.csv"), "body": "mars"}
     columns = {"csv_label_column": "class_id", "csv_observation_column": "observation"}
-    changed = {"rasters.sources": [source | columns], **settings}
+    changed = {"rasters.sources": [source | columns], **FIXED, **settings}
     return experiments.load(CONFIG, [part for key, value in changed.items() for part in (f"--{key}", json.dumps(value))])
 
 
