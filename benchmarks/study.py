@@ -22,7 +22,7 @@ from rayjobs.retrieval.intervals import Interval, resampled_interval
 from rayjobs.retrieval.metrics import PairList, SameLabel, score
 from rayjobs.tiles.table import plan_tiles
 from rayjobs.train.ground import ground_of, supervise
-from rayjobs.train.loop import begin_projection, is_time_to_mine, plan_next, steps_per_epoch
+from rayjobs.train.loop import begin_projection, find_looks, is_time_to_mine, plan_next, steps_per_epoch
 from rayjobs.train.mine import mined_with
 from rayjobs.train.objective import Objective
 from rayjobs.train.shown import ChipCache
@@ -84,6 +84,7 @@ def train(
     shown: Shown,
     spec: ModelSpec,
     *,
+    target: Shown | None = None,
     begin: Callable[[Encoder], None] = lambda encoder: None,  # noqa: ARG005
     wrapped: Callable[[Encoder], nn.Module] | None = None,
 ) -> nn.Module:
@@ -94,6 +95,7 @@ def train(
         tiles: rows of the tile table, sorted by tile id.
         shown: what the network is shown of them.
         spec: the encoder.
+        target: what the network is shown of the tiles of `adaptation.target`.
         begin: what the encoder begins with, beyond its weights and `model.whitening`.
         wrapped: the encoder as it embeds, in training, in mining and afterwards; None for what `shown` asks for.
     """
@@ -102,9 +104,10 @@ def train(
     objective = Objective(experiment, ground, dim=spec.dim, device=device)
     state: State = initial(plan, objective, device)
     encoder = cast("Encoder", state.module)
-    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective)
+    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, target=target)
     if wrapped is None:
         begin_projection(on, state)
+        find_looks(on, state)
     begin(encoder)
     state.parallel = shown.network_of(encoder) if wrapped is None else wrapped(encoder)
     supervision = supervise(experiment, ground)
