@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from rayjobs.metric.section import (
 from rayjobs.models.section import ModelSection
 from rayjobs.rasters.section import RastersSection
 from rayjobs.serve.section import ServeSection
+from rayjobs.storage import absolute
 from rayjobs.tiles.section import TilesSection
 from rayjobs.tracking import TrackingSection
 from rayjobs.train.section import AdaptationSection, TrainSection
@@ -82,4 +84,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: the file cannot be read, a key is unknown or a value is wrong.
     """
     raw = config.apply_overrides(config.read_yaml(Path(path)), config.parse_overrides(overrides))
-    return config.build(Experiment, raw)
+    return _located(config.build(Experiment, raw))
+
+
+def _located(experiment: Experiment) -> Experiment:
+    """Return an experiment whose workspace and weights are found from any directory: Ray Train's workers have one of their own."""
+    workspace, model = experiment.workspace, experiment.model
+    weights = absolute(model.pretrained) if model.pretrained.endswith(".safetensors") else model.pretrained
+    return replace(experiment, workspace=replace(workspace, uri=absolute(workspace.uri)), model=replace(model, pretrained=weights))

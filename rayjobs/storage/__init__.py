@@ -5,7 +5,7 @@ Knows nothing of imagery, models or Ray. Every other room reads and writes throu
 
 from rayjobs.storage.artefacts import Artefact, Draft, FileDigest, Version, deposit, digest_of, keep_first, share, verified
 from rayjobs.storage.lease import Lease
-from rayjobs.storage.opening import expand, open_store, read_uri
+from rayjobs.storage.opening import absolute, expand, open_store, read_uri
 from rayjobs.storage.s3 import S3Store
 from rayjobs.storage.stores import LocalStore, Store, Tagged
 
@@ -19,6 +19,7 @@ __all__ = [
     "Store",
     "Tagged",
     "Version",
+    "absolute",
     "deposit",
     "digest_of",
     "expand",

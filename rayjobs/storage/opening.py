@@ -25,6 +25,11 @@ def open_store(uri: str) -> Store:
     raise StorageError(f"cannot use {uri!r} as storage; write s3://BUCKET/PREFIX, file:/PATH or a path")
 
 
+def absolute(uri: str) -> str:
+    """Return a URI, or where a plain path leads from here, which it does from anywhere."""
+    return uri if urllib.parse.urlsplit(uri).scheme else str(local_path(uri))
+
+
 def read_uri(uri: str) -> bytes:
     """Return the bytes of one object at a full URI. Raises `NotFoundError`."""
     root, _, name = uri.rpartition("/")

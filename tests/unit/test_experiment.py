@@ -58,3 +58,13 @@ def test_every_permitted_value_can_be_written_as_help_lists_it():
     written = {choice for key in keys(Experiment) for choice in key.choices}
     plain = {"true": True, "false": False, "null": None}
     assert {choice: yaml_of(choice) for choice in written} == {choice: plain.get(choice, choice) for choice in written}
+
+
+def test_paths_lead_to_the_same_files_from_any_directory(file, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = load(file, ["--model.pretrained", "runs/x/model.safetensors"])
+    assert (found.workspace.uri, found.model.pretrained) == (f"{tmp_path}/here/workspace", f"{tmp_path}/here/runs/x/model.safetensors")
+    remote = load(file, ["--workspace.uri", "s3://bucket/w", "--model.pretrained", "s3://bucket/model.safetensors"])
+    assert (remote.workspace.uri, remote.model.pretrained) == ("s3://bucket/w", "s3://bucket/model.safetensors")
+    assert load(file, ["--model.pretrained", "timm"]).model.pretrained == "timm"

@@ -84,7 +84,7 @@ def test_an_ingress_takes_up_what_it_is_told(store, ingress):
     asyncio.run(ingress.reconfigure({"index_version": "v1"}))
     assert (ingress.answers.version, ingress.answers.max_limit, ingress.versions) == ("v1", 7, ["v1"])
     limits = ingress.uploads_for(ingress.answers)
-    assert (limits.bands, limits.dtype, limits.max_pixels, limits.max_bytes) == (SPEC.bands, SPEC.dtype, 500_000, 2 * 2**20)
+    assert (limits.modalities, limits.dtype, limits.max_pixels, limits.max_bytes) == ((SPEC.bands,), SPEC.dtype, 500_000, 2 * 2**20)
     asyncio.run(ingress.reconfigure({"index_version": "v2"}))
     assert ingress.versions == ["v2", "v1"]
 
