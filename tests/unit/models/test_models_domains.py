@@ -135,7 +135,6 @@ def test_group_sizes_of_a_file_are_checked(size):
         build(ModelSpec.from_json(json.dumps(raw).encode()))
 
 
-
 def test_the_section_wants_groups_that_divide_the_features():
     found = spec_of(config.build(ModelSection, {"backbone": "resnet10t", "domain_whitening": {"group_size": 32}}), **SET)
     assert found.domain_whitening == 32
