@@ -119,7 +119,7 @@ class Here:
         return self.answers
 
     def uploads_for(self, answers):
-        return UploadLimits(bands=answers.spec.bands, dtype=answers.spec.dtype, max_pixels=25_000_000, max_bytes=256 * _MEBIBYTE)
+        return UploadLimits(modalities=answers.spec.modalities, dtype=answers.spec.dtype, max_pixels=25_000_000, max_bytes=256 * _MEBIBYTE)
 
     async def embed(self, pixels, valid, answers):
         with torch.inference_mode():
