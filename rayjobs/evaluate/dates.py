@@ -21,7 +21,7 @@ Json = dict[str, Any]
 def by_dates(row: Measured, settings: EvaluateSection) -> list[Json]:
     """Return an entry for each pair of dates, in either direction, whose places can be found.
 
-    Each has `asking` and `asked`, the dates; `gap_days`, from the one to the other, or null; `queries`; `gallery`; `median_rank` of the
+    Each has `asking` and `asked`, the dates; `gap_days`, from the one to the other; `queries`; `gallery`; `median_rank` of the
     place among the tiles of the date that is asked, from 1; and `metrics` {metric: {value, low, high}}: the objective, and MRR, recall and
     hit rate at every cut-off.
     """

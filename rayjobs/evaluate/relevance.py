@@ -40,10 +40,10 @@ class DatePair:
     """Queries of one date that ask another."""
 
     asking: str
-    """A day, as 2015-09-26; of scenes without a date the scene's id."""
+    """A day, as 2015-09-26."""
     asked: str
-    gap_days: int | None
-    """From the one to the other, negative where the other is the earlier; None where a date is not known."""
+    gap_days: int
+    """From the one to the other, negative where the other is the earlier."""
     queries: IntArray
     """Positions among the question's queries."""
     gallery: int
@@ -237,11 +237,8 @@ def _pairs_of_dates(names: Names, dates: IntArray, queries: IntArray, asked: Int
         )
 
 
-def _days_between(one: str, other: str) -> int | None:
-    try:
-        return (datetime.date.fromisoformat(other) - datetime.date.fromisoformat(one)).days
-    except ValueError:  # a scene's id
-        return None
+def _days_between(one: str, other: str) -> int:
+    return (datetime.date.fromisoformat(other) - datetime.date.fromisoformat(one)).days
 
 
 def _both_ways(pairs: IntArray) -> IntArray:

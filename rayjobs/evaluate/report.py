@@ -56,6 +56,7 @@ _REMEDIES = {
     "scenes": "take more scenes",
     "places": "take more places",
     "source observations": "take more observations",
+    "dates": "take more dates, or tiles.splits.by: block",
     "classes": "measure more classes",
 }
 

@@ -139,7 +139,7 @@ def dates(entries: Sequence[Json]) -> Html:
             entry["asking"],
             [
                 entry["asked"],
-                _NONE if entry["gap_days"] is None else f"{entry['gap_days']:,}",
+                f"{entry['gap_days']:,}",
                 f"{entry['queries']:,}",
                 f"{entry['gallery']:,}",
                 number(entry["median_rank"]),

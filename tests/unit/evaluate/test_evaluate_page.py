@@ -84,7 +84,7 @@ def by_date():
             "median_rank": 2.5,
             "metrics": {"MRR@5": entry(0.617), "recall@1": {"value": 0.5, "low": None, "high": None}},
         }
-        for asking, gap in (("2010-06-29", 763), ("2012-07-31", None))
+        for asking, gap in (("2010-06-29", 763), ("2012-07-31", -763))
     ]
 
 

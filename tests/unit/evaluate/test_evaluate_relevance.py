@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import typing
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from rayjobs import config
 from rayjobs.errors import ConfigError
 from rayjobs.evaluate.relevance import ask, findable
+from rayjobs.evaluate.report import cautions
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.geo import Grid
 from rayjobs.rasters.scenes import Asset, Scene
@@ -180,3 +182,10 @@ def test_places_of_scenes_without_a_date_are_refused():
     settings = config.build(EvaluateSection, {"relevance": "place"})
     with pytest.raises(ConfigError, match=r"the date of \w+ is not known; give the source a `datetime`"):
         ask(tiles(scene("a"), scene("b")), settings, divided_by="block")
+
+
+@pytest.mark.parametrize("by", typing.get_args(typing.get_type_hints(SplitsSection)["by"]))
+def test_few_units_are_a_caution_however_the_tiles_are_divided(by):
+    question = ask(tiles(scene("a")), config.build(EvaluateSection, {}), divided_by=by)
+    [caution] = cautions((1,), 100, 2, question.unit_means)
+    assert caution.startswith(f"only 2 independent units ({question.unit_means}): ")
