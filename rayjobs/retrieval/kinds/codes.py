@@ -115,23 +115,13 @@ class BinaryFile(Kind):
         return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC)
 
 
-class Hamming(BinaryFile, Exact):
-    """Codes, one bit a number and nothing beside: exact, by Hamming distance. Queries that are no codes by inner product."""
-
-    name: ClassVar[str] = "hamming"
-    store: ClassVar[str] = "hamming"
+class BinaryFlat(BinaryFile):
+    """A kind whose file is one bit of each number of each vector, one after the other."""
 
     def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
         """Return an empty index of as many bits as numbers, filled up to whole bytes."""
         del rows
         return faiss.IndexBinaryFlat(bits_of(sample.shape[1]))
-
-    def filled(self, quantiser: Any, vectors: Vectors) -> Any:
-        """Add the bits of (n, dim) codes. Raises `ValueError` where they are none."""
-        del quantiser
-        index = faiss.IndexBinaryFlat(bits_of(vectors.shape[1]))
-        index.add(_packed(vectors))
-        return index
 
     def check(self, index: Any, dimension: int, rows: int) -> None:
         """Check type and length."""
@@ -140,6 +130,20 @@ class Hamming(BinaryFile, Exact):
     def bytes_per_vector(self, dimension: int) -> float:
         """Return a bit a number."""
         return bits_of(dimension) / 8
+
+
+class Hamming(BinaryFlat, Exact):
+    """Codes, one bit a number and nothing beside: exact, by Hamming distance. Queries that are no codes by inner product."""
+
+    name: ClassVar[str] = "hamming"
+    store: ClassVar[str] = "hamming"
+
+    def filled(self, quantiser: Any, vectors: Vectors) -> Any:
+        """Add the bits of (n, dim) codes. Raises `ValueError` where they are none."""
+        del quantiser
+        index = faiss.IndexBinaryFlat(bits_of(vectors.shape[1]))
+        index.add(_packed(vectors))
+        return index
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count bytes compared."""

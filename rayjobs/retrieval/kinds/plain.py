@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import faiss
 import numpy as np
 
-from rayjobs.retrieval.kinds.codes import BinaryFile, bits_of, check_bits, signs
+from rayjobs.retrieval.kinds.codes import BinaryFlat, bits_of, signs
 from rayjobs.retrieval.kinds.kind import (
     LAST_BITS,
     SPARE,
@@ -120,16 +120,11 @@ class Sq8(Refined):
         return float(index.d * (2 * _BYTE_NS * index.ntotal + _REFINE_NS * count * (effort.k_factor or 1)))
 
 
-class Binary(BinaryFile, Refined):
+class Binary(BinaryFlat, Refined):
     """The sign of each dimension, compared by Hamming distance, ranked again exactly: for embeddings whose signs tell much."""
 
     name: ClassVar[str] = "binary"
     factors: ClassVar[tuple[int | None, ...]] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-    def trained(self, sample: Vectors, *, rows: int | None = None) -> Any:
-        """Return an empty index of as many bits as dimensions, filled up to whole bytes."""
-        del rows
-        return faiss.IndexBinaryFlat(bits_of(sample.shape[1]))
 
     def filled(self, quantiser: Any, vectors: Vectors) -> Any:
         """Add the signs of (n, dim) vectors."""
@@ -138,17 +133,9 @@ class Binary(BinaryFile, Refined):
         index.add(signs(vectors))
         return index
 
-    def check(self, index: Any, dimension: int, rows: int) -> None:
-        """Check type and length."""
-        check_bits(index, dimension, rows)
-
     def attached(self, index: Any, exact: Any) -> Any:
         """Join bits and exact vectors."""
         return _Rescored(bits=index, exact=exact)
-
-    def bytes_per_vector(self, dimension: int) -> float:
-        """Return a bit a dimension."""
-        return bits_of(dimension) / 8
 
     def cost_ns(self, index: Any, effort: Effort, count: int) -> float:
         """Count bytes read, and exact vectors."""
