@@ -333,6 +333,7 @@ def main() -> None:
         folder = Path(written)
         write_scenes(site, folder)
         whole = {"model.fusion": MAPS["model.fusion"], "train.frozen_features": 0, "model.input_size": site.side}
+        whole["tiles.splits"] = {"train": 1, "val": 0, "test": 0}  # the strips are the splits
         strides = (site.side, site.side // 4)
         grid, dense = (images_of(experiment_of(site, folder, whole | {"tiles.sampler.stride": stride})) for stride in strides)
         settled = [experiment_of(site, Path(), {}).to_dict(), LOSSES, MAPS, RATES]

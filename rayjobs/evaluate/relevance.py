@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayjobs.errors import ConfigError
-from rayjobs.retrieval.metrics import PairList, Pairs, SameLabel
+from rayjobs.retrieval.metrics import AnyOf, PairList, Pairs, SameLabel
 from rayjobs.retrieval.ranking import BoolArray, FloatArray, IntArray, blocks
 from rayjobs.tiles import places
 from rayjobs.tiles.neighbours import outlines, overlapping_pairs, positive_pairs
@@ -31,6 +31,7 @@ Names = np.ndarray[Any, Any]
 
 _NEIGHBOURS = "tiles whose centres lie within {} tile sizes of the query's"
 _SAME_PLACE = "tiles of another date whose centres lie within {:g} tile sizes of the query's, date by date"
+_OVERLAP = "the query itself, and tiles whose ground overlaps its own"
 _DIVISIONS = {"observation": "source observations", "date": "dates"}
 _WITHOUT_CLASSES = "set rasters.label_map, or"
 
@@ -158,9 +159,9 @@ class _Asked:
     queries: IntArray
     relevance: Pairs
     excluded: Pairs
-    dates: tuple[DatePair, ...] = ()
     means: str
-    without: str = "the query itself, and tiles whose ground overlaps its own"
+    without: str
+    dates: tuple[DatePair, ...] = ()
 
 
 def _asked(
@@ -169,7 +170,19 @@ def _asked(
     if settings.relevance == "place":
         return _of_places(tiles, settings.split, place_tolerance)
     relevance, means = _by_label(codes) if settings.relevance == "label" else (neighbours, _NEIGHBOURS.format(settings.radius))
-    return _Asked(queries=np.arange(tiles.num_rows), relevance=relevance, excluded=shared, means=means)
+    excluded, without = (shared, _OVERLAP) if settings.exclude == "overlap" else _beyond(tiles, settings.exclude, shared)
+    return _Asked(queries=np.arange(tiles.num_rows), relevance=relevance, excluded=excluded, means=means, without=without)
+
+
+def _beyond(tiles: pa.Table, part: str, shared: PairList) -> tuple[AnyOf, str]:
+    """Leave out what shares ground with the query, and all else of its scene or observation."""
+    names = tiles["scene_id"] if part == "scene" else _observations(tiles, "evaluate.exclude", "overlap")
+    _, same = np.unique(names.to_numpy(), return_inverse=True)
+    if not same.any():
+        raise ConfigError(
+            f"evaluate.exclude is {part}, and all tiles are of one; nothing would be left to find. Set evaluate.exclude: overlap"
+        )
+    return AnyOf((shared, SameLabel(same, same))), f"{_OVERLAP}, and all others of its {part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +305,17 @@ def _units(tiles: pa.Table, settings: EvaluateSection, ground_means: str) -> tup
     if settings.unit == "scene":
         return _names(tiles, "scene_id"), "scenes"
     if settings.unit == "observation":
-        if tiles["observation"].null_count:
-            raise ConfigError(
-                "evaluate.unit is observation, and not every tile has one; name them in the source of images (csv_observation_column, or a "
-                "group `observation` of pattern), or set evaluate.unit: auto"
-            )
-        return _names(tiles, "observation"), "source observations"
+        return _observations(tiles, "evaluate.unit", "auto").to_numpy(), "source observations"
     return _names(tiles, "block_id"), ground_means
+
+
+def _observations(tiles: pa.Table, key: str, otherwise: str) -> pa.ChunkedArray:
+    if tiles["observation"].null_count:
+        raise ConfigError(
+            f"{key} is observation, and not every tile has one; name them in the source of images (csv_observation_column, or a group "
+            f"`observation` of pattern), or set {key}: {otherwise}"
+        )
+    return tiles["observation"]
 
 
 def _by_label(codes: IntArray) -> tuple[Pairs, str]:

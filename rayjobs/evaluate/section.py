@@ -31,6 +31,9 @@ class EvaluateSection:
     whatever split."""
     radius: Annotated[float, pydantic.Field(gt=0)] = 1.5
     """Greatest distance between centres of relevant tiles, in tile sizes; 1.5 is the 8 tiles around one of a grid."""
+    exclude: Literal["overlap", "scene", "observation"] = "overlap"
+    """What a query may not count: itself and tiles that share ground with it (`overlap`); and, beyond these, all tiles of its own `scene`,
+    or all pictures of its own `observation`, which look alike for their light and season, whatever they show."""
     ks: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], ...], pydantic.Field(min_length=1)] = (1, 5, 10)
     """Cut-offs of recall@k, precision@k and the others."""
     objective: str = "recall@10"
@@ -64,6 +67,8 @@ class EvaluateSection:
     """Weights of the frozen-pretrained row, as `model.pretrained`; default those of the model, if it has any."""
 
     def __post_init__(self) -> None:
-        """Refuse a probe that is listed twice."""
+        """Refuse a probe that is listed twice, and keys that do not go together."""
         if len(set(self.probes)) < len(self.probes):
             raise ValueError(f"probes lists one twice: {', '.join(self.probes)}")
+        if self.relevance == "place" and self.exclude != "overlap":
+            raise ValueError(f"with relevance: place another date is asked, which leaves out more than exclude: {self.exclude}; drop it")

@@ -181,6 +181,19 @@ class SameLabel:
         return equal
 
 
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """Items that belong to the query by one rule or another."""
+
+    rules: tuple[Pairs, ...]
+    """At least one."""
+
+    def rows(self, queries: IntArray) -> BoolArray:
+        """Join what the rules mark."""
+        marked: BoolArray = np.logical_or.reduce([rule.rows(queries) for rule in self.rules])
+        return marked
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """Metrics of every query that has something to find."""

@@ -141,6 +141,44 @@ def test_overlapping_tiles_are_no_candidates_and_neighbours_are_the_buffer_of_pr
     assert near.sum() > out.sum() > len(every)
 
 
+def of_three_observations():
+    """Six pictures of two classes: of O0 four, of O1 and O2 one each."""
+    names = ["O0", "O0", "O0", "O0", "O1", "O2"]
+    scenes = [dataclasses.replace(scene(f"s{number}", crs=None), observation=name) for number, name in enumerate(names)]
+    table = plan_tiles(scenes, TilesSection(size=None, splits=SplitsSection(train=0, val=0, test=1, by="observation")))
+    labels = pa.array(["water" if number % 2 else "forest" for number in range(table.num_rows)])
+    return table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), labels)
+
+
+def test_pictures_of_the_same_observation_can_be_left_out():
+    table = of_three_observations()
+    question = asked(table, relevance="label", divided_by="observation", exclude="observation")
+    every = np.arange(6)
+    names = np.array(table["observation"].to_pylist())
+    assert (question.excluded.rows(every) == (names[:, None] == names[None, :])).all()
+    alone = asked(table, relevance="label", divided_by="observation")
+    assert (alone.excluded.rows(every) == np.eye(6, dtype=bool)).all()
+    assert question.excluded_means == f"{alone.excluded_means}, and all others of its observation"
+
+
+def test_what_lies_in_the_scene_of_a_query_can_be_left_out():
+    table = tiles(scene("a"), scene("b"))  # of one ground
+    question = asked(table, exclude="scene")
+    every = np.arange(table.num_rows)
+    scenes, out = np.array(table["scene_id"].to_pylist()), question.excluded.rows(every)
+    assert out[scenes[:, None] == scenes[None, :]].all()
+    assert (out & (scenes[:, None] != scenes[None, :])).sum() == table.num_rows, "the tile of the other scene on the same ground"
+
+
+def test_a_query_that_may_count_nothing_is_told_beforehand():
+    with pytest.raises(ConfigError, match=r"exclude is scene, and all tiles are of one"):
+        asked(tiles(scene("a")), exclude="scene")
+    with pytest.raises(ConfigError, match=r"evaluate\.exclude is observation, and not every tile has one"):
+        asked(tiles(), exclude="observation")
+    with pytest.raises(ConfigError, match=r"exclude: scene; drop it"):
+        asked(of_two_dates(), relevance="place", exclude="scene")
+
+
 def of_two_dates():
     """36 tiles on each of two days, the second a little further east and with one column of tiles less; half of them train."""
     days = [datetime.datetime(year, 6, 1, tzinfo=datetime.UTC) for year in (2015, 2018)]
