@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from rayjobs.console import Console
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 600.0
+"""The service says what it waits for, and ends by itself where it cannot start; a busy machine takes minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +68,12 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     evaluation = _run_verb(walk, "evaluate")
     _run_verb(walk, "index")
     experiment = load(options.config, overrides)
+    with _timed(walk, "pictures"):
+        pictures.write_sheet(experiment, folder / "results.png")
     with _service(walk, experiment) as url:
         with _timed(walk, "query"):
             answers = _ask(walk, experiment, url)
-        with _timed(walk, "pictures"):
-            pictures.write_sheet(experiment, folder / "results.png")
-            places.write_map(experiment, answers, folder / "map.html")
+        places.write_map(experiment, answers, folder / "map.html")
         summary = _summary(walk, evaluation, origin)
         _tell(walk, summary, url, answers)
         if options.serve:
@@ -159,7 +160,10 @@ def _wait(process: subprocess.Popen[str], url: str) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise DemoError(f"the service at {url} did not answer within {_START_TIMEOUT_S:.0f} s")
+    raise DemoError(
+        f"the service at {url} did not answer within {_START_TIMEOUT_S:.0f} s; the lines above say what it waited for. The same command "
+        "goes on from here, better on a machine that is less busy"
+    )
 
 
 def _ask(walk: Walk, experiment: Experiment, url: str) -> list[dict[str, Any]]:

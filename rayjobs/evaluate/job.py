@@ -24,7 +24,7 @@ from rayjobs.evaluate.illustrate import Choice, Illustrated, choose, illustrate
 from rayjobs.evaluate.measure import Measured, Plan, fits, measure, metrics_of, nothing_relevant, plan
 from rayjobs.evaluate.page import page
 from rayjobs.evaluate.relevance import Question, ask, findable
-from rayjobs.evaluate.report import cautions, shown, table, values_of
+from rayjobs.evaluate.report import cautions, cautions_of_lone, shown, table, values_of
 from rayjobs.evaluate.rows import FROZEN, TRAINED, Row, embed_rows, expected, measured_splits, standardised_on
 from rayjobs.evaluate.segmentation import segment
 from rayjobs.models.checkpoint import from_files
@@ -253,6 +253,7 @@ def _protocol(
             *of_encoder,
             *_cautions_of_rows(experiment, [each.name for each in measured]),
             *cautions(settings.ks, gallery, units, question.unit_means),
+            *cautions_of_lone(question, retrieved),
             *found.left_out,
         ],
         "earlier_reports_on_this_split": _earlier_reports(experiment),
@@ -266,9 +267,10 @@ def _cautions_of_rows(experiment: Experiment, rows: Sequence[str]) -> list[str]:
         f"there is no row {name}: its weights could not be had here, or do not fit" for name in expected(experiment) if name not in rows
     ]
     if FROZEN in rows and experiment.model.whitening is not None:
+        study = "cross_date" if experiment.evaluate.relevance == "place" else "class_disjoint"
         told.append(
-            f"{TRAINED} minus {FROZEN} holds what model.whitening gives without labels, too; `python -m benchmarks.class_disjoint` tells "
-            "such a gain from that of the loss"
+            f"{TRAINED} minus {FROZEN} holds what model.whitening gives without labels, too; `python -m benchmarks.{study}` tells such a "
+            "gain from that of the loss"
         )
     return told
 

@@ -42,14 +42,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rayjobs.evaluate.measure import Measured, Probed, TileValues
+    from rayjobs.evaluate.relevance import Question
     from rayjobs.evaluate.section import EvaluateSection
     from rayjobs.retrieval.classes import ClassTable
+    from rayjobs.retrieval.ranking import IntArray
 
 Json = dict[str, Any]
 
 PER_CLASS = "MAP@R"
 """The metric of the table by class, beside the objective."""
 
+_MANY_LONE = 0.1
+"""Share of queries without anything to find that is worth a caution."""
 _FEW_UNITS = 10
 _REMEDIES = {
     "spatial blocks": "take more imagery, or smaller tiles.splits.block_m",
@@ -94,6 +98,23 @@ def cautions(ks: Sequence[int], gallery: int, units: int, unit_means: str) -> li
     few = f"only {units} independent units ({unit_means}): the intervals are unsure themselves; {_REMEDIES[unit_means]}"
     whole = f"the gallery has {gallery} tiles, so what is measured at {deep} finds everything, whatever the encoder; lower evaluate.ks"
     return [*([few] if units < _FEW_UNITS else []), *([whole] if deep else [])]
+
+
+def cautions_of_lone(question: Question, asking: IntArray) -> list[str]:
+    """Return whom the figures leave out, where that is many: queries with nothing to find, and classes none of whose tiles ask.
+
+    Args:
+        question: what is asked.
+        asking: tiles that are measured.
+    """
+    lone = len(question.queries) - len(asking)
+    codes = question.codes[asking]
+    silent = [name for code, name in enumerate(question.classes) if not (codes == code).any()]
+    if lone < _MANY_LONE * len(question.queries) and not silent:
+        return []
+    classes = f", among them all of {'class' if len(silent) == 1 else 'the classes'} {', '.join(silent)}" if silent else ""
+    unmeasured = f"{lone} of {len(question.queries)} queries have nothing to find and are not measured"
+    return [f"{unmeasured}{classes}: the figures are of the others alone"]
 
 
 def _row(row: Measured, settings: EvaluateSection) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Mapping
@@ -64,6 +65,20 @@ def load_pretrained(
     own = _with_first_layer(network, backbone, own, bands, None if ours else rgb)
     _fill(network, backbone, source, _resized(network, own))
     return {name.removeprefix("projection."): tensor for name, tensor in weights.items() if name.startswith("projection.")}
+
+
+@functools.cache
+def require_weights(source: str, backbone: str) -> None:
+    """Refuse weights that cannot be had, as `load_pretrained` would, before anything is begun with them; `timm` is not asked.
+
+    Raises:
+        CheckpointError: there is no such file or package, or it is none of weights.
+        ConfigError: `imagenet-package` for another backbone.
+    """
+    if source == "imagenet-package":
+        packaged_weights(backbone)
+    elif source not in {"none", "timm"}:
+        _from_file(source)
 
 
 def adapted(weight: torch.Tensor, bands: int, rgb: tuple[int, int, int] | None = None) -> torch.Tensor:

@@ -66,7 +66,19 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     label_map = _label_map(experiment.rasters, plan)
     current = workspace.set.current()  # without one there is nothing to take stamps for
     published = current is not None and _whole(workspace.set, set_version(plan, experiment.tiles, label_map)) is not None
-    return {**plan.cost(), "published_already": published}
+    return {**plan.cost(), "cautions": _cautions(experiment, plan), "published_already": published}
+
+
+def _cautions(experiment: Experiment, plan: SetPlan) -> list[str]:
+    """Return what the plan cautions against, and whether the set lacks what the experiment will ask of it."""
+    across = {"train.supervision: places": experiment.train.supervision == "places"}
+    across["evaluate.relevance: place"] = experiment.evaluate.relevance == "place"
+    wants = [key for key, asked in across.items() if asked]
+    days = {scene.datetime.date() if scene.datetime else None for scene in plan.scenes}
+    if not wants or len(days) > 1:
+        return list(plan.cautions)
+    told = "of one date" if days - {None} else "without a date"
+    return [*plan.cautions, f"{' and '.join(wants)} compare dates, and all scenes are {told}; add others, or say when they were taken"]
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -76,7 +88,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     console.say("sample/plan      reading headers and placing tiles")
     plan = plan_set(experiment.rasters, experiment.tiles)
     _say_some(console, [f"left out {uri}: {reason}" for uri, reason in plan.unreadable])
-    _say_some(console, [f"caution: {caution}" for caution in plan.cautions])
+    _say_some(console, [f"caution: {caution}" for caution in _cautions(experiment, plan)])
     label_map = _label_map(experiment.rasters, plan)
     console.say(f"sample/plan      {plan.tiles.num_rows:,} tiles on {len(plan.scenes):,} scenes; taking stamps of their files")
     name = set_version(plan, experiment.tiles, label_map)

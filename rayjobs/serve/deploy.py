@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from rayjobs.errors import ServiceError
@@ -86,7 +87,7 @@ def _start(name: str, args: Mapping[str, Any], options: Mapping[str, Any], say: 
         ray.serve.start(**options)
         declare(_application(name, args))
         _wait(name, say)
-    except (RayServeException, RuntimeError, TimeoutError) as error:  # the port or the path is taken; a replica or a proxy does not start
+    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:  # the port is taken; a replica or a proxy does not start
         said = [str(error) or repr(error), *_complaints(name)]
         _LOG.exception("application %s does not start: %s", name, "\n".join(said))
         raise ServiceError(f"the service does not start: {said[-1].strip().splitlines()[-1]}") from error

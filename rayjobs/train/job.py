@@ -21,6 +21,7 @@ from rayjobs.cluster.session import cpus_here, even_cpus, is_joined, joined, req
 from rayjobs.errors import ConfigError, RayjobsError, TrainingError
 from rayjobs.models import backbones
 from rayjobs.models.encoder import parameter_count
+from rayjobs.models.pretrained import require_weights
 from rayjobs.models.section import spec_of
 from rayjobs.models.spec import ModelSpec, check_bands
 from rayjobs.storage import Lease
@@ -148,9 +149,11 @@ def check(experiment: Experiment, source: Version, ground: Ground) -> None:
         ConfigError: no such backbone, an encoder that does not fit the set, features kept of a backbone that learns, or a loss or miner
             that asks for what the tiles do not tell.
         TrainingError: likewise.
+        CheckpointError: the pretrained weights cannot be had.
     """
     backbones.require(experiment.model.backbone)
     spec = encoder_spec(experiment, source)
+    require_weights(experiment.model.pretrained, experiment.model.backbone)
     check_frozen(experiment)
     check_objective(experiment, ground)
     target = target_of(experiment)
@@ -189,7 +192,11 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     with Lease(workspace.store, workspace.lease) as lease:
-        _pinned(experiment, workspace, source).begin()
+        pinned = _pinned(experiment, workspace, source)
+        pinned.begun()
+        tiles = training_tiles(source, experiment)
+        check(experiment, source, ground_of(tiles, experiment))  # first: what is refused may be corrected under the same name
+        pinned.begin()
         newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
         done = int(newest.manifest["epoch"]) if newest else 0
         if done >= experiment.train.epochs:
@@ -213,7 +220,7 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
                 opened=workspace.remember_mlflow_run,
             ) as tracker,
         ):
-            _fit(experiment, source, lease.token, tracker, console, watch)
+            _fit(experiment, source, tiles, lease.token, tracker, console, watch)
             lease.check()
             _check_reached_end(workspace, experiment.train.epochs)
             _track_model(experiment, workspace, source, tracker)
@@ -321,10 +328,10 @@ def tile_size(source: Version, experiment: Experiment) -> int:
     return int(size)
 
 
-def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console, watch: Watch | None) -> None:
+def _fit(
+    experiment: Experiment, source: Version, tiles: pa.Table, lease: str, tracker: Tracker, console: Console, watch: Watch | None
+) -> None:
     settings = experiment.train
-    tiles = training_tiles(source, experiment)
-    check(experiment, source, ground_of(tiles, experiment))
     spec = encoder_spec(experiment, source)
     least, most = settings.workers
     cpus = settings.cpus_per_worker or even_cpus(most)

@@ -11,7 +11,7 @@ import pytest
 from rayjobs import config
 from rayjobs.errors import ConfigError
 from rayjobs.evaluate.relevance import ask, findable
-from rayjobs.evaluate.report import cautions
+from rayjobs.evaluate.report import cautions, cautions_of_lone
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.geo import Grid
 from rayjobs.rasters.scenes import Asset, Scene
@@ -177,6 +177,16 @@ def test_a_query_that_may_count_nothing_is_told_beforehand():
         asked(tiles(), exclude="observation")
     with pytest.raises(ConfigError, match=r"exclude: scene; drop it"):
         asked(of_two_dates(), relevance="place", exclude="scene")
+
+
+def test_classes_none_of_which_asks_are_a_caution():
+    labels = ["water"] * 4 + ["forest"] + [None] * 67
+    question = asked(tiles(labels=labels), relevance="label")
+    assert cautions_of_lone(question, findable(question)) == [
+        "68 of 72 queries have nothing to find and are not measured, among them all of class forest: the figures are of the others alone"
+    ]
+    everybody = asked(tiles(labels=CLASSES), relevance="label")
+    assert cautions_of_lone(everybody, findable(everybody)) == []
 
 
 def of_two_dates():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rayjobs.config import build
 from rayjobs.errors import ConfigError, TooManyFailuresError, UnreadableTileError
 from rayjobs.rasters.reader import REPLACE, RasterReader
 from rayjobs.sample import job, read
@@ -43,6 +45,24 @@ def assert_all_right(sampled, values):
         chip = chips.read_chips(sampled.version.read(chips.shard_name(tile["shard"])), {tile["tile_id"]})[0]
         row, col = tile["row"], tile["col"]
         np.testing.assert_array_equal(chip.pixels, values[tile["scene_id"]][:, row : row + 16, col : col + 16])
+
+
+@pytest.mark.parametrize("asks", [{"train": {"supervision": "places"}}, {"evaluate": {"relevance": "place"}}])
+def test_imagery_of_one_date_for_what_compares_dates_is_a_caution(experiment, tmp_path, asks):
+    for name in ("2015", "2018"):
+        write(tmp_path / f"{name}.tif", noise(1, 64, 64))
+    one, both = (files(tmp_path / found, pattern=r"(?P<date>\d{4})\.tif") for found in ("2015.tif", "*.tif"))
+    plain = experiment(one)
+    (said,) = job.preview(dataclasses.replace(plain, **{key: build(type(getattr(plain, key)), part) for key, part in asks.items()}))[
+        "cautions"
+    ]
+    assert "compare dates, and all scenes are of one date" in said
+    assert job.preview(plain)["cautions"] == []
+    more = experiment(both)
+    assert (
+        job.preview(dataclasses.replace(more, **{key: build(type(getattr(more, key)), part) for key, part in asks.items()}))["cautions"]
+        == []
+    )
 
 
 def test_after_an_outage_the_shards_with_holes_are_read_again_and_no_others(sample, two_scenes, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ import pytest
 import ray.train.torch
 
 from rayjobs.config import build
-from rayjobs.errors import CheckpointError, ConfigError, NotFoundError, TrainingError
+from rayjobs.console import Console
+from rayjobs.errors import CheckpointError, ConfigError, NotFoundError, RayjobsError, TrainingError
 from rayjobs.experiment import Experiment
+from rayjobs.models.pretrained import require_weights
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train import job, loop
 
@@ -101,6 +104,26 @@ def test_a_set_of_other_bands_or_without_training_tiles_cannot_be_adapted_to(exp
     published_target(workspace, "o3", split="test")
     with pytest.raises(ConfigError, match="no tile in its train split"):
         job.check(made, source, ground)
+
+
+def test_a_name_is_not_taken_by_what_is_refused(experiment):
+    refused, corrected = experiment(tiles={"size": None}), experiment(tiles={"size": None}, model={"input_size": 64})
+    workspace = refused.open_workspace()
+    manifest = {"bands": ["red"], "band_mean": [1.0], "band_std": [1.0], "tile_size": None, "resolution_m": None, "dtype": "uint8"}
+    draft = workspace.set.draft("s1")
+    draft.write("tiles.parquet", geoparquet_bytes(SCHEMA.empty_table()))
+    draft.publish({"parents": {}, "counts": {}} | manifest)
+    with pytest.raises(RayjobsError) as refusal:
+        job.run(refused, Console(io.StringIO(), io.StringIO()))
+    assert "begun with another experiment" not in str(refusal.value)
+    job._pinned(corrected, workspace, workspace.set.current()).begun()
+
+
+@pytest.mark.parametrize("weights", ["nowhere.safetensors", "picture.safetensors"])
+def test_weights_that_cannot_be_had_are_refused_by_the_plan(weights, tmp_path):
+    (tmp_path / "picture.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"model\.pretrained"):
+        require_weights(str(tmp_path / weights), "resnet18")
 
 
 def test_more_epochs_than_names_can_sort_are_refused(experiment):
