@@ -80,23 +80,26 @@ def _phone(browser, address, at):
 
 def _extension(browser, address, _):
     """What the extension finds for a view in Worldview, one hit taken among the examples."""
-    with tempfile.TemporaryDirectory() as folder, worldview_page() as worldview:
-        with loaded(browser, Path(folder), [address, worldview]) as (context, worker):
-            west, south, east, north = httpx.get(f"{address}/v1/info").json()["bounds"]
-            page = context.new_page()
-            page.goto(f"{worldview}/?v={west},{south},{east},{north}&t=2018-07-16&l=VIIRS_SNPP_CorrectedReflectance_TrueColor")
-            worker.evaluate("values => chrome.storage.local.set(values)", {"service": address, "worldview": worldview})
-            tab = worker.evaluate("async () => (await chrome.tabs.query({ active: true }))[0].id")
-            panel = context.new_page()
-            panel.set_viewport_size({"width": 400, "height": 760})
-            panel.goto(f"{worker.url.rpartition('/')[0]}/panel.html?tab={tab}")
-            panel.get_by_role("button", name="Search", exact=True).click()
-            panel.get_by_role("button", name="Hit 1 is right").click()
-            panel.get_by_role("button", name="Hit 2 is wrong").click()
-            panel.locator("#examples .negatives").wait_for()
-            panel.get_by_role("button", name="Search again").click()
-            panel.wait_for_selector("#results[aria-busy=false]")
-            _save(panel, "worldview")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        worldview_page() as worldview,
+        loaded(browser, Path(folder), [address, worldview]) as (context, worker),
+    ):
+        west, south, east, north = httpx.get(f"{address}/v1/info").json()["bounds"]
+        page = context.new_page()
+        page.goto(f"{worldview}/?v={west},{south},{east},{north}&t=2018-07-16&l=VIIRS_SNPP_CorrectedReflectance_TrueColor")
+        worker.evaluate("values => chrome.storage.local.set(values)", {"service": address, "worldview": worldview})
+        tab = worker.evaluate("async () => (await chrome.tabs.query({ active: true }))[0].id")
+        panel = context.new_page()
+        panel.set_viewport_size({"width": 400, "height": 760})
+        panel.goto(f"{worker.url.rpartition('/')[0]}/panel.html?tab={tab}")
+        panel.get_by_role("button", name="Search", exact=True).click()
+        panel.get_by_role("button", name="Hit 1 is right").click()
+        panel.get_by_role("button", name="Hit 2 is wrong").click()
+        panel.locator("#examples .negatives").wait_for()
+        panel.get_by_role("button", name="Search again").click()
+        panel.wait_for_selector("#results[aria-busy=false]")
+        _save(panel, "worldview")
 
 
 PICTURES = {"page-light": _light, "page-dark": _dark, "page-phone": _phone, "worldview": _extension}
