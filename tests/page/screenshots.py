@@ -29,6 +29,7 @@ DESKTOP, PHONE = (1160, 725), (390, 844)
 _APART = "#apart=2000"
 """Metres: tiles overlap, and hits shall be places of their own."""
 _WAIT_MS = 120_000
+_A_LOOK_MS = 1500
 _COLOURS = 128
 """A palette keeps each picture below 300 kB."""
 _RARE = ("#ffd75e", "#ffffff", "#0063a0", "#74bdf0", "#006b4b", "#52cf9f", "#5fe0b0", "#a33600", "#ff9c6b")
@@ -102,18 +103,86 @@ def _extension(browser, address, _):
         _save(panel, "worldview")
 
 
-PICTURES = {"page-light": _light, "page-dark": _dark, "page-phone": _phone, "worldview": _extension}
+def _label_desktop(browser, address, _):
+    """Several classes on a desktop, in dark colours."""
+    page = _labelling(browser, address, DESKTOP, "land", dark=True)
+    for key in "12132":
+        _say(page, key)
+    _save(page, "label-desktop")
+
+
+def _label_grid(browser, address, _):
+    """Many look-alikes, two of them taken out."""
+    page = _labelling(browser, address, DESKTOP, "land")
+    page.keyboard.press("g")
+    page.wait_for_selector("#grid-items li:nth-child(24)")
+    for number in (5, 11):
+        page.locator("#grid-items button").nth(number).click()
+    page.get_by_label("They are").select_option("water")
+    _save(page, "label-grid")
+
+
+def _label_phone(browser, address, _):
+    """Two classes on a phone, a swipe on its way."""
+    page = _labelling(browser, address, PHONE, "ponds", scale=1.5)
+    for key in ("ArrowRight", "ArrowLeft", "ArrowDown"):
+        _say(page, key)
+    box = page.locator("#frame").bounding_box()
+    page.mouse.move(box["x"] + 150, box["y"] + 150)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 250, box["y"] + 160, steps=3)
+    _save(page, "label-phone")
+
+
+CLASSES = {
+    "land": [{"name": name, "description": said} for name, said in (("field", "sown or mown"), ("water", ""), ("road", ""), ("trees", ""))],
+    "ponds": [{"name": "positive", "key": "p"}, {"name": "negative", "key": "n"}],
+}
+
+
+def _labelling(browser, address, size, taxonomy, **look):
+    """Open the labelling page, on a taxonomy that is made if need be: in the workspace that is served, where it stays."""
+    httpx.post(f"{address}/v1/labels", json={"name": taxonomy, "classes": CLASSES[taxonomy]}).raise_for_status()
+    page = _page(browser, size, **look)
+    page.goto(f"{address}/label?taxonomy={taxonomy}")
+    page.locator("#person-value").fill("anna")
+    page.get_by_role("button", name="Begin").click()
+    page.wait_for_selector("#frame:not([hidden]) img")
+    return page
+
+
+def _say(page, key):
+    """Say what a picture shows, at a person's pace."""
+    page.wait_for_timeout(_A_LOOK_MS)
+    page.keyboard.press(key)
+    page.wait_for_selector("#frame:not([hidden]) img")
+
+
+PICTURES = {
+    "page-light": _light,
+    "page-dark": _dark,
+    "page-phone": _phone,
+    "label-desktop": _label_desktop,
+    "label-grid": _label_grid,
+    "label-phone": _label_phone,
+    "worldview": _extension,
+}
 """What makes each picture; each takes the browser, the service's address and where on the map to click."""
 
 
-def _opened(browser, address, size, *, dark=False, scale=1):
+def _opened(browser, address, size, **look):
+    page = _page(browser, size, **look)
+    page.goto(f"{address}/{_APART}")
+    page.wait_for_selector("#map .scene")
+    return page
+
+
+def _page(browser, size, *, dark=False, scale=1):
     viewport = {"width": size[0], "height": size[1]}
     scheme = "dark" if dark else "light"
     context = browser.new_context(viewport=viewport, device_scale_factor=scale, color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(_WAIT_MS)
-    page.goto(f"{address}/{_APART}")
-    page.wait_for_selector("#map .scene")
     return page
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rayjobs.serve.label_routes import PERSON_HEADER
 from tests.page.conftest import eventually
-from tests.page.test_page import CONTRAST, NAMELESS
+from tests.page.test_page import CONTRAST, NAMELESS, click_map, hits, searched
 
 pytestmark = pytest.mark.slow
 
@@ -358,3 +358,31 @@ def test_phones(labelling, service, taxonomy, width):
     eventually(page, f"document.querySelector('#frame').dataset.id !== '{tile}'")
     sent(page)
     assert [(one["tile_id"], one["label"]) for one in events(service, taxonomy)] == [(tile, "positive")]
+
+
+def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
+    page = opened()
+    page.wait_for_selector("#map .scene")
+    searched(page, lambda: click_map(page))
+    [example] = re.findall(r"like=([0-9a-f]{20})", page.url)
+    first, second = hits(page)[:2]
+    page.locator(".hit").nth(0).get_by_role("button", name="right").click()
+    page.locator(".hit").nth(1).get_by_role("button", name="wrong").click()
+    page.get_by_role("button", name="Save right and wrong as labels").click()
+    page.locator("#person-value").fill("anna")
+    page.get_by_role("button", name="Begin").click()
+    page.get_by_label("Taxonomy").select_option(taxonomy)
+    assert page.locator("#labels-right").input_value() == "positive"
+    assert page.evaluate(CONTRAST) == []
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_role("alert").filter(has_text="3 labels").wait_for()
+    sent(page)
+    expected = {(example, "positive"), (first, "positive"), (second, "negative")}
+    assert {(one["tile_id"], one["label"]) for one in events(service, taxonomy)} == expected
+    assert {(one["origin"], one["person"]) for one in events(service, taxonomy)} == {("search", "anna")}
+    page.get_by_role("button", name="Save right and wrong as labels").click()
+    page.get_by_label("Taxonomy").select_option(taxonomy)
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("saved already").wait_for()
+    sent(page)
+    assert len(events(service, taxonomy)) == 3

@@ -93,16 +93,17 @@ export class Outbox {
    * @returns {boolean} whether to go on at once
    */
   #dealtWith(fault, batch) {
-    if (!(fault instanceof Problem) || TEMPORARY.has(fault.status) || fault.status === NOT_ALLOWED) {
-      this.onTrouble(fault instanceof Error ? fault.message : String(fault));
-      this.#again = setTimeout(() => this.send(), this.#pause);
+    const told = fault instanceof Problem ? fault : new Problem(0, String(fault));
+    if (told.status === NOT_ALLOWED || TEMPORARY.has(told.status)) {
+      this.onTrouble(told.message);
+      if (told.status !== NOT_ALLOWED) this.#again = setTimeout(() => this.send(), this.#pause);
       this.#pause = Math.min(2 * this.#pause, LONGEST_PAUSE_MS);
       return false;
     }
-    const lost = fault.status === LOST ? new Set((fault.said.lost ?? []).map((/** @type {any} */ one) => one.tile_id)) : new Set();
+    const lost = told.status === LOST ? new Set((told.said.lost ?? []).map((/** @type {any} */ one) => one.tile_id)) : new Set();
     if (lost.size) this.#drop(batch.filter(({ event }) => lost.has(event.tile_id)), "somebody else labelled it first");
     else if (batch.length > 1) this.#most = 1; // to find out which of them it is
-    else this.#drop(batch, fault.message);
+    else this.#drop(batch, told.message);
     return true;
   }
 
