@@ -1,4 +1,4 @@
-"""Routes of the pages: their files, and for the search page pictures of the scenes, and how alike the ground in view is to what is searched."""
+"""Routes of the pages: their files, and for the search page pictures of scenes and how alike the ground in view is to what is searched."""
 
 import urllib.parse
 import weakref
