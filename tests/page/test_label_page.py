@@ -173,9 +173,11 @@ def test_a_page_that_is_loaded_anew_goes_on_where_it_was(labelling, service, tax
     page.wait_for_selector("#frame:not([hidden]) img")
     assert shown(page) == before
     assert asked(service, f"/v1/labels/{taxonomy}/progress")["leased"] <= leased + 1  # nothing is left in the hands of nobody
-    page.get_by_role("button", name="Stop").click()
-    page.get_by_role("button", name="Continue").wait_for()
+    with page.expect_response(re.compile("/release$")):
+        page.get_by_role("button", name="Stop").click()
     assert asked(service, f"/v1/labels/{taxonomy}/progress")["leased"] == 0
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_selector("#frame:not([hidden]) img")
 
 
 def test_two_people_label_at_once(labelling, service, taxonomy):

@@ -42,6 +42,7 @@ export class Session {
   /** @type {Promise<void> | null} */
   #filling = null;
   #again = 0;
+  #stopped = false;
 
   /**
    * @param {import("./store.js").Store} store
@@ -66,6 +67,7 @@ export class Session {
     const before = this.store.state.taxonomy;
     this.#deck = [];
     this.#history = [];
+    this.#stopped = false;
     this.store.update({ taxonomy, item: null, alike: [], done: 0, moments: [], canUndo: false, last: "", phase: "starting", progress: null });
     if (before && before.name !== taxonomy.name) this.#release(before.name, left);
     await this.outbox.send();
@@ -99,6 +101,7 @@ export class Session {
     const { taxonomy, person, moments, done } = this.store.state;
     const events = last.map(({ event }) => /** @type {LabelEvent} */ ({ event_id: newId(), tile_id: event.tile_id, kind: "undo", undoes: event.event_id, origin: event.origin }));
     this.#history.pop();
+    this.#stopped = false;
     this.outbox.add(taxonomy.name, person, events);
     this.store.update({ moments: moments.slice(0, -last.length), done: Math.max(0, done - last.length), canUndo: this.#history.length > 0 });
     const items = last.map(({ item }) => item);
@@ -109,6 +112,7 @@ export class Session {
 
   /** Begin the next batch. */
   goOn() {
+    this.#stopped = false;
     this.store.update({ done: 0, phase: "starting" });
     this.#show();
     this.fill();
@@ -118,6 +122,7 @@ export class Session {
   async stop() {
     const left = this.#deck;
     this.#deck = [];
+    this.#stopped = true;
     this.store.update({ item: null, phase: "pause" });
     await this.#release(this.store.state.taxonomy.name, left);
   }
@@ -182,14 +187,17 @@ export class Session {
 
   /** @returns {Promise<boolean>} whether there were any */
   async #fill() {
-    const { taxonomy, batch, done } = this.store.state;
+    const { taxonomy, person, batch, done } = this.store.state;
     const wanted = Math.min(AHEAD, batch ? batch - done : AHEAD) - this.#deck.length;
-    if (wanted < 1 || ["pause", "none"].includes(this.store.state.phase)) return false;
+    if (wanted < 1 || this.#stopped || this.store.state.phase === "pause") return false;
     try {
       const waiting = this.outbox.waiting.map(({ event }) => event);
       const held = [...this.#deck, ...this.store.state.alike, ...waiting].map(({ lease }) => lease).filter(Boolean);
       const { items, progress } = await this.#asked({ count: wanted, held });
-      if (this.store.state.taxonomy !== taxonomy) return true;
+      if (this.#stopped || this.store.state.taxonomy !== taxonomy) {
+        this.#release(taxonomy.name, items, person); // they came too late
+        return !this.#stopped;
+      }
       const known = new Set([...this.#deck, ...this.store.state.alike, ...this.outbox.waiting.map(({ event }) => event)].map(({ tile_id: id }) => id));
       this.#deck.push(...items.filter((/** @type {Item} */ item) => !known.has(item.tile_id)));
       this.store.update({ progress, trouble: "" });
@@ -240,11 +248,12 @@ export class Session {
   /**
    * @param {string} taxonomy
    * @param {Item[]} items
+   * @param {string} [person]
    */
-  async #release(taxonomy, items) {
+  async #release(taxonomy, items, person = this.store.state.person) {
     if (!items.length) return;
     const leases = items.map(({ lease }) => lease);
-    const headers = asPerson(this.store.state.person);
+    const headers = asPerson(person);
     await post(`v1/labels/${encodeURIComponent(taxonomy)}/release`, { leases }, { headers }).catch(() => {}); // they expire
   }
 }
