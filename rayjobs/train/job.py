@@ -28,6 +28,7 @@ from rayjobs.storage import Lease
 from rayjobs.tracking import Dataset, Model, Tracker, is_open, register, tracked
 from rayjobs.train import cache
 from rayjobs.train.features import check_frozen, feature_bytes
+from rayjobs.train.given_labels import keep_labels
 from rayjobs.train.ground import ground_of, supervise, target_tiles, training_tiles
 from rayjobs.train.logged import mlflow_model
 from rayjobs.train.loop import loop, steps_per_epoch
@@ -194,9 +195,9 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
     with Lease(workspace.store, workspace.lease) as lease:
         pinned = _pinned(experiment, workspace, source)
         pinned.begun()
-        tiles = training_tiles(source, experiment)
-        check(experiment, source, ground_of(tiles, experiment))  # first: what is refused may be corrected under the same name
+        check(experiment, source, ground_of(training_tiles(source, experiment), experiment))  # first: what is refused takes no name
         pinned.begin()
+        keep_labels(experiment)
         newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
         done = int(newest.manifest["epoch"]) if newest else 0
         if done >= experiment.train.epochs:
@@ -220,7 +221,7 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
                 opened=workspace.remember_mlflow_run,
             ) as tracker,
         ):
-            _fit(experiment, source, tiles, lease.token, tracker, console, watch)
+            _fit(experiment, source, lease.token, tracker, console, watch)
             lease.check()
             _check_reached_end(workspace, experiment.train.epochs)
             _track_model(experiment, workspace, source, tracker)
@@ -328,10 +329,9 @@ def tile_size(source: Version, experiment: Experiment) -> int:
     return int(size)
 
 
-def _fit(
-    experiment: Experiment, source: Version, tiles: pa.Table, lease: str, tracker: Tracker, console: Console, watch: Watch | None
-) -> None:
+def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console, watch: Watch | None) -> None:
     settings = experiment.train
+    tiles = training_tiles(source, experiment)
     spec = encoder_spec(experiment, source)
     least, most = settings.workers
     cpus = settings.cpus_per_worker or even_cpus(most)

@@ -19,6 +19,12 @@ CHROMIUM = Path(os.environ.get("RAYJOBS_CHROMIUM", "/usr/bin/chromium"))
 WAIT_MS = 20_000
 
 
+def eventually(page, condition):
+    """Wait until a condition holds. Playwright's own way to wait for one evaluates text in the page, which its policy forbids."""
+    look = f"const look = () => ({condition}) ? done() : requestAnimationFrame(look); look();"
+    page.evaluate(f"new Promise((done, fail) => {{ {look} setTimeout(() => fail(new Error('it never was')), {WAIT_MS}); }})")
+
+
 @pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")

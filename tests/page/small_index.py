@@ -28,6 +28,7 @@ from rayjobs.sample.plan import plan_set
 from rayjobs.sample.read import ReadPlan, read_shard
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api, current_service
+from rayjobs.serve.labelling import Labelling
 from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.tokens import tokens_of
 from rayjobs.storage import Artefact, open_store
@@ -111,6 +112,7 @@ class Here:
     def __init__(self, version):
         self.answers = Answers(version, cache=Path(tempfile.mkdtemp(prefix="rayjobs-page-")), max_limit=1000)
         self.versions = [version.version]
+        self.labelling = Labelling(version.store, lease_s=300)
         self._encoder = from_files(version.read("encoder/model.json"), version.read("encoder/model.safetensors"))
         self._encoder.module.eval()
 
@@ -127,10 +129,12 @@ class Here:
 
 
 @contextlib.contextmanager
-def served(version, *, token=None, port=0):
+def served(version, *, token=None, label_tokens=None, port=0):
     """Serve an index version under uvicorn for the length of the block, and yield its address."""
     service = Here(version)
-    api = build_api(ServiceSection(access_log=False), tokens=tokens_of({"RAYJOBS_TOKEN": token} if token else {}, required=False))
+    variables = {"RAYJOBS_TOKEN": token, "RAYJOBS_LABEL_TOKENS": label_tokens}
+    tokens = tokens_of({name: value for name, value in variables.items() if value}, required=False)
+    api = build_api(ServiceSection(access_log=False), tokens=tokens)
     api.dependency_overrides[current_service] = lambda: service
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -15,10 +15,11 @@ import pytest
 import shapely
 
 from rayjobs import geo
+from tests.page.conftest import eventually
 
 pytestmark = pytest.mark.slow
 
-LIMIT, WAIT_MS = 24, 20_000
+LIMIT = 24
 SHOWN = "[...document.querySelectorAll('.hit[data-id]')].map(item => item.dataset.id)"
 
 
@@ -46,12 +47,6 @@ def searched(page, do):
     found = [feature["id"] for feature in answer["features"]]
     eventually(page, f"String({SHOWN}) === String({json.dumps(found)})")
     return answer
-
-
-def eventually(page, condition):
-    """Wait until a condition holds. Playwright's own way to wait for one evaluates text in the page, which its policy forbids."""
-    look = f"const look = () => ({condition}) ? done() : requestAnimationFrame(look); look();"
-    page.evaluate(f"new Promise((done, fail) => {{ {look} setTimeout(() => fail(new Error('it never was')), {WAIT_MS}); }})")
 
 
 def footprint(feature):

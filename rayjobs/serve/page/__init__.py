@@ -1,1 +1,1 @@
-"""The search page at `/`: a map, hits beside it, and marks with which a person searches again. No build step, nothing from the network."""
+"""The pages at `/` and `/label`: search by place and by marks, and labels of tiles. No build step, nothing from the network."""

@@ -1,4 +1,4 @@
-"""The files of the page: ours out of this package, Leaflet out of the installed one. A fixed list: no request's path reaches the disk."""
+"""The files of the pages: ours out of this package, Leaflet out of the installed one. A fixed list: no request's path reaches the disk."""
 
 from __future__ import annotations
 
@@ -43,5 +43,8 @@ FILES = {
 INDEX = "index.html"
 """What `/` answers."""
 
-PUBLIC_PATHS = frozenset({"/", *(f"/page/{name}" for name in FILES)})
+LABEL = "label.html"
+"""What `/label` answers."""
+
+PUBLIC_PATHS = frozenset({"/", "/label", *(f"/page/{name}" for name in FILES)})
 """Paths that need no token: they hold nothing but the program, which itself asks for the token."""

@@ -1,4 +1,4 @@
-"""Routes of the search page: its files, pictures of the scenes for its map, and how alike the ground in view is to what is searched."""
+"""Routes of the pages: their files, and for the search page pictures of scenes and how alike the ground in view is to what is searched."""
 
 import urllib.parse
 import weakref
@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from rayjobs import geo
 from rayjobs.errors import PinnedVersionError
 from rayjobs.serve.answers import Answers
-from rayjobs.serve.page.files import FILES, INDEX
+from rayjobs.serve.page.files import FILES, INDEX, LABEL
 from rayjobs.serve.page.heat import Heat, heat
 from rayjobs.serve.page.overview import Overviews
 from rayjobs.serve.quick import QuickRoute
@@ -43,6 +43,12 @@ Tag = Annotated[str | None, fastapi.Header(alias="if-none-match")]
 def index(if_none_match: Tag = None) -> Response:
     """Answer the page."""
     return _file(INDEX, if_none_match)
+
+
+@router.get("/label")
+def label(if_none_match: Tag = None) -> Response:
+    """Answer the labelling page."""
+    return _file(LABEL, if_none_match)
 
 
 class Picture(pydantic.BaseModel):

@@ -14,6 +14,7 @@ import { images } from "./images.js";
 import { imagery } from "./imagery.js";
 import { keys } from "./keys.js";
 import { GroundMap } from "./map.js";
+import { marked } from "./marked.js";
 import { outlined } from "./outlined.js";
 import { tiles } from "./tiles.js";
 import { searchFor, searching } from "./search.js";
@@ -42,6 +43,7 @@ async function start() {
     onRandom: () => anyPlace(info),
   });
   exports(store);
+  marked(store);
   keys(store);
   searching(store);
   keepInAddress();

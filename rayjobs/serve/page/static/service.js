@@ -10,10 +10,12 @@ export class Problem extends Error {
   /**
    * @param {number} status  0 where no answer came
    * @param {string} detail  to be shown
+   * @param {Record<string, any>} [said]  all that the service said
    */
-  constructor(status, detail) {
+  constructor(status, detail, said = {}) {
     super(detail);
     this.status = status;
+    this.said = said;
   }
 }
 
@@ -52,11 +54,11 @@ export const get = async (path, signal) => (await ask(path, { signal })).json();
 /**
  * @param {string} path
  * @param {object | FormData} body
- * @param {{ signal?: AbortSignal, accept?: string }} [options]
+ * @param {{ signal?: AbortSignal, accept?: string, headers?: Record<string, string> }} [options]
  */
-export function post(path, body, { signal, accept } = {}) {
+export function post(path, body, { signal, accept, headers: further = {} } = {}) {
   const isForm = body instanceof FormData;
-  const headers = { ...(isForm ? {} : { "content-type": "application/json" }), ...(accept ? { accept } : {}) };
+  const headers = { ...(isForm ? {} : { "content-type": "application/json" }), ...(accept ? { accept } : {}), ...further };
   return ask(path, { method: "POST", headers, body: isForm ? body : JSON.stringify(body), signal });
 }
 
@@ -79,5 +81,5 @@ async function sent(path, options) {
 /** @param {Response} answer */
 async function problemOf(answer) {
   const said = await answer.json().catch(() => null);
-  return new Problem(answer.status, said?.detail ?? `The service answered ${answer.status} ${answer.statusText}`);
+  return new Problem(answer.status, said?.detail ?? `The service answered ${answer.status} ${answer.statusText}`, said ?? {});
 }

@@ -1,0 +1,139 @@
+/** The person's own service: its HTTP interface, and its faults as errors that say what to do. */
+
+import { settings } from "./settings.js";
+import { middleOf, Unsearchable } from "./worldview.js";
+
+const LONGEST_MS = 30_000;
+const DAY_MS = 86_400_000;
+
+/** What went wrong. */
+export class Problem extends Error {
+  /**
+   * @param {string} told
+   * @param {{ options?: boolean }} [how]  `options`: it is mended there
+   */
+  constructor(told, { options = false } = {}) {
+    super(told);
+    this.options = options;
+  }
+}
+
+/**
+ * @param {string} path  with a leading slash
+ * @param {RequestInit} [request]
+ * @param {import("./settings.js").Settings} [given]  where they are not those that are kept
+ * @returns {Promise<Response>}
+ * @throws {Problem}
+ */
+export async function ask(path, request = {}, given) {
+  const { service, token } = given ?? (await settings());
+  if (!service) throw new Problem("Which service is to be asked? Give its address in the options.", { options: true });
+  await allowed(service);
+  const headers = new Headers(request.headers);
+  if (token) headers.set("authorization", `Bearer ${token}`);
+  const signal = AbortSignal.timeout(LONGEST_MS);
+  const answer = await fetch(service + path, { ...request, headers, signal, credentials: "omit" }).catch(() => {
+    const late = signal.aborted ? ` within ${LONGEST_MS / 1000} s` : "";
+    throw new Problem(`${service} does not answer${late}. Is the service up, and is its address right?`, { options: true });
+  });
+  if (answer.ok) return answer;
+  throw await problemOf(answer);
+}
+
+/** @param {string} address */
+async function allowed(address) {
+  const origin = new URL(address).origin;
+  if (await chrome.permissions.contains({ origins: [`${origin}/*`] })) return;
+  throw new Problem(`The extension may not ask ${origin} yet. Save the options to allow it.`, { options: true });
+}
+
+/** @param {Response} answer */
+async function problemOf(answer) {
+  const { detail } = await answer.json().catch(() => ({}));
+  if (answer.status === 401) return new Problem("The service refused the token. Give another one in the options.", { options: true });
+  if (answer.status === 403) return new Problem(`The token may not do this: ${detail ?? "its scope is another"}`, { options: true });
+  const words = detail ?? `The service answered ${answer.status} ${answer.statusText}. Is that a rayjobs service?`;
+  return new Problem(words, { options: detail === undefined });
+}
+
+/**
+ * @param {string} path
+ * @param {object} body
+ */
+export async function post(path, body) {
+  const answer = await ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  return answer.json();
+}
+
+/**
+ * The tile in the middle of a view, of the view's day, or else of the day next to it.
+ * @param {import("./worldview.js").View} view
+ * @throws {Problem} the service does not answer
+ * @throws {Unsearchable} the index has no tile there
+ */
+export async function tileAt(view) {
+  const { lon, lat } = middleOf(view);
+  const there = `/v1/tiles?bbox=${lon},${lat},${lon},${lat}&limit=100`;
+  const tiles = async (/** @type {string} */ path) => (await (await ask(path)).json()).features;
+  const sameDay = view.day ? await tiles(`${there}&datetime=${view.day}`) : [];
+  const found = sameDay.length ? sameDay : await tiles(there);
+  if (!found.length) throw new Unsearchable(await nothingAt(lon, lat));
+  return found.sort((/** @type {any} */ one, /** @type {any} */ other) => farness(one, view.day) - farness(other, view.day))[0];
+}
+
+/**
+ * @param {{ properties: { datetime: string | null } }} tile
+ * @param {string | null} day
+ */
+function farness({ properties: { datetime } }, day) {
+  if (!datetime) return Infinity;
+  return day ? Math.abs(Date.parse(datetime) - Date.parse(day)) / DAY_MS : -Date.parse(datetime); // the latest where no day is named
+}
+
+/**
+ * @param {number} lon
+ * @param {number} lat
+ */
+async function nothingAt(lon, lat) {
+  const { name, bounds } = await (await ask("/v1/info")).json();
+  const where = bounds ? `it covers ${boxSaid(bounds)}` : "its images have no place on the ground";
+  return `The index “${name}” has no tile at ${placeSaid(lon, lat)}: ${where}.`;
+}
+
+/**
+ * @param {number} lon
+ * @param {number} lat
+ */
+export function placeSaid(lon, lat) {
+  return `${Math.abs(lat).toFixed(2)}° ${lat < 0 ? "S" : "N"} ${Math.abs(lon).toFixed(2)}° ${lon < 0 ? "W" : "E"}`;
+}
+
+/** @param {number[]} box */
+const boxSaid = ([west, south, east, north]) => `${placeSaid(west, south)} to ${placeSaid(east, north)}`;
+
+/**
+ * A tile's picture as an address that an `img` can show.
+ * @param {string} id
+ */
+export async function pictureOf(id) {
+  return URL.createObjectURL(await (await ask(`/v1/tiles/${id}/thumbnail.png`)).blob());
+}
+
+/**
+ * The embedding of a picture that another service draws.
+ * @param {string} address
+ * @returns {Promise<{ embedding: number[], encoder_fingerprint: string, picture: string }>}
+ */
+export async function embedded(address) {
+  await allowed(address);
+  const { host } = new URL(address);
+  const answer = await fetch(address, { signal: AbortSignal.timeout(LONGEST_MS), credentials: "omit" }).catch(() => {
+    throw new Problem(`${host}, which draws pictures of views, does not answer.`);
+  });
+  const isPicture = answer.ok && (answer.headers.get("content-type") ?? "").startsWith("image/");
+  if (!isPicture) throw new Problem(`${host} drew no picture of this view (${answer.status}).`);
+  const picture = await answer.blob();
+  const form = new FormData();
+  form.append("image", picture, "view");
+  return { ...(await (await ask("/v1/embed", { method: "POST", body: form })).json()), picture: URL.createObjectURL(picture) };
+}

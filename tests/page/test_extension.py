@@ -1,0 +1,194 @@
+"""The extension for Worldview in Chromium: its panel beside a page with Worldview's address, in front of a real service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from tests.page.conftest import eventually
+from tests.page.loaded_extension import EXTENSION, Worldview, loaded, worldview_page
+
+pytestmark = pytest.mark.slow
+
+LAYERS = "Coastlines,MODIS_Aqua_CorrectedReflectance_TrueColor(hidden),VIIRS_SNPP_CorrectedReflectance_TrueColor(opacity=0.9,palettes=a,b)"
+CONTEXT = "?p=geographic&v={v}&l={layers}&z=3&t=2018-07-16-T00%3A00%3A00Z"
+
+
+def asked(address, path):
+    with urllib.request.urlopen(address + path) as answer:
+        return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def worldview():
+    with worldview_page() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def extension(browser, service, worldview, tmp_path_factory):
+    with loaded(browser, tmp_path_factory.mktemp("extension"), [service, worldview]) as started:
+        yield started
+
+
+@pytest.fixture
+def opened(extension, service, worldview):
+    """Open Worldview with a view of the index's middle, and the panel beside it: `opened(v="...", token="...")`."""
+    context, worker = extension
+    west, south, east, north = asked(service, "/v1/info")["bounds"]
+    lon, lat = (west + east) / 2, (south + north) / 2
+    pages = []
+
+    def opened(path=None, *, v=f"{lon - 1},{lat - 0.5},{lon + 1},{lat + 0.5}", address=service, token="", snapshot=""):
+        values = {"service": address, "token": token, "worldview": worldview, "snapshot": snapshot}
+        worker.evaluate("values => chrome.storage.local.set(values)", values)
+        page = context.new_page()
+        page.goto(f"{worldview}/{path if path is not None else CONTEXT.format(v=v, layers=urllib.parse.quote(LAYERS, safe='(),='))}")
+        tab = worker.evaluate("async () => (await chrome.tabs.query({ active: true }))[0].id")
+        panel = context.new_page()
+        panel.complaints = []
+        panel.on("pageerror", lambda error: panel.complaints.append(str(error)))
+        panel.set_viewport_size({"width": 400, "height": 900})
+        panel.goto(f"{worker.url.rpartition('/')[0]}/panel.html?tab={tab}")
+        eventually(panel, "document.querySelector('#view').textContent")
+        pages.extend([panel, page])
+        panel.worldview = page
+        return panel
+
+    yield opened
+    assert [complaint for page in pages for complaint in getattr(page, "complaints", [])] == []
+    for page in pages:
+        page.close()
+
+
+def searched(panel, name="Search"):
+    """Click a button that searches, and return what the service answered."""
+    with panel.expect_response("**/v1/search") as waiting:
+        panel.get_by_role("button", name=name, exact=True).click()
+    panel.wait_for_selector("#results[aria-busy=false]")
+    return waiting.value.request.post_data_json, waiting.value.json()["features"]
+
+
+def shown(panel):
+    return panel.eval_on_selector_all("#hits li", "all => all.map(one => one.dataset.id)")
+
+
+def test_the_open_view_is_searched_and_hits_open_in_worldview(opened, service):
+    panel = opened()
+    assert "2018-07-16" in panel.locator("#view").inner_text()
+    assert panel.locator("#view").inner_text().endswith("· VIIRS_SNPP_CorrectedReflectance_TrueColor")  # neither hidden nor an outline
+    request, found = searched(panel)
+    [example] = request["positives"]
+    tile = asked(service, f"/v1/tiles/{example['tile_id']}")
+    bounds = asked(service, "/v1/info")["bounds"]
+    ring = tile["geometry"]["coordinates"][0]
+    assert min(lon for lon, _ in ring) <= (bounds[0] + bounds[2]) / 2 <= max(lon for lon, _ in ring)
+    assert min(lat for _, lat in ring) <= (bounds[1] + bounds[3]) / 2 <= max(lat for _, lat in ring)
+    assert tile["properties"]["datetime"].startswith("2018-07-16")  # the open date
+    assert shown(panel) == [feature["id"] for feature in found]
+    eventually(panel, "[...document.querySelectorAll('#hits img')].slice(0, 3).every(one => one.naturalWidth > 0)")
+    link = urllib.parse.urlsplit(panel.get_by_role("link").first.get_attribute("href"))
+    words = dict(urllib.parse.parse_qsl(link.query))
+    west, south, east, north = map(float, words["v"].split(","))
+    corners = [corner for ring in found[0]["geometry"]["coordinates"] for corner in ring]
+    assert [west, south] == pytest.approx([min(lon for lon, _ in corners), min(lat for _, lat in corners)], abs=1e-5)
+    assert [east, north] == pytest.approx([max(lon for lon, _ in corners), max(lat for _, lat in corners)], abs=1e-5)
+    assert words["l"] == LAYERS
+    assert words["t"][:10] == found[0]["properties"]["datetime"][:10]
+
+
+def test_hits_become_examples_and_teach_the_next_search(opened):
+    panel = opened()
+    _, found = searched(panel)
+    first, second = (feature["id"] for feature in found[:2])
+    panel.get_by_role("button", name="Hit 1 is right").click()
+    panel.wait_for_selector("#examples li:nth-child(2)")
+    panel.locator(f"[data-id='{second}']").get_by_role("button", name="is wrong").click()
+    panel.wait_for_selector("#examples .negatives")
+    assert not {first, second} & set(shown(panel))
+    request, found = searched(panel, "Search again")
+    assert [example["tile_id"] for example in request["positives"]][1:] == [first]
+    assert request["negatives"] == [{"tile_id": second}]
+    assert not {first, second} & {feature["id"] for feature in found}
+    panel.locator("#examples .negatives").get_by_role("button").click()
+    request, _ = searched(panel, "Search again")
+    assert "negatives" not in request
+
+
+def test_the_panel_follows_the_map(opened):
+    panel = opened("")
+    assert "says no place yet" in panel.locator("#view").inner_text()
+    assert panel.get_by_role("button", name="Search", exact=True).is_disabled()
+    panel.worldview.evaluate("history.replaceState(null, '', '?v=10,20,30,40&t=2020-08-15')")
+    panel.get_by_text("30.00° N 20.00° E · 2020-08-15").wait_for()
+    panel.worldview.evaluate("history.replaceState(null, '', '?p=arctic&v=-10,20,30,40')")
+    panel.get_by_text("arctic projection").wait_for()
+    panel.worldview.evaluate("history.replaceState(null, '', '?ca=false&v=170,0,190,20&t=2001-01-01&t1=2002-02-02&l=a&l1=b')")
+    panel.get_by_text("10.00° N 180.00° W · 2002-02-02 · b").wait_for()
+
+
+def test_hits_can_be_of_the_open_date_alone(opened):
+    panel = opened()
+    panel.get_by_label("Hits of").select_option("the open date")
+    _, found = searched(panel)
+    assert {feature["properties"]["datetime"][:10] for feature in found} == {"2018-07-16"}
+
+
+def test_a_picture_of_the_view_is_searched_for(opened, service, worldview):
+    tile = asked(service, "/v1/tiles?limit=1&offset=100")["features"][0]["id"]
+    with urllib.request.urlopen(f"{service}/v1/tiles/{tile}/thumbnail.png") as answer:
+        Worldview.picture = answer.read()
+    panel = opened(v="10,20,30,30", snapshot=worldview + "/snapshot?t={day}&b={south},{west},{north},{east}&l={layers}&s={width}x{height}")
+    request, found = searched(panel, "Search by its picture")
+    assert Worldview.drawn == "/snapshot?t=2018-07-16&b=20,10,30,30&l=VIIRS_SNPP_CorrectedReflectance_TrueColor&s=512x256"
+    assert request["positives"][0].keys() == {"embedding", "encoder_fingerprint"}
+    assert found
+
+
+def fault(panel):
+    panel.get_by_role("button", name="Search", exact=True).click()
+    panel.wait_for_selector("#fault:not([hidden])")
+    return panel.locator("#fault").inner_text()
+
+
+def test_what_is_wrong_is_said(opened):
+    assert "has no tile at 5.00° S 100.00° E: it covers" in fault(opened(v="90,-10,110,0"))
+    assert "Give its address in the options" in fault(opened(address=""))
+    assert "may not ask http://127.0.0.1:9 yet" in fault(opened(address="http://127.0.0.1:9"))
+
+
+def test_the_options_try_what_they_save(browser, naip, worldview, tmp_path):
+    from tests.page import small_index
+
+    with contextlib.ExitStack() as stack:
+        with small_index.served(naip, token="secret") as address:
+            context, worker = stack.enter_context(loaded(browser, tmp_path, [address, worldview]))
+            options = context.new_page()
+            options.goto(f"{worker.url.rpartition('/')[0]}/options.html")
+            options.get_by_label("Address of your service").fill(address + "/")
+            tried(options, "wrong", "refused the token")
+            tried(options, "secret", "The service answers: index “naip”")
+            kept = worker.evaluate("async () => chrome.storage.local.get()")
+            assert kept["token"] == "secret"
+            assert kept["service"] == address
+            assert worker.evaluate("async () => chrome.storage.sync.get()") == {}
+        tried(options, "secret", f"{address} does not answer")
+        assert worker.evaluate("async () => chrome.sidePanel.getPanelBehavior()") == {"openPanelOnActionClick": True}
+
+
+def tried(options, token, said):
+    options.get_by_label("Token").fill(token)
+    options.get_by_role("button", name="Save and try").click()
+    options.get_by_role("status").filter(has_text=said).wait_for()
+
+
+def test_the_manifest_asks_for_little():
+    manifest = json.loads((EXTENSION / "manifest.json").read_text())
+    assert manifest["manifest_version"] == 3
+    assert manifest["host_permissions"] == ["https://worldview.earthdata.nasa.gov/*"]
+    assert set(manifest["permissions"]) == {"sidePanel", "storage"}
+    assert not any("://" in line and "import" in line for path in EXTENSION.glob("*.js") for line in path.read_text().splitlines())
