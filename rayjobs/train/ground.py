@@ -61,6 +61,8 @@ class Ground:
     fractions: Fractions
     """(tiles, classes of the label map) share of each class among the labelled pixels; 0 throughout where unknown, and no columns where the
     set has none."""
+    class_names: tuple[str, ...] = ()
+    """Of the numbers in `labels`, in their order."""
 
     @property
     def classes(self) -> int:
@@ -81,6 +83,7 @@ class Ground:
             dates=self.dates[rows],
             labels=self.labels[rows],
             fractions=self.fractions[rows],
+            class_names=self.class_names,
         )
 
 
@@ -143,14 +146,18 @@ def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:
         dates=np.unique(places.dates(tiles), return_inverse=True)[1],
         labels=_numbered(tiles["label"]),
         fractions=_fractions(tiles, experiment.tiles.min_label_coverage),
+        class_names=tuple(map(str, _names(tiles["label"]))),
     )
 
 
 def _numbered(labels: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return (tiles,) the position of each label among all, sorted; -1 where there is none."""
-    names = sorted(set(labels.drop_null().to_pylist()))
-    found = pc.index_in(labels, value_set=pa.array(names, labels.type)).fill_null(-1)
+    found = pc.index_in(labels, value_set=pa.array(_names(labels), labels.type)).fill_null(-1)
     return np.asarray(found.to_numpy(), np.int64)
+
+
+def _names(labels: pa.ChunkedArray) -> list[Any]:
+    return sorted(set(labels.drop_null().to_pylist()))
 
 
 def _fractions(tiles: pa.Table, min_coverage: float) -> Fractions:

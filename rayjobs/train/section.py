@@ -45,6 +45,74 @@ class AugmentSection:
 
 
 @section
+class AdamWSection:
+    """Rates of each number by its own gradients, decay beside them (Loshchilov & Hutter, Decoupled weight decay, 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Which optimiser."""
+
+
+@section
+class SGDSection:
+    """Gradients with momentum."""
+
+    kind: Literal["sgd"]
+    """Which optimiser."""
+    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
+    """Share of the last step that is added to the next."""
+    nesterov: bool = False
+    """Look ahead by the momentum."""
+
+    def __post_init__(self) -> None:
+        """Refuse a look ahead by nothing."""
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead by the momentum, which is 0; raise it, or set nesterov: false")
+
+
+@section
+class LARSSection(SGDSection):
+    """SGD whose rate for each layer grows with its weights over their gradients, for large batches (You et al., LARS, 2017).
+
+    Norms and biases are left out: they have the plain rate, and no decay.
+    """
+
+    kind: Literal["lars"]  # type: ignore[assignment]  # the other kind is the other's
+    """Which optimiser."""
+    trust: Annotated[float, pydantic.Field(gt=0)] = 0.001
+    """Multiplies |weights| / (|gradient| + decay x |weights|)."""
+    clip: bool = False
+    """No layer's rate is above the rate of the run (LARC)."""
+
+
+OptimizerSection = Annotated[AdamWSection | SGDSection | LARSSection, pydantic.Field(discriminator="kind")]
+
+
+@section
+class CosineSection:
+    """Rates fall as half a cosine from the warm-up to the last step."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Which schedule."""
+    final: Fraction = 0.0
+    """Share of the rates at the end."""
+
+
+@section
+class StepSection:
+    """Rates fall at once after some epochs."""
+
+    kind: Literal["step"]
+    """Which schedule."""
+    epochs: Annotated[tuple[NotNegative, ...], pydantic.Field(min_length=1)]
+    """After so many epochs of the run, each time."""
+    factor: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
+    """What the rates are then multiplied by."""
+
+
+ScheduleSection = Annotated[CosineSection | StepSection, pydantic.Field(discriminator="kind")]
+
+
+@section
 class AdaptationSection:
     """Another set of the same bands, without labels, to which an encoder with `model.domain_whitening` is adapted while it trains.
 
@@ -104,13 +172,19 @@ class TrainSection:
     groups of a batch are of different (dominant) classes where there are P classes, and all classes come equally often; mined negatives
     that join may repeat one."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
-    """Peak rate of AdamW; rises over the warm-up and decays as a cosine."""
+    """Peak rate; rises over the warm-up and then falls by the schedule."""
     backbone_rate: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0
     """Learning rate of the backbone relative to that of the rest: 0.1 spares pretrained weights while a new projection finds its place."""
     warmup_epochs: NotNegative = 1.0
-    """Epochs over which the rates rise from nothing; may be a fraction."""
+    """Epochs over which the rates rise; may be a fraction."""
+    warmup_from: Fraction = 0.0
+    """Share of the rates that they rise from."""
+    schedule: ScheduleSection = CosineSection()
+    """How the rates fall."""
+    optimizer: OptimizerSection = AdamWSection()
+    """What makes steps of gradients."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-4
-    """Of AdamW; norms and biases do not decay."""
+    """Norms and biases do not decay."""
     ema: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of the weights, which is then what checkpoints hold, such as 0.999; 0: no average."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -165,6 +239,8 @@ class TrainSection:
             raise ValueError(f"num_workers [{least}, {most}] must be [least, most]; turn them round")
         if self.batch_size < 2 * most:
             raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than two tiles each; raise it, or lower num_workers")
+        if isinstance(self.optimizer, LARSSection) and not self.weight_decay:
+            raise ValueError("optimizer.kind lars scales the rates of what decays, and weight_decay is 0; set it to 1e-6, say")
         if self.max_neg_shared > self.min_pos_shared:
             raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
         if self.supervision == "views" and not self.augment.changes:

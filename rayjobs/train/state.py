@@ -19,12 +19,13 @@ from rayjobs.errors import CheckpointError, NotFoundError, PublishConflictError,
 from rayjobs.metric.clusters import Clusters
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
-from rayjobs.models.encoder import build, parameter_groups
+from rayjobs.models.encoder import build
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
 from rayjobs.train.distributed import agreed, from_rank_zero, rank, world_size
 from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import Mined, from_table
+from rayjobs.train.optimizers import MOMENTS, optimizer_of, take_up
 from rayjobs.train.shown import Projected
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
     from rayjobs.train.objective import Objective
-    from rayjobs.train.section import TrainSection
     from rayjobs.train.validation import Validation
 
 T = TypeVar("T")
@@ -165,22 +165,12 @@ def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> Stat
     average = WeightAverage(module, decay=settings.ema) if settings.ema else None
     if settings.compile:
         parallel.compile()
-    return State(module=module, parallel=parallel, optimizer=_optimizer(settings, module, objective, device), average=average)
+    return State(module=module, parallel=parallel, optimizer=optimizer_of(settings, module, objective.learned, device), average=average)
 
 
 def _require_gpu(device: torch.device) -> None:
     if device.type == "cpu":
         raise TrainingError("train.sync_batch_norm works on GPUs alone, and this worker has none; set it to false, or ray.gpu: yes")
-
-
-def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objective, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW over the encoder and what is learned beside it."""
-    rate = settings.learning_rate
-    groups = parameter_groups(module, backbone_rate=rate * settings.backbone_rate, head_rate=rate, weight_decay=settings.weight_decay)
-    of_loss = list(objective.learned.parameters())
-    if of_loss:
-        groups.append({"params": of_loss, "weight_decay": 0.0, "lr": rate, "initial_lr": rate})
-    return torch.optim.AdamW(groups, fused=device.type == "cuda")
 
 
 def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
@@ -209,7 +199,7 @@ def _newest(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
         plan.tell("damaged", text=text)
 
     def unfit_here(version: Version) -> str | None:
-        return _refusal(lambda: _check_taken_up(_loaded(version), plan.spec, state, objective, len(tile_ids)))
+        return _refusal(lambda: _check_taken_up(_loaded(version), plan, state, objective, len(tile_ids)))
 
     version = workspace.checkpoints.newest_sound(say, unfit=unfit_here)
     if version is None:
@@ -273,10 +263,11 @@ def _losses(version: Version) -> array[float]:
     return array("d", column.to_numpy())
 
 
-def _check_taken_up(checkpoint: _Checkpoint, spec: ModelSpec, state: State, objective: Objective, tiles: int) -> None:
-    if checkpoint.encoder.spec != spec:
+def _check_taken_up(checkpoint: _Checkpoint, plan: TrainPlan, state: State, objective: Objective, tiles: int) -> None:
+    if checkpoint.encoder.spec != plan.spec:
         raise CheckpointError("its model.json describes another encoder than this run's; take another checkpoint")
-    check_fits(checkpoint.saved, _saved(state, objective), state.optimizer, tiles=tiles)
+    moments = MOMENTS[plan.experiment.train.optimizer.kind]
+    check_fits(checkpoint.saved, _saved(state, objective), state.optimizer, moments, tiles=tiles)
 
 
 def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> None:
@@ -287,7 +278,7 @@ def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> Non
         state.module.load_state_dict(saved["module"])
         state.average.load_state_dict(saved["average"])
     objective.load_state_dict(saved["objective"])
-    state.optimizer.load_state_dict(saved["optimizer"])
+    take_up(state.optimizer, saved["optimizer"])
     state.epoch, state.step, state.failed_uploads = saved["epoch"], saved["step"], saved["failed_uploads"]
     state.batches = _rebuilt(EpochPlan, saved["batches"] if state.step else None)
     state.clusters = _rebuilt(Clusters, saved["clusters"])
