@@ -16,7 +16,9 @@ from torch.nn import functional
 BatchNorms = Literal["none", "hidden", "all"]
 
 
-def projector(inputs: int, dim: int, *, seed: int, layers: int = 2, hidden: int | None = None, batch_norm: BatchNorms = "none") -> nn.Module:
+def projector(
+    inputs: int, dim: int, *, seed: int, layers: int = 2, hidden: int | None = None, batch_norm: BatchNorms = "none"
+) -> nn.Module:
     """Return the projector of SimCLR (Chen et al., 2020), or with 3 layers and all batch norms that of SimSiam (Chen & He, 2021).
 
     Args:

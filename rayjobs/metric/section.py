@@ -376,8 +376,8 @@ class ProjectorSection:
     hidden: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
     """Numbers between the layers; default as many as the encoder gives."""
     batch_norm: Literal["none", "hidden", "all"] = "none"
-    """Batch norms, over the whole batch whatever the number of workers: after the `hidden` layers as in SimCLR, or after `all`, the last one
-    without scale and shift, as in SimSiam."""
+    """Batch norms, over the whole batch whatever the number of workers: after the `hidden` layers as in SimCLR, or after `all`, the last
+    one without scale and shift, as in SimSiam."""
 
 
 @section

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,11 @@ from rayjobs.tiles.table import read_tiles
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView, Supervision
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
+    from rayjobs.train.section import PoolSection
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -98,7 +102,7 @@ def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
     pool = experiment.train.pool
     if pool.everything:
         return tiles
-    kept = tiles.take(_pooled(_classes(tiles, experiment), pool.per_class, pool.min_per_class))
+    kept = tiles.take(_pooled(tiles["tile_id"].to_pylist(), _classes(tiles, experiment), pool))
     if not kept.num_rows:
         raise TrainingError(f"no class has train.pool.min_per_class {pool.min_per_class} training tiles; lower it, or sample more tiles")
     return kept
@@ -128,10 +132,17 @@ def _classes(tiles: pa.Table, experiment: Experiment) -> np.ndarray[Any, np.dtyp
     return classes
 
 
-def _pooled(classes: np.ndarray[Any, Any], most: int | None, fewest: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the rows of the pool, ascending; the first ones of each class, which is a choice by chance since tile ids are hashes."""
+_LEAST = 2
+"""Tiles of a class: one alone is like no other."""
+
+
+def _pooled(tile_ids: Sequence[str], classes: np.ndarray[Any, Any], pool: PoolSection) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the rows of the pool, ascending: the first ones of each class, in an order by chance that a tile's id and the seed decide."""
+    ranks = np.array([hashlib.blake2b(f"{pool.seed} {name}".encode(), digest_size=8).digest() for name in tile_ids], "S8")
     of_class = [np.flatnonzero(classes == name) for name in np.unique(classes[classes >= 0])]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *(rows[:most] for rows in of_class if len(rows) >= fewest)]))
+    kept = [rows[np.argsort(ranks[rows], kind="stable")] for rows in of_class if len(rows) >= pool.min_per_class]
+    shares = [rows[: max(_LEAST, round(pool.share * len(rows)))][: pool.per_class] for rows in kept]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *shares]))
 
 
 def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:

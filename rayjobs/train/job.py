@@ -108,6 +108,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace.store.check()
     backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
+    experiment.with_weights()
     _pinned(experiment, workspace, source).begun()
     done = _epochs_done(workspace)
     tiles = training_tiles(source, experiment)
@@ -152,6 +153,7 @@ def check(experiment: Experiment, source: Version, ground: Ground) -> None:
     backbones.require(experiment.model.backbone)
     spec = encoder_spec(experiment, source)
     check_frozen(experiment)
+    experiment.train.augment.colour_bands(spec.imagery)
     check_objective(experiment, ground)
     target = target_of(experiment)
     if target:
@@ -196,7 +198,8 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
             console.say(f"train            run {workspace.run} has all its {done} epochs already")
             _end_tracking(experiment, workspace, source, console)
             return _result(workspace, done, None)
-        parameters = {**experiment.to_dict(), "set_version": source.version}
+        begun = experiment.with_weights()
+        parameters = {**begun.to_dict(), "set_version": source.version}
         resume = workspace.mlflow_run()
         with (
             joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
@@ -213,7 +216,7 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
                 opened=workspace.remember_mlflow_run,
             ) as tracker,
         ):
-            _fit(experiment, source, lease.token, tracker, console, watch)
+            _fit(begun, source, lease.token, tracker, console, watch)
             lease.check()
             _check_reached_end(workspace, experiment.train.epochs)
             _track_model(experiment, workspace, source, tracker)

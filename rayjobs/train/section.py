@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
 
 from rayjobs.config import section
+from rayjobs.errors import ConfigError
 from rayjobs.workspace import ArtefactName
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+
+_COLOURS = 3
 
 
 @section
@@ -28,6 +32,16 @@ class AugmentSection:
     """Greatest shift of all bands of a tile together, in deviations of each band."""
     jitter: Fraction = 0.0
     """Greatest shift of each band by itself, in its deviations, and greatest relative change of its contrast about its mean."""
+    contrast: NotNegative = 0.0
+    """Greatest relative change of the contrast of all bands of a tile together, about their means."""
+    saturation: NotNegative = 0.0
+    """Greatest relative change of how far colours lie from grey, the mean of the three colour bands."""
+    hue_degrees: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
+    """Greatest turn of the colours about grey, either way."""
+    greyscale: Fraction = 0.0
+    """Probability with which the three colour bands of a tile are replaced by their mean."""
+    colours: Annotated[tuple[str, ...], pydantic.Field(min_length=3, max_length=3)] | None = None
+    """Names of the red, green and blue band, of which `saturation`, `hue_degrees` and `greyscale` speak; null: those of a set of three."""
     band_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Probability with which a band of a tile is replaced by its mean; one band always stays."""
     noise: NotNegative = 0.0
@@ -41,7 +55,28 @@ class AugmentSection:
     @property
     def changes(self) -> bool:
         """Whether anything is changed."""
-        return any(vars(self).values())
+        return any(value for name, value in vars(self).items() if name != "colours")
+
+    @property
+    def recolours(self) -> bool:
+        """Whether colours are changed beyond the light of bands."""
+        return bool(self.saturation or self.hue_degrees or self.greyscale)
+
+    def colour_bands(self, bands: Sequence[str]) -> list[int]:
+        """Return where red, green and blue stand among the bands of the imagery; none where nothing asks.
+
+        Raises:
+            ConfigError: they are not told.
+        """
+        if not self.recolours:
+            return []
+        colours = self.colours or tuple(bands)
+        if len(colours) != _COLOURS or not {*colours} <= {*bands}:
+            raise ConfigError(
+                "train.augment.saturation, hue_degrees and greyscale change red, green and blue, and the set has the bands "
+                f"{', '.join(bands)}; name three of these as train.augment.colours, or change single bands (jitter, brightness, contrast)"
+            )
+        return [bands.index(name) for name in colours]
 
 
 @section
@@ -137,13 +172,18 @@ class PoolSection:
 
     per_class: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Most tiles of a class, the same ones each time; null: all."""
+    share: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    """Share of each class's tiles that are used, at least two: the others' labels are withheld, to learn what labels are worth. Those of a
+    smaller share are among those of a larger one."""
+    seed: int = 0
+    """Of which tiles are the first of their class."""
     min_per_class: Annotated[int, pydantic.Field(ge=1)] = 1
     """Classes with fewer tiles are left out."""
 
     @property
     def everything(self) -> bool:
         """Whether all training tiles are used."""
-        return self.per_class is None and self.min_per_class == 1
+        return self.per_class is None and self.min_per_class == 1 and self.share == 1
 
 
 @section

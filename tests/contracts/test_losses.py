@@ -287,16 +287,13 @@ def naive_cross_entropy(rows, groups, section, loss):
 
 def naive_simsiam(rows, groups, _section, loss):
     first, norm, second = (loss.predictor[place] for place in (0, 1, 3))
-    hidden = [[dot(row, weight) for weight in first.weight.tolist()] for row in rows]
-    centre = [mean(column) for column in zip(*hidden, strict=True)]
-    size = [
-        math.sqrt(mean((value - at) ** 2 for value in column) + norm.eps) for column, at in zip(zip(*hidden, strict=True), centre, strict=True)
-    ]
+    columns = list(zip(*([dot(row, weight) for weight in first.weight.tolist()] for row in rows), strict=True))
+    centre = [mean(column) for column in columns]
+    size = [math.sqrt(mean((value - at) ** 2 for value in column) + norm.eps) for column, at in zip(columns, centre, strict=True)]
+    hidden = zip(*columns, strict=True)
     kept = [[max(0.0, (value - at) / by) for value, at, by in zip(row, centre, size, strict=True)] for row in hidden]
     predicted = [unit([dot(row, weight) for weight in second.weight.tolist()]) for row in kept]
-    return mean(
-        -dot(predicted[i], unit(rows[j])) for i, j in itertools.permutations(range(len(rows)), 2) if groups[i] == groups[j]
-    )
+    return mean(-dot(predicted[i], unit(rows[j])) for i, j in itertools.permutations(range(len(rows)), 2) if groups[i] == groups[j])
 
 
 def cells_of(rows, groups, clusters):

@@ -96,5 +96,7 @@ def build_loss(
 def _by_number(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
     absent = sorted(weights.keys() - set(names))
     if absent:
-        raise ConfigError(f"loss.weights names {', '.join(absent)}, and the training tiles are of the classes {', '.join(names)}; name these")
+        raise ConfigError(
+            f"loss.weights names {', '.join(absent)}, and the training tiles are of the classes {', '.join(names)}; name these"
+        )
     return [weights.get(name, 1.0) for name in names]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from rayjobs.metric.losses.protocol import Loss, refuse_reference
