@@ -10,8 +10,8 @@
                where the objective is no metric of retrieval.
 `distances`    null where tiles lie nowhere; else `random_pairs`, the mean distance of random pairs of tiles, kilometres, and `rows`
                {row: {distance_km@k: {value, low, high}}}: how far from its query what is found lies, along great circles.
-`ranks`        {row: list}: the precision at rank 1, 2, ... up to `evaluate.ranks`: of all tiles that are found up to there, the share that is
-               relevant, over all queries. Empty where none was asked for.
+`ranks`        {row: list}: the precision at rank 1, 2, ... up to `evaluate.ranks`: of all tiles that are found up to there, the share that
+               is relevant, over all queries. Empty where none was asked for.
 `probes`       a list: `row`; `probe` (knn, ...); `target` (classes, proportions); `split` (ground, random); `splits`, how many;
                `test_ratio`, tested over trained tiles; `metrics` {metric: {value, low, high}}, means over the splits; `trained_minus`
                likewise, the trained row minus this one on the same splits, null in the trained row itself.

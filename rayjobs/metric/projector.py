@@ -59,4 +59,5 @@ def spread(embeddings: torch.Tensor) -> torch.Tensor:
     1 where they point everywhere, 0 where all have become one, which is called collapse (Chen & He, 2021, who plot it over the root). A
     number without dimensions, not a number for fewer than two embeddings.
     """
-    return functional.normalize(embeddings, dim=1).std(dim=0).mean() * embeddings.shape[1] ** 0.5
+    found: torch.Tensor = functional.normalize(embeddings, dim=1).std(dim=0).mean() * embeddings.shape[1] ** 0.5
+    return found

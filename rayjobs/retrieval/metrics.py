@@ -262,10 +262,11 @@ def precision_by_rank(
     for rows in blocks(len(queries), len(gallery) * CELL_BYTES):
         out = excluded.rows(rows)
         relevant = relevance.rows(rows) & ~out
-        rows, out, relevant = (part[relevant.any(1)] for part in (rows, out, relevant))
-        if len(rows):
-            found += np.take_along_axis(relevant, ranker.ranked(rows, out, depth), axis=1).sum(0)
-            asked += len(rows)
+        something = relevant.any(1)
+        if something.any():
+            items = ranker.ranked(rows[something], out[something], depth)
+            found += np.take_along_axis(relevant[something], items, axis=1).sum(0)
+            asked += len(items)
     return found.cumsum() / np.arange(1, len(found) + 1) / asked if asked else np.empty(0)
 
 

@@ -17,9 +17,9 @@ from rayjobs.metric.section import MiningSection
 from rayjobs.train.batches import EpochPlan
 from rayjobs.train.mine import SCHEMA
 
-FORMAT = 1
+FORMAT = 2
 """Number of the layout of `state.pt`; another number is another layout."""
-_COUNTS = ("epoch", "step", "failed_uploads")
+_COUNTS = ("epoch", "step", "failed_uploads", "stalled")
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -34,6 +34,7 @@ def check_counts(saved: Mapping[str, Any]) -> None:
         raise CheckpointError(f"state.pt has format {found!r:.80}, and this program reads {FORMAT}; take another checkpoint")
     for name in _COUNTS:
         _require(_is_count(saved.get(name)), name, "a number of 0 or more")
+    _require(isinstance(saved.get("least"), float) and not math.isnan(saved["least"]), "least", "a number")
     _require(saved.get("generation") is None or _is_count(saved["generation"]), "generation", "a number of 0 or more, or none")
 
 

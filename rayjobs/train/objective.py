@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -249,6 +250,12 @@ class Objective:
         tuples = self._tuples(others, embeddings, batch.groups, batch, rows, reference)
         loss: torch.Tensor = self.loss(embeddings, batch.groups, tuples, reference=reference)
         return loss
+
+    def on(self, ground: Ground) -> Objective:
+        """Return the same objective, with the same weights, for other tiles: without what it remembers of the training tiles."""
+        other = copy.copy(self)
+        other._ground, other._memory, other._interclass = ground, None, None  # noqa: SLF001  of its own kind
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep: tensors alone."""

@@ -250,6 +250,9 @@ class TrainSection:
     """Compile the network (`torch.compile`), which takes minutes at the start and wants a C++ compiler on every node."""
     augment: AugmentSection = AugmentSection()
     """Random changes of the training tiles."""
+    patience: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """End the run when the loss on the val split, which is measured with each checkpoint (`val/loss`), has not fallen for so many
+    checkpoints; null: train all epochs. The newest checkpoint stays the run's."""
     checkpoint_every: Annotated[int, pydantic.Field(ge=1)] = 1
     """Epochs between checkpoints."""
     checkpoint_steps: Annotated[int, pydantic.Field(ge=1)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from array import array
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rayjobs.models.spec import ModelSpec
     from rayjobs.storage import Version
     from rayjobs.train.objective import Objective
+    from rayjobs.train.section import TrainSection
     from rayjobs.train.validation import Validation
 
 T = TypeVar("T")
@@ -136,11 +138,24 @@ class State:
     clusters: Clusters | None = None
     """Clusters of the training tiles, where the loss lives on them."""
     validated: dict[str, float] = field(default_factory=dict)
-    """What `plan.validation` found after the last epoch. A checkpoint's manifest tells it."""
+    """What was found on held-out tiles after the last epoch. A checkpoint's manifest tells it."""
+    least: float = math.inf
+    """Least loss on the held-out tiles so far, where one is measured."""
+    stalled: int = 0
+    """Checkpoints since then."""
 
     def end_epoch(self) -> None:
         """Go on to the first step of the next epoch."""
         self.epoch, self.step, self.batches = self.epoch + 1, 0, None
+
+    def measured(self, loss: float) -> None:
+        """Take in the loss on the held-out tiles."""
+        self.stalled = 0 if loss < self.least else self.stalled + 1
+        self.least = min(self.least, loss)
+
+    def is_over(self, settings: TrainSection) -> bool:
+        """Whether the last epoch is done, or patience is at its end."""
+        return self.epoch >= settings.epochs or (settings.patience is not None and self.stalled >= settings.patience)
 
     @property
     def learned(self) -> torch.nn.Module:
@@ -280,6 +295,7 @@ def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> Non
     objective.load_state_dict(saved["objective"])
     take_up(state.optimizer, saved["optimizer"])
     state.epoch, state.step, state.failed_uploads = saved["epoch"], saved["step"], saved["failed_uploads"]
+    state.least, state.stalled = saved["least"], saved["stalled"]
     state.batches = _rebuilt(EpochPlan, saved["batches"] if state.step else None)
     state.clusters = _rebuilt(Clusters, saved["clusters"])
     state.losses = checkpoint.losses
@@ -383,7 +399,8 @@ def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
     mining = None if state.generation is None else generation_name(state.generation)
     ours = fingerprint(plan.spec, state.learned.state_dict())
     parents = {"set": plan.source.version, "mining": mining}
-    done = {"epoch": state.epoch, "step": state.step, "validation": {} if state.step else state.validated}
+    over = not state.step and state.is_over(plan.experiment.train)
+    done = {"epoch": state.epoch, "step": state.step, "over": over, "validation": {} if state.step else state.validated}
     version = draft.publish({"parents": parents, "encoder_fingerprint": ours, **done, "counts": {}})
     if version.manifest["encoder_fingerprint"] != ours:  # one that a killed command had all but published: a restart goes on from it
         raise PublishConflictError(f"checkpoint {version.version} exists already with other weights; training starts again from it")
@@ -400,6 +417,8 @@ def _saved(state: State, objective: Objective) -> dict[str, Any]:
         "clusters": _flat(state.clusters),
         "generation": state.generation,
         "failed_uploads": state.failed_uploads,
+        "least": state.least,
+        "stalled": state.stalled,
     }
     if state.average is not None:
         saved |= {"module": state.module.state_dict(), "average": state.average.state_dict()}

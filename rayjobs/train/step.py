@@ -43,7 +43,7 @@ class Bench:
     """Of the training tiles: chips, or the features of a frozen backbone."""
     device: torch.device
     objective: Objective
-    held_out: Shown | None = None
+    validated: Shown | None = None
     """Of the tiles of `plan.validation`."""
     target: Shown | None = None
     """Of the training tiles of `plan.target`."""

@@ -86,8 +86,9 @@ def ranks_chart(rows: Mapping[str, Sequence[float]], *, ours: str = "trained", t
         figure.set_size_inches(6.4, 3.4)
         for number, (name, values) in enumerate(rows.items()):
             colour, marker = mark(number + 1)
-            style = {"color": BLUE, "linewidth": 2.2} if name == ours else {"color": colour, "linewidth": 1.2}
-            axes.plot(np.arange(1, len(values) + 1), values, label=plain(name), marker=marker, markersize=3, markevery=0.1, **style)
+            shade, width = (BLUE, 2.2) if name == ours else (colour, 1.2)
+            ranks = np.arange(1, len(values) + 1)
+            axes.plot(ranks, values, label=plain(name), color=shade, linewidth=width, marker=marker, markersize=3, markevery=0.1)
         axes.set(xlabel="rank n", ylabel="relevant among the first n", ylim=(0, 1))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(color="#e4e4e4", linewidth=0.6)

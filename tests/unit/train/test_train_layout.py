@@ -49,7 +49,8 @@ def test_what_is_kept_can_be_taken_up(run):
 
 
 LAYOUTS = {
-    "another format": lambda saved: saved.update(format=2),
+    "another format": lambda saved: saved.update(format=1),
+    "a least loss that is no number": lambda saved: saved.update(least=float("nan")),
     "no format": lambda saved: saved.pop("format"),
     "no epoch": lambda saved: saved.pop("epoch"),
     "a step that is no number": lambda saved: saved.update(step="two"),
