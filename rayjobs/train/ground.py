@@ -98,7 +98,11 @@ def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
         TrainingError: none is.
     """
     tiles = read_tiles(source.read("tiles.parquet"))
-    tiles = tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id")
+    return pooled(tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id"), experiment)
+
+
+def pooled(tiles: pa.Table, experiment: Experiment) -> pa.Table:
+    """Return those of some tiles that are in the pool, in their order. Raises `TrainingError` where none is."""
     pool = experiment.train.pool
     if pool.everything:
         return tiles
