@@ -46,7 +46,7 @@ _EARLIER_VIEWS = {
 ROWS: dict[str, dict[str, Any]] = {
     "simclr": {},
     "simclr, linear": _LINEAR,
-    "whitened, no loss": _LINEAR | {"train.learning_rate": 1e-12},
+    "whitened, no loss": _LINEAR | {"train.learning_rate": 1e-12, "train.epochs": 1, "train.steps_per_epoch": 1},
     "simclr, earlier views": {"model.freeze": 5, "train.learning_rate": 3e-4, "train.augment": _EARLIER_VIEWS},
     "simsiam": {"loss": {"kind": "simsiam"}, "projector": {"dim": 256, "layers": 3, "batch_norm": "all"}},
 }
