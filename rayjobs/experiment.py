@@ -68,6 +68,14 @@ class Experiment:
         """Return the experiment's workspace."""
         return Workspace(self.workspace, self.name)
 
+    def with_weights(self) -> Experiment:
+        """Return the experiment with a `model.pretrained` that can be read, where it names another run.
+
+        Raises:
+            NotFoundError: that run has learned nothing yet.
+        """
+        return replace(self, model=replace(self.model, pretrained=self.open_workspace().weights(self.model.pretrained)))
+
     def to_yaml(self) -> str:
         """Return the resolved experiment, every default written out."""
         return config.to_yaml(self)

@@ -22,6 +22,10 @@ ArtefactName = Annotated[str, pydantic.AfterValidator(_checked_name)]
 """Name of an experiment or of an artefact: a folder of the workspace, and a part of addresses."""
 
 
+RUN = "run:"
+"""Begins the name of weights that a run of the workspace has learned."""
+
+
 @section
 class WorkspaceSection:
     """The place of everything that a run makes."""
@@ -106,7 +110,22 @@ class Workspace:
     @property
     def checkpoints(self) -> Artefact:
         """The checkpoints of the training run."""
-        return Artefact(self.store, f"runs/{self.run}", "checkpoints")
+        return self._checkpoints_of(self.run)
+
+    def _checkpoints_of(self, run: str) -> Artefact:
+        return Artefact(self.store, f"runs/{run}", "checkpoints")
+
+    def weights(self, named: str) -> str:
+        """Return where weights lie that `model.pretrained` names: `run:NAME` is the newest checkpoint of that run, all else is itself.
+
+        Raises:
+            NotFoundError: the run has no checkpoint.
+        """
+        run = named.removeprefix(RUN)
+        if run == named:
+            return named
+        newest = self._checkpoints_of(run).require(f"train run {run!r}, which {named} names, first")
+        return self.store.address(f"{newest.prefix}model.safetensors")
 
     @property
     def mining(self) -> Artefact:

@@ -63,6 +63,7 @@ def opened(uri: str, token: str, *, keep_checkpoints: int = 2, model: dict | Non
         fractions=np.empty((COUNT, 0), np.float32),
         places=np.arange(COUNT),
         scenes=np.zeros(COUNT, np.int64),
+        class_names=("even", "odd") if experiment.train.supervision == "labels" else (),
         dates=np.zeros(COUNT, np.int64),
     )
     pixels = np.random.default_rng(0).integers(0, 255, (COUNT, 1, SIDE, SIDE)).astype(np.uint8)

@@ -104,6 +104,8 @@ def illustrate(
     thumbnails = {tile: _thumbnail(images[question.tile_ids[tile]]) for tile in chosen.tiles().tolist()}
     planes, notes = _planes(measured, chosen, thumbnails, seed if umap else None)
     drawn = {"rows": pictures.rows_chart(report["rows"], report["objective"], ours=trained.name), **planes}
+    if report["ranks"]:
+        drawn["ranks"] = pictures.ranks_chart(report["ranks"], ours=trained.name)
     drawn |= {f"neighbours/{sheet.row}": _sheet(sheet, question, thumbnails) for sheet in chosen.sheets}
     drawn |= _contact(chosen, question, thumbnails)
     drawn |= _confusions(report)

@@ -16,7 +16,7 @@ from rayjobs.errors import RetrievalError, TrainingError
 from rayjobs.evaluate.distances import mean_distances_km
 from rayjobs.evaluate.relevance import UNKNOWN
 from rayjobs.retrieval import classes
-from rayjobs.retrieval.metrics import PairList, Pairs, metric_names, score
+from rayjobs.retrieval.metrics import PairList, Pairs, metric_names, precision_by_rank, score
 from rayjobs.retrieval.probes import NEIGHBOURS, PROBES, ProbeResult, Split, probe, random_splits, unit_splits
 from rayjobs.retrieval.proportions import Proportions, generalised_silhouette, soft_precision_at_r
 from rayjobs.retrieval.ranking import blocks
@@ -103,6 +103,8 @@ class Measured:
     """The metrics of retrieval among the tiles that `Plan.reduced` leaves, by name; empty where it leaves none."""
     distances: dict[str, TileValues]
     """How far from its query what is found lies, kilometres: `distance_km@64`; empty where the tiles lie nowhere."""
+    ranks: FloatArray
+    """(ranks,) precision at each rank, from 1, over all queries: as deep as `evaluate.ranks` or the gallery."""
     figures: dict[str, float]
     """Metrics of the whole embedding, by name; NaN where one is not defined."""
     probes: tuple[Probed, ...]
@@ -180,6 +182,17 @@ def measure(name: str, vectors: Vectors, distance: Distance, question: Question,
         metrics=metrics,
         reduced=reduced,
         distances=_distances(vectors, distance, question, settings),
+        ranks=precision_by_rank(
+            vectors[question.queries],
+            vectors,
+            relevance=question.relevance,
+            excluded=question.excluded,
+            depth=min(settings.ranks, len(vectors) - 1),  # the query itself is none of the candidates
+            distance=distance,
+            seed=settings.seed,
+        )
+        if settings.ranks
+        else np.empty(0),
         figures=figures,
         probes=probes,
     )

@@ -10,6 +10,8 @@
                where the objective is no metric of retrieval.
 `distances`    null where tiles lie nowhere; else `random_pairs`, the mean distance of random pairs of tiles, kilometres, and `rows`
                {row: {distance_km@k: {value, low, high}}}: how far from its query what is found lies, along great circles.
+`ranks`        {row: list}: the precision at rank 1, 2, ... up to `evaluate.ranks`: of all tiles that are found up to there, the share that
+               is relevant, over all queries. Empty where none was asked for.
 `probes`       a list: `row`; `probe` (knn, ...); `target` (classes, proportions); `split` (ground, random); `splits`, how many;
                `test_ratio`, tested over trained tiles; `metrics` {metric: {value, low, high}}, means over the splits; `trained_minus`
                likewise, the trained row minus this one on the same splits, null in the trained row itself.
@@ -84,6 +86,7 @@ def table(measured: Sequence[Measured], settings: EvaluateSection, *, ours: str,
         },
         "without": _without(trained, measured, settings),
         "distances": _distances(measured, settings),
+        "ranks": {row.name: [round(float(value), 6) for value in row.ranks] for row in measured if len(row.ranks)},
         "probes": [entry for row in measured for entry in _probes(row, None if row is trained else trained)],
         "classes": {row.name: _by_class(row, settings) for row in measured} if measured[0].question.classes else {},
         "confusion": _confusion(measured),

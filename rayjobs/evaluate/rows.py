@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from rayjobs.cluster.session import wants_gpu
 from rayjobs.embed.job import Embeddings, embed, read_embeddings
-from rayjobs.errors import CheckpointError, ConfigError
+from rayjobs.errors import CheckpointError, ConfigError, NotFoundError
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.encoder import bare, build
 from rayjobs.models.spec import ModelSpec, standardised, statistics_spec
@@ -136,10 +136,11 @@ def _frozen(experiment: Experiment, spec: ModelSpec, console: Console) -> dict[s
     if weights is None:
         return None
     try:
-        module = cast("Encoder", build(bare(spec), experiment.evaluate.seed, pretrained=weights, rgb=experiment.model.rgb))
+        found = experiment.open_workspace().weights(weights)
+        module = cast("Encoder", build(bare(spec), experiment.evaluate.seed, pretrained=found, rgb=experiment.model.rgb))
         if module.fusion is not None:
             module.fusion.leave_imagery()
         return _published(module, module.spec)
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, NotFoundError) as error:
         console.say(f"evaluate         no frozen-pretrained row: {error}")
         return None

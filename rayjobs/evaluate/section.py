@@ -36,6 +36,8 @@ class EvaluateSection:
     or all pictures of its own `observation`, which look alike for their light and season, whatever they show."""
     ks: Annotated[tuple[Annotated[int, pydantic.Field(ge=1)], ...], pydantic.Field(min_length=1)] = (1, 5, 10)
     """Cut-offs of recall@k, precision@k and the others."""
+    ranks: Annotated[int, pydantic.Field(ge=0)] = 100
+    """How far the precision is followed from rank to rank (`ranks` of the report, and its picture); 0: not at all."""
     objective: str = "recall@10"
     """The metric that counts: one of retrieval (recall@k, MAP@R, ...) or, of tiles with class proportions, nDCG@k/graded,
     soft_precision@k or gSil."""

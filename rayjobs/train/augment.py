@@ -19,6 +19,7 @@ from rayjobs.train.section import AugmentSection
 PerBand = torch.Tensor | Sequence[float]
 """(bands,) in the pixels' unit."""
 
+_COLOURS = 3
 _LEAST_WEIGHT = 0.5
 """Share of a resampled pixel that must come from valid ones for it to be valid: as the nearest pixel would have it."""
 _MOVED_AS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
@@ -63,6 +64,7 @@ def augment(
     draws: Draws,
     *,
     still: Sequence[int] = (),
+    colours: Sequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Change each image of a batch at random, in the ways that the section switches on.
 
@@ -74,6 +76,7 @@ def augment(
         std: (bands,) the unit of brightness, jitter and noise.
         draws: of as many images.
         still: bands whose values stay what they are (maps), though they move with the others: each pixel takes the nearest one's.
+        colours: the red, the green and the blue band; needed by `saturation`, `hue_degrees` and `greyscale` alone.
 
     Returns:
         pixels and valid of the same shapes. Pixels keep their dtype under flips and right-angle rotations, and become float32 with any
@@ -89,9 +92,15 @@ def augment(
         scale = least + (greatest - least) * draws.uniform()
         pixels, valid = resampled(pixels, valid, degrees, scale, draws.symmetric(2), nearest=at)
     maps = pixels[:, at].float() if at else pixels
-    if section.brightness or section.jitter or section.band_dropout:
+    if section.recolours:
+        hue = section.hue_degrees * draws.symmetric()
+        saturation = (1 + section.saturation * draws.symmetric()).clamp_min(0)
+        pixels = tinted(pixels, hue, torch.where(draws.uniform() < section.greyscale, 0.0, saturation), colours)
+    if section.brightness or section.jitter or section.band_dropout or section.contrast:
         shift = section.brightness * draws.symmetric(1) + section.jitter * draws.symmetric(bands)
         gain = 1 + section.jitter * draws.symmetric(bands)
+        if section.contrast:
+            gain = gain * (1 + section.contrast * draws.symmetric(1)).clamp_min(0)
         pixels = recoloured(pixels, shift, gain, _dropped(draws.uniform(bands), section.band_dropout), mean, std)
     if section.noise:
         deviation = section.noise * draws.uniform(1, 1, 1).to(pixels.device)
@@ -176,6 +185,28 @@ def _window_in_image(degrees: torch.Tensor, scale: torch.Tensor, place: torch.Te
     rotation = torch.stack([cos, -sin * height_by_width, sin / height_by_width, cos], dim=-1).view(-1, 2, 2)
     centre = rotation @ (place.double() * (1 - side)[:, None])[..., None]
     return torch.cat([rotation * side[:, None, None], centre], dim=-1).float()
+
+
+def tinted(pixels: torch.Tensor, degrees: torch.Tensor, saturation: torch.Tensor, colours: Sequence[int]) -> torch.Tensor:
+    """Turn the colours of images about grey, and move them towards grey or away from it; the mean of the three bands stays.
+
+    Args:
+        pixels: (batch, bands, height, width).
+        degrees: (batch,) of the turn; 120 makes red green, green blue and blue red.
+        saturation: (batch,) by which the distance from grey is multiplied; 0 makes grey.
+        colours: the red, the green and the blue band.
+
+    Returns:
+        float32.
+    """
+    angle, eye = degrees * (math.pi / 180), torch.eye(_COLOURS)
+    grey = torch.full((_COLOURS, _COLOURS), 1 / _COLOURS)
+    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(_COLOURS)
+    turn = torch.cos(angle)[:, None, None] * (eye - grey) + torch.sin(angle)[:, None, None] * across  # Rodrigues, about (1, 1, 1)
+    matrix = (grey + saturation[:, None, None] * turn).to(pixels.device)
+    changed = pixels.to(torch.float32, copy=True)
+    changed[:, list(colours)] = torch.einsum("nij,njhw->nihw", matrix, changed[:, list(colours)])
+    return changed
 
 
 def recoloured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,11 @@ from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView, Su
 from rayjobs.train.given_labels import labelled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
+    from rayjobs.train.section import PoolSection
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -62,6 +66,8 @@ class Ground:
     fractions: Fractions
     """(tiles, classes of the label map) share of each class among the labelled pixels; 0 throughout where unknown, and no columns where the
     set has none."""
+    class_names: tuple[str, ...] = ()
+    """Of the numbers in `labels`, in their order."""
 
     @property
     def classes(self) -> int:
@@ -82,6 +88,7 @@ class Ground:
             dates=self.dates[rows],
             labels=self.labels[rows],
             fractions=self.fractions[rows],
+            class_names=self.class_names,
         )
 
 
@@ -92,11 +99,15 @@ def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
         TrainingError: none is.
     """
     tiles = read_tiles(source.read("tiles.parquet"))
-    tiles = labelled(tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id"), experiment)
+    return pooled(labelled(tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id"), experiment), experiment)
+
+
+def pooled(tiles: pa.Table, experiment: Experiment) -> pa.Table:
+    """Return those of some tiles that are in the pool, in their order. Raises `TrainingError` where none is."""
     pool = experiment.train.pool
     if pool.everything:
         return tiles
-    kept = tiles.take(_pooled(_classes(tiles, experiment), pool.per_class, pool.min_per_class))
+    kept = tiles.take(_pooled(tiles["tile_id"].to_pylist(), _classes(tiles, experiment), pool))
     if not kept.num_rows:
         raise TrainingError(f"no class has train.pool.min_per_class {pool.min_per_class} training tiles; lower it, or sample more tiles")
     return kept
@@ -126,10 +137,17 @@ def _classes(tiles: pa.Table, experiment: Experiment) -> np.ndarray[Any, np.dtyp
     return classes
 
 
-def _pooled(classes: np.ndarray[Any, Any], most: int | None, fewest: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the rows of the pool, ascending; the first ones of each class, which is a choice by chance since tile ids are hashes."""
+_LEAST = 2
+"""Tiles of a class: one alone is like no other."""
+
+
+def _pooled(tile_ids: Sequence[str], classes: np.ndarray[Any, Any], pool: PoolSection) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the rows of the pool, ascending: the first ones of each class, in an order by chance that a tile's id and the seed decide."""
+    ranks = np.array([hashlib.blake2b(f"{pool.seed} {name}".encode(), digest_size=8).digest() for name in tile_ids], "S8")
     of_class = [np.flatnonzero(classes == name) for name in np.unique(classes[classes >= 0])]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *(rows[:most] for rows in of_class if len(rows) >= fewest)]))
+    kept = [rows[np.argsort(ranks[rows], kind="stable")] for rows in of_class if len(rows) >= pool.min_per_class]
+    shares = [rows[: max(_LEAST, round(pool.share * len(rows)))][: pool.per_class] for rows in kept]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *shares]))
 
 
 def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:
@@ -144,14 +162,18 @@ def ground_of(tiles: pa.Table, experiment: Experiment) -> Ground:
         dates=np.unique(places.dates(tiles), return_inverse=True)[1],
         labels=_numbered(tiles["label"]),
         fractions=_fractions(tiles, experiment.tiles.min_label_coverage),
+        class_names=tuple(map(str, _names(tiles["label"]))),
     )
 
 
 def _numbered(labels: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return (tiles,) the position of each label among all, sorted; -1 where there is none."""
-    names = sorted(set(labels.drop_null().to_pylist()))
-    found = pc.index_in(labels, value_set=pa.array(names, labels.type)).fill_null(-1)
+    found = pc.index_in(labels, value_set=pa.array(_names(labels), labels.type)).fill_null(-1)
     return np.asarray(found.to_numpy(), np.int64)
+
+
+def _names(labels: pa.ChunkedArray) -> list[Any]:
+    return sorted(set(labels.drop_null().to_pylist()))
 
 
 def _fractions(tiles: pa.Table, min_coverage: float) -> Fractions:

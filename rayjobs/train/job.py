@@ -34,6 +34,7 @@ from rayjobs.train.logged import mlflow_model
 from rayjobs.train.loop import loop, steps_per_epoch
 from rayjobs.train.mine import host_bytes
 from rayjobs.train.objective import check_objective
+from rayjobs.train.patience import check_patience, held_out_tiles
 from rayjobs.train.pinned import Pinned, decided
 from rayjobs.train.section import AugmentSection
 from rayjobs.train.state import TrainPlan, unfit
@@ -110,11 +111,13 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace.store.check()
     backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
+    experiment.with_weights()
     _pinned(experiment, workspace, source).begun()
-    done = _epochs_done(workspace)
+    newest = workspace.checkpoints.current()
     tiles = training_tiles(source, experiment)
     ground = ground_of(tiles, experiment)
     check(experiment, source, ground)
+    check_patience(experiment, source, watched=False)
     supervision = supervise(experiment, ground)
     settings = experiment.train
     steps = steps_per_epoch(experiment, supervision)
@@ -126,8 +129,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "anchors": len(supervision.anchors),
         "steps_per_epoch": steps,
         "steps": steps * settings.epochs,
-        "epochs_done": done,
-        "done_already": done >= settings.epochs,
+        "epochs_done": int(newest.manifest["epoch"]) if newest else 0,
+        "done_already": newest is not None and _is_over(newest, experiment),
         "mining_refreshes": len(range(experiment.mining.first, settings.epochs, every)) if every else 0,
         "parameters": parameter_count(spec),
         "chip_cache_bytes": chips * spec.tile_size**2 * (len(spec.bands) * np.dtype(spec.dtype).itemsize + 1),
@@ -154,8 +157,9 @@ def check(experiment: Experiment, source: Version, ground: Ground) -> None:
     """
     backbones.require(experiment.model.backbone)
     spec = encoder_spec(experiment, source)
-    require_weights(experiment.model.pretrained, experiment.model.backbone)
+    require_weights(experiment.with_weights().model.pretrained, experiment.model.backbone)
     check_frozen(experiment)
+    experiment.train.augment.colour_bands(spec.imagery)
     check_objective(experiment, ground)
     target = target_of(experiment)
     if target:
@@ -196,15 +200,17 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
         pinned = _pinned(experiment, workspace, source)
         pinned.begun()
         check(experiment, source, ground_of(training_tiles(source, experiment), experiment))  # first: what is refused takes no name
+        check_patience(experiment, source, watched=watch is not None)
         pinned.begin()
         keep_labels(experiment)
         newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
         done = int(newest.manifest["epoch"]) if newest else 0
-        if done >= experiment.train.epochs:
+        if newest and _is_over(newest, experiment):
             console.say(f"train            run {workspace.run} has all its {done} epochs already")
             _end_tracking(experiment, workspace, source, console)
             return _result(workspace, done, None)
-        parameters = {**experiment.to_dict(), "set_version": source.version}
+        begun = experiment.with_weights()
+        parameters = {**begun.to_dict(), "set_version": source.version}
         resume = workspace.mlflow_run()
         with (
             joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say),
@@ -221,9 +227,9 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
                 opened=workspace.remember_mlflow_run,
             ) as tracker,
         ):
-            _fit(experiment, source, lease.token, tracker, console, watch)
+            _fit(begun, source, lease.token, tracker, console, watch)
             lease.check()
-            _check_reached_end(workspace, experiment.train.epochs)
+            _check_reached_end(experiment)
             _track_model(experiment, workspace, source, tracker)
     return _result(workspace, done, tracker.run_id)
 
@@ -269,12 +275,19 @@ def register_model(experiment: Experiment, name: str, console: Console, alias: s
     )
 
 
-def _check_reached_end(workspace: Workspace, epochs: int) -> None:
+def _is_over(newest: Version, experiment: Experiment) -> bool:
+    """Whether a checkpoint is of the last epoch, or of the one in which patience came to its end."""
+    return int(newest.manifest["epoch"]) >= experiment.train.epochs or newest.manifest.get("over") is True
+
+
+def _check_reached_end(experiment: Experiment) -> None:
     """Compare the newest checkpoint with what was asked for, whatever the workers said or could not say. Raises `TrainingError`."""
-    done = _epochs_done(workspace)
-    if done < epochs:
+    newest = experiment.open_workspace().checkpoints.current()
+    if newest is None or not _is_over(newest, experiment):
+        done = int(newest.manifest["epoch"]) if newest else 0
         raise TrainingError(
-            f"training ended after {done} of {epochs} epochs, and no worker said why; see the log file, and run the command again to go on"
+            f"training ended after {done} of {experiment.train.epochs} epochs, and no worker said why; see the log file, and run the "
+            "command again to go on"
         )
 
 
@@ -288,11 +301,6 @@ def _pinned(experiment: Experiment, workspace: Workspace, source: Version) -> Pi
         decided={**decided(experiment, source, _DECIDE, _MAY_CHANGE), **({"target_version": target.version} if target else {})},
         resolved=experiment.to_dict(),
     )
-
-
-def _epochs_done(workspace: Workspace) -> int:
-    newest = workspace.checkpoints.current()
-    return int(newest.manifest["epoch"]) if newest else 0
 
 
 def encoder_spec(experiment: Experiment, source: Version) -> ModelSpec:
@@ -374,7 +382,9 @@ def _trainer(plan: TrainPlan, tiles: pa.Table, cpus: int, *, gpu: bool) -> _Trai
     filesystem, path = arrow_filesystem(workspace.store.uri)
     datasets: dict[str, Any] = {"chips": cache.chip_dataset(plan.source, tiles, size, maps)}
     if plan.validation:
-        datasets["held_out"] = cache.chip_dataset(plan.source, plan.validation.tiles, size, maps)
+        datasets["validated"] = cache.chip_dataset(plan.source, plan.validation.tiles, size, maps)
+    if settings.patience:
+        datasets["held_out"] = cache.chip_dataset(plan.source, held_out_tiles(plan.source), size, maps)
     if plan.target:
         datasets["target"] = cache.chip_dataset(plan.target, target_tiles(plan.target), size, maps)
     return _Trainer(
@@ -448,6 +458,7 @@ class _Listener:
             "mined": self._mined,
             "took": self._took,
             "mining_failed": self._mining_failed,
+            "stalled": self._stalled,
             "step": self._step,
             "epoch": self._epoch,
             "failed": self._failed,
@@ -509,6 +520,12 @@ class _Listener:
     def _mining_failed(self, message: dict[str, Any]) -> None:
         self._console.say(f"train/mine       caution: mining beside training failed ({message['reason']}); training goes on without it")
 
+    def _stalled(self, message: dict[str, Any]) -> None:
+        self._console.say(
+            f"train            ends after {message['epoch']} epochs: the loss on the val split has not fallen below {message['least']:.4f} "
+            f"for {message['stalled']} checkpoints"
+        )
+
     def _step(self, message: dict[str, Any]) -> None:
         self.stage.reach(message["done"], epoch=message["epoch"], loss=message["loss"])
 
@@ -517,6 +534,7 @@ class _Listener:
         self.stage.done = message["done"]
         self._console.say(
             f"train            epoch {message['epoch']}: loss {metrics['train/loss']:.4f}"
+            + (f", on the val split {metrics['val/loss']:.4f}" if "val/loss" in metrics else "")
             + (f", {metrics['train/tiles_per_s']:.0f} tiles/s" if "train/tiles_per_s" in metrics else "")
         )
         self._tracker.metrics(metrics, step=message["epoch"])

@@ -17,13 +17,10 @@ from rayjobs.metric.section import MiningSection
 from rayjobs.train.batches import EpochPlan
 from rayjobs.train.mine import SCHEMA
 
-FORMAT = 1
+FORMAT = 2
 """Number of the layout of `state.pt`; another number is another layout."""
-_COUNTS = ("epoch", "step", "failed_uploads")
-_RATES = ("lr", "initial_lr", "eps", "weight_decay")
+_COUNTS = ("epoch", "step", "failed_uploads", "stalled")
 _INTEGERS = (torch.int32, torch.int64)
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
 
 
 def check_counts(saved: Mapping[str, Any]) -> None:
@@ -37,16 +34,20 @@ def check_counts(saved: Mapping[str, Any]) -> None:
         raise CheckpointError(f"state.pt has format {found!r:.80}, and this program reads {FORMAT}; take another checkpoint")
     for name in _COUNTS:
         _require(_is_count(saved.get(name)), name, "a number of 0 or more")
+    _require(isinstance(saved.get("least"), float) and not math.isnan(saved["least"]), "least", "a number")
     _require(saved.get("generation") is None or _is_count(saved["generation"]), "generation", "a number of 0 or more, or none")
 
 
-def check_fits(saved: Mapping[str, Any], wanted: Mapping[str, Any], optimizer: torch.optim.Optimizer, *, tiles: int) -> None:
+def check_fits(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], optimizer: torch.optim.Optimizer, moments: Sequence[str], *, tiles: int
+) -> None:
     """Check that `state.pt` can be taken up: nothing is missing, superfluous or of another shape.
 
     Args:
         saved: `state.pt`, whose counts have been checked.
         wanted: what this run keeps as it begins.
         optimizer: of this run.
+        moments: what it keeps of a parameter; see `rayjobs.train.optimizers`.
         tiles: training tiles, to which batches and clusters point.
 
     Raises:
@@ -59,7 +60,7 @@ def check_fits(saved: Mapping[str, Any], wanted: Mapping[str, Any], optimizer: t
         _require(all_finite(saved[name]), name, "finite")
     for name in {"loss", "projector"} & saved["objective"].keys():
         _require(all_finite(saved["objective"][name]), f"objective.{name}", "finite")
-    _check_optimizer(saved.get("optimizer"), optimizer)
+    _check_optimizer(saved.get("optimizer"), optimizer, moments)
     _check_batches(saved.get("batches"), int(saved["step"]), tiles)
     _check_clusters(saved.get("clusters"), tiles)
 
@@ -96,7 +97,7 @@ def _check_alike(found: Any, wanted: Any, name: str) -> None:
         _require(type(found) is type(wanted), name, f"of type {type(wanted).__name__}")
 
 
-def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
+def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer, moments: Sequence[str]) -> None:
     _require(isinstance(found, Mapping) and found.keys() == {"state", "param_groups"}, "optimizer", "the state of an optimizer")
     ours, theirs = optimizer.state_dict()["param_groups"], found["param_groups"]
     _require(isinstance(theirs, Sequence) and len(theirs) == len(ours), "optimizer.param_groups", f"{len(ours)} groups")
@@ -104,20 +105,18 @@ def _check_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> None:
         _require(
             isinstance(group, Mapping) and group.get("params") == mine["params"], "optimizer.param_groups", "over this run's parameters"
         )
-        _require(all(_is_number(group.get(name)) for name in _RATES), "optimizer.param_groups", f"with numbers for {', '.join(_RATES)}")
-        betas = group.get("betas")
-        _require(isinstance(betas, Sequence) and len(betas) == 2 and all(map(_is_number, betas)), "betas", "two numbers")  # noqa: PLR2004  as said
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _require(isinstance(found["state"], Mapping), "optimizer.state", "a mapping")
-    for index, moments in found["state"].items():
+    for index, kept in found["state"].items():
         _require(_is_count(index) and index < len(parameters), "optimizer.state", "over this run's parameters")
-        _check_moments(moments, parameters[index], f"optimizer.state.{index}")
+        _check_moments(kept, parameters[index], moments, f"optimizer.state.{index}")
 
 
-def _check_moments(found: Any, parameter: torch.Tensor, name: str) -> None:
-    fits = isinstance(found, Mapping) and all(isinstance(found.get(key), torch.Tensor) for key in _MOMENTS)
-    _require(fits and found["step"].numel() == 1, name, f"tensors {', '.join(_MOMENTS)}")
-    _require(all(found[key].shape == parameter.shape for key in _MOMENTS[1:]), name, f"of shape {tuple(parameter.shape)}")
+def _check_moments(found: Any, parameter: torch.Tensor, moments: Sequence[str], name: str) -> None:
+    fits = isinstance(found, Mapping) and found.keys() == set(moments) and all(isinstance(part, torch.Tensor) for part in found.values())
+    _require(fits, name, f"tensors {', '.join(moments)}")
+    shapes = {key: () if key == "step" else tuple(parameter.shape) for key in moments}
+    _require(all(tuple(found[key].shape) == shape for key, shape in shapes.items()), name, f"of shapes {shapes}")
 
 
 def _is_integers(found: Any, shape: Sequence[int] | None, dimensions: int) -> bool:

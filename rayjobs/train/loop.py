@@ -21,6 +21,7 @@ from rayjobs.train.features import frozen_features
 from rayjobs.train.ground import ground_of, supervise, target_tiles, training_tiles
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
+from rayjobs.train.patience import HeldOut, held_out_tiles
 from rayjobs.train.state import State, TrainPlan, initial, publish_mined, require_finite, restore, save
 from rayjobs.train.step import Bench, train_epoch
 
@@ -60,25 +61,38 @@ def _train(plan: TrainPlan) -> None:
     supervision = supervise(plan.experiment, ground)
     state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
     shown = _shown(plan, state, tiles, versions=settings.frozen_features)
-    held_out = _shown(plan, state, plan.validation.tiles, "held_out") if plan.validation else None
+    validated = _shown(plan, state, plan.validation.tiles, "validated") if plan.validation else None
     target = (
         _shown(replace(plan, source=plan.target), state, target_tiles(plan.target), "target", settings.frozen_features or 1)
         if plan.target
         else None
     )
-    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, held_out=held_out, target=target)
+    on = Bench(plan=plan, ground=ground, shown=shown, device=device, objective=objective, validated=validated, target=target)
+    held_out = _held_out(on, state) if settings.patience else None
     if not state.epoch and not state.step:
         begin_projection(on, state)
         find_looks(on, state)
     steps = steps_per_epoch(plan.experiment, supervision)
     plan.tell("begun", steps=steps * settings.epochs, done=steps * state.epoch + state.step, workers=world_size())
     background = BackgroundMining(plan)
-    while state.epoch < settings.epochs:
-        _train_epoch(on, state, supervision, steps, background)
+    while not state.is_over(settings):
+        _train_epoch(on, state, supervision, steps, background, held_out)
+    if state.epoch < settings.epochs:
+        plan.tell("stalled", epoch=state.epoch, stalled=state.stalled, least=state.least)
     background.end()
 
 
-def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, background: BackgroundMining) -> None:
+def _held_out(on: Bench, state: State) -> HeldOut:
+    """Return the batches of the val split, on which patience looks."""
+    tiles, settings = held_out_tiles(on.plan.source), on.plan.experiment.train
+    versions = settings.frozen_features if settings.supervision == "views" else 1
+    shown = _shown(on.plan, state, tiles, "held_out", versions)
+    return HeldOut.of(on.plan, tiles, shown, on.objective, on.ground)
+
+
+def _train_epoch(
+    on: Bench, state: State, supervision: Supervision, steps: int, background: BackgroundMining, held_out: HeldOut | None
+) -> None:
     """Train one epoch, or what is left of the one that a checkpoint was made in."""
     plan, settings = on.plan, on.plan.experiment.train
     if state.batches is None:
@@ -90,7 +104,11 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, 
     state.end_epoch()
     if _is_kept(settings, state.epoch):
         state.validated = _validated(on, state)
-        save(plan, state, on.objective, last=state.epoch == settings.epochs)
+        if held_out is not None:
+            require_finite(state, on.objective)
+            state.validated["val/loss"] = held_out.loss(plan, state, on.device)
+            state.measured(state.validated["val/loss"])
+        save(plan, state, on.objective, last=state.is_over(settings))
         metrics |= state.validated
     metrics |= {"train/failed_uploads": float(state.failed_uploads)}
     if state.generation is not None:
@@ -102,10 +120,10 @@ def _train_epoch(on: Bench, state: State, supervision: Supervision, steps: int, 
 def _validated(on: Bench, state: State) -> dict[str, float]:
     """Embed the tiles that are held out, each rank its share, and measure them on rank 0, if anybody asked for it."""
     validation = on.plan.validation
-    if validation is None or on.held_out is None:
+    if validation is None or on.validated is None:
         return {}
     require_finite(state, on.objective)
-    vectors = embed_all(on.held_out.network_of(state.learned), on.held_out, on.device).numpy()
+    vectors = embed_all(on.validated.network_of(state.learned), on.validated, on.device).numpy()
     measured = found_by_rank_zero(lambda: dict(validation.measure(vectors)))
     return {f"val/{name}": float(value) for name, value in measured.items()}
 

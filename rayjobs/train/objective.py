@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,15 @@ from rayjobs.metric.interclass import InterclassTriplets
 from rayjobs.metric.losses import Loss, MagnetLoss, Part, TupleLoss, build_loss
 from rayjobs.metric.memory import CrossBatchMemory
 from rayjobs.metric.miners import Miner, build_miner
-from rayjobs.metric.projector import projector
+from rayjobs.metric.projector import projector, spread
 from rayjobs.metric.relations import Reference, Tuples
-from rayjobs.metric.section import MagnetLossSection, require_tuples, why_no_tuples
+from rayjobs.metric.section import MagnetLossSection, SimSiamLossSection, require_tuples, why_no_tuples
 from rayjobs.train.distributed import share_of, total, world_size
 from rayjobs.train.ground import forbidden_pairs
 
 if TYPE_CHECKING:
     from rayjobs.experiment import Experiment
+    from rayjobs.metric.section import ProjectorSection
     from rayjobs.train.ground import Ground
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -59,7 +62,8 @@ def check_objective(experiment: Experiment, ground: Ground) -> None:
         require_tuples(experiment.loss, "memory.size")
     spatial = isinstance(experiment.loss, MagnetLossSection) and experiment.loss.form == "spatial"
     known = {"labels", "geography"} if spatial else {"labels"}
-    if why_no_tuples(experiment.loss) and settings.supervision not in known:
+    of_classes = why_no_tuples(experiment.loss) and not isinstance(experiment.loss, SimSiamLossSection)
+    if of_classes and settings.supervision not in known:
         wanted = " or ".join(sorted(known, reverse=True))
         raise ConfigError(f"loss.kind {experiment.loss.kind} lives on classes; set train.supervision: {wanted}, or choose another loss")
     if needs_clusters(experiment) and settings.batch_size % experiment.clustering.per_batch:
@@ -133,12 +137,14 @@ class Objective:
         self._experiment, self._ground = experiment, ground
         self._hashes = experiment.model.projection == "hash"
         compared, seed = experiment.projector.dim or dim, experiment.train.seed
-        self.loss: Loss = build_loss(experiment.loss, dim=compared, classes=classes, seed=seed).to(device)
-        self._projector = projector(dim, experiment.projector.dim, seed=seed).to(device) if experiment.projector.dim else None
+        self.loss: Loss = build_loss(experiment.loss, dim=compared, classes=classes, names=ground.class_names, seed=seed).to(device)
+        self._projector = _projector_of(experiment.projector, dim, seed, device)
         self._miner: Miner = build_miner(experiment.miner)
         memory = experiment.memory
         self._memory = CrossBatchMemory(size=memory.size, dim=compared, warm_up=memory.warm_up).to(device) if memory.size else None
         self._interclass = InterclassTriplets(experiment.interclass) if experiment.interclass.weight else None
+        self.spread = torch.tensor(math.nan)
+        """How far the embeddings of the latest batch, as they were compared, differ; see `rayjobs.metric.projector.spread`."""
         self.looks = np.full(len(ground.tile_ids), -1)
         """(tiles,) int64 which tiles look alike, whatever their class, where the experiment asks; see `rayjobs.metric.interclass`."""
         self.recent = np.full(len(ground.tile_ids), np.nan)
@@ -157,7 +163,9 @@ class Objective:
             batch: of the plan.
         """
         activations = outputs.sigmoid() if self._hashes else outputs
-        loss = self._compared(activations if self._projector is None else self._projector(outputs), batch)
+        compared = activations if self._projector is None else self._projector(outputs)
+        self.spread = spread(compared.detach())
+        loss = self._compared(compared, batch)
         if self._hashes:
             loss = loss + hashing_terms(activations, self._experiment.hashing) / world_size()
         if self._interclass is not None:
@@ -243,6 +251,12 @@ class Objective:
         loss: torch.Tensor = self.loss(embeddings, batch.groups, tuples, reference=reference)
         return loss
 
+    def on(self, ground: Ground) -> Objective:
+        """Return the same objective, with the same weights, for other tiles: without what it remembers of the training tiles."""
+        other = copy.copy(self)
+        other._ground, other._memory, other._interclass = ground, None, None  # noqa: SLF001  of its own kind
+        return other
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep: tensors alone."""
         memory = {} if self._memory is None else self._memory.state_dict()
@@ -263,6 +277,13 @@ class Objective:
         if self._interclass is not None:
             self.looks = state["looks"].numpy()
         self.recent = state["recent"].numpy()
+
+
+def _projector_of(section: ProjectorSection, inputs: int, seed: int, device: torch.device) -> nn.Module | None:
+    if section.dim is None:
+        return None
+    made = projector(inputs, section.dim, seed=seed, layers=section.layers, hidden=section.hidden, batch_norm=section.batch_norm)
+    return made.to(device)
 
 
 def _chunks(rows: slice, row_bytes: int, mib: int) -> list[slice]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
 
 from rayjobs.config import section
+from rayjobs.errors import ConfigError
 from rayjobs.workspace import ArtefactName
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+
+_COLOURS = 3
 
 
 @section
@@ -28,6 +32,16 @@ class AugmentSection:
     """Greatest shift of all bands of a tile together, in deviations of each band."""
     jitter: Fraction = 0.0
     """Greatest shift of each band by itself, in its deviations, and greatest relative change of its contrast about its mean."""
+    contrast: NotNegative = 0.0
+    """Greatest relative change of the contrast of all bands of a tile together, about their means."""
+    saturation: NotNegative = 0.0
+    """Greatest relative change of how far colours lie from grey, the mean of the three colour bands."""
+    hue_degrees: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
+    """Greatest turn of the colours about grey, either way."""
+    greyscale: Fraction = 0.0
+    """Probability with which the three colour bands of a tile are replaced by their mean."""
+    colours: Annotated[tuple[str, ...], pydantic.Field(min_length=3, max_length=3)] | None = None
+    """Names of the red, green and blue band, of which `saturation`, `hue_degrees` and `greyscale` speak; null: those of a set of three."""
     band_dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Probability with which a band of a tile is replaced by its mean; one band always stays."""
     noise: NotNegative = 0.0
@@ -41,7 +55,96 @@ class AugmentSection:
     @property
     def changes(self) -> bool:
         """Whether anything is changed."""
-        return any(vars(self).values())
+        return any(value for name, value in vars(self).items() if name != "colours")
+
+    @property
+    def recolours(self) -> bool:
+        """Whether colours are changed beyond the light of bands."""
+        return bool(self.saturation or self.hue_degrees or self.greyscale)
+
+    def colour_bands(self, bands: Sequence[str]) -> list[int]:
+        """Return where red, green and blue stand among the bands of the imagery; none where nothing asks.
+
+        Raises:
+            ConfigError: they are not told.
+        """
+        if not self.recolours:
+            return []
+        colours = self.colours or tuple(bands)
+        if len(colours) != _COLOURS or not {*colours} <= {*bands}:
+            raise ConfigError(
+                "train.augment.saturation, hue_degrees and greyscale change red, green and blue, and the set has the bands "
+                f"{', '.join(bands)}; name three of these as train.augment.colours, or change single bands (jitter, brightness, contrast)"
+            )
+        return [bands.index(name) for name in colours]
+
+
+@section
+class AdamWSection:
+    """Rates of each number by its own gradients, decay beside them (Loshchilov & Hutter, Decoupled weight decay, 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Which optimiser."""
+
+
+@section
+class SGDSection:
+    """Gradients with momentum."""
+
+    kind: Literal["sgd"]
+    """Which optimiser."""
+    momentum: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.9
+    """Share of the last step that is added to the next."""
+    nesterov: bool = False
+    """Look ahead by the momentum."""
+
+    def __post_init__(self) -> None:
+        """Refuse a look ahead by nothing."""
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead by the momentum, which is 0; raise it, or set nesterov: false")
+
+
+@section
+class LARSSection(SGDSection):
+    """SGD whose rate for each layer grows with its weights over their gradients, for large batches (You et al., LARS, 2017).
+
+    Norms and biases are left out: they have the plain rate, and no decay.
+    """
+
+    kind: Literal["lars"]  # type: ignore[assignment]  # the other kind is the other's
+    """Which optimiser."""
+    trust: Annotated[float, pydantic.Field(gt=0)] = 0.001
+    """Multiplies |weights| / (|gradient| + decay x |weights|)."""
+    clip: bool = False
+    """No layer's rate is above the rate of the run (LARC)."""
+
+
+OptimizerSection = Annotated[AdamWSection | SGDSection | LARSSection, pydantic.Field(discriminator="kind")]
+
+
+@section
+class CosineSection:
+    """Rates fall as half a cosine from the warm-up to the last step."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Which schedule."""
+    final: Fraction = 0.0
+    """Share of the rates at the end."""
+
+
+@section
+class StepSection:
+    """Rates fall at once after some epochs."""
+
+    kind: Literal["step"]
+    """Which schedule."""
+    epochs: Annotated[tuple[NotNegative, ...], pydantic.Field(min_length=1)]
+    """After so many epochs of the run, each time."""
+    factor: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.1
+    """What the rates are then multiplied by."""
+
+
+ScheduleSection = Annotated[CosineSection | StepSection, pydantic.Field(discriminator="kind")]
 
 
 @section
@@ -69,13 +172,18 @@ class PoolSection:
 
     per_class: Annotated[int, pydantic.Field(ge=1)] | None = None
     """Most tiles of a class, the same ones each time; null: all."""
+    share: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    """Share of each class's tiles that are used, at least two: the others' labels are withheld, to learn what labels are worth. Those of a
+    smaller share are among those of a larger one."""
+    seed: int = 0
+    """Of which tiles are the first of their class."""
     min_per_class: Annotated[int, pydantic.Field(ge=1)] = 1
     """Classes with fewer tiles are left out."""
 
     @property
     def everything(self) -> bool:
         """Whether all training tiles are used."""
-        return self.per_class is None and self.min_per_class == 1
+        return self.per_class is None and self.min_per_class == 1 and self.share == 1
 
 
 @section
@@ -107,13 +215,19 @@ class TrainSection:
     groups of a batch are of different (dominant) classes where there are P classes, and all classes come equally often; mined negatives
     that join may repeat one."""
     learning_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
-    """Peak rate of AdamW; rises over the warm-up and decays as a cosine."""
+    """Peak rate; rises over the warm-up and then falls by the schedule."""
     backbone_rate: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0
     """Learning rate of the backbone relative to that of the rest: 0.1 spares pretrained weights while a new projection finds its place."""
     warmup_epochs: NotNegative = 1.0
-    """Epochs over which the rates rise from nothing; may be a fraction."""
+    """Epochs over which the rates rise; may be a fraction."""
+    warmup_from: Fraction = 0.0
+    """Share of the rates that they rise from."""
+    schedule: ScheduleSection = CosineSection()
+    """How the rates fall."""
+    optimizer: OptimizerSection = AdamWSection()
+    """What makes steps of gradients."""
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 1e-4
-    """Of AdamW; norms and biases do not decay."""
+    """Norms and biases do not decay."""
     ema: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of the weights, which is then what checkpoints hold, such as 0.999; 0: no average."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -139,6 +253,9 @@ class TrainSection:
     """Compile the network (`torch.compile`), which takes minutes at the start and wants a C++ compiler on every node."""
     augment: AugmentSection = AugmentSection()
     """Random changes of the training tiles."""
+    patience: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """End the run when the loss on the val split, which is measured with each checkpoint (`val/loss`), has not fallen for so many
+    checkpoints; null: train all epochs. The newest checkpoint stays the run's."""
     checkpoint_every: Annotated[int, pydantic.Field(ge=1)] = 1
     """Epochs between checkpoints."""
     checkpoint_steps: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -168,6 +285,8 @@ class TrainSection:
             raise ValueError(f"num_workers [{least}, {most}] must be [least, most]; turn them round")
         if self.batch_size < 2 * most:
             raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than two tiles each; raise it, or lower num_workers")
+        if isinstance(self.optimizer, LARSSection) and not self.weight_decay:
+            raise ValueError("optimizer.kind lars scales the rates of what decays, and weight_decay is 0; set it to 1e-6, say")
         if self.max_neg_shared > self.min_pos_shared:
             raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
         if self.labels_from is not None and self.supervision != "labels":

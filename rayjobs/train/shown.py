@@ -66,7 +66,8 @@ class ChipCache:
         """Change each image; see `rayjobs.train.augment`."""
         pixels, valid = inputs
         maps = [spec.bands.index(band) for band in spec.maps]
-        return augment(pixels, valid, section, spec.mean, spec.std, draws, still=maps)
+        colours = [spec.bands.index(spec.imagery[place]) for place in section.colour_bands(spec.imagery)]
+        return augment(pixels, valid, section, spec.mean, spec.std, draws, still=maps, colours=colours)
 
     def network_of(self, encoder: torch.nn.Module) -> torch.nn.Module:
         """Return the whole encoder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from array import array
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from rayjobs.errors import CheckpointError, NotFoundError, PublishConflictError,
 from rayjobs.metric.clusters import Clusters
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import fingerprint, from_files, read_training_state, to_files, training_state_bytes
-from rayjobs.models.encoder import build, parameter_groups
+from rayjobs.models.encoder import build
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
 from rayjobs.train.distributed import agreed, from_rank_zero, rank, world_size
 from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import Mined, from_table
+from rayjobs.train.optimizers import MOMENTS, optimizer_of, take_up
 from rayjobs.train.shown import Projected
 
 if TYPE_CHECKING:
@@ -136,11 +138,24 @@ class State:
     clusters: Clusters | None = None
     """Clusters of the training tiles, where the loss lives on them."""
     validated: dict[str, float] = field(default_factory=dict)
-    """What `plan.validation` found after the last epoch. A checkpoint's manifest tells it."""
+    """What was found on held-out tiles after the last epoch. A checkpoint's manifest tells it."""
+    least: float = math.inf
+    """Least loss on the held-out tiles so far, where one is measured."""
+    stalled: int = 0
+    """Checkpoints since then."""
 
     def end_epoch(self) -> None:
         """Go on to the first step of the next epoch."""
         self.epoch, self.step, self.batches = self.epoch + 1, 0, None
+
+    def measured(self, loss: float) -> None:
+        """Take in the loss on the held-out tiles."""
+        self.stalled = 0 if loss < self.least else self.stalled + 1
+        self.least = min(self.least, loss)
+
+    def is_over(self, settings: TrainSection) -> bool:
+        """Whether the last epoch is done, or patience is at its end."""
+        return self.epoch >= settings.epochs or (settings.patience is not None and self.stalled >= settings.patience)
 
     @property
     def learned(self) -> torch.nn.Module:
@@ -165,22 +180,12 @@ def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> Stat
     average = WeightAverage(module, decay=settings.ema) if settings.ema else None
     if settings.compile:
         parallel.compile()
-    return State(module=module, parallel=parallel, optimizer=_optimizer(settings, module, objective, device), average=average)
+    return State(module=module, parallel=parallel, optimizer=optimizer_of(settings, module, objective.learned, device), average=average)
 
 
 def _require_gpu(device: torch.device) -> None:
     if device.type == "cpu":
         raise TrainingError("train.sync_batch_norm works on GPUs alone, and this worker has none; set it to false, or ray.gpu: yes")
-
-
-def _optimizer(settings: TrainSection, module: torch.nn.Module, objective: Objective, device: torch.device) -> torch.optim.Optimizer:
-    """Return AdamW over the encoder and what is learned beside it."""
-    rate = settings.learning_rate
-    groups = parameter_groups(module, backbone_rate=rate * settings.backbone_rate, head_rate=rate, weight_decay=settings.weight_decay)
-    of_loss = list(objective.learned.parameters())
-    if of_loss:
-        groups.append({"params": of_loss, "weight_decay": 0.0, "lr": rate, "initial_lr": rate})
-    return torch.optim.AdamW(groups, fused=device.type == "cuda")
 
 
 def restore(plan: TrainPlan, state: State, objective: Objective, tile_ids: Sequence[str]) -> State:
@@ -209,7 +214,7 @@ def _newest(plan: TrainPlan, state: State, objective: Objective, tile_ids: Seque
         plan.tell("damaged", text=text)
 
     def unfit_here(version: Version) -> str | None:
-        return _refusal(lambda: _check_taken_up(_loaded(version), plan.spec, state, objective, len(tile_ids)))
+        return _refusal(lambda: _check_taken_up(_loaded(version), plan, state, objective, len(tile_ids)))
 
     version = workspace.checkpoints.newest_sound(say, unfit=unfit_here)
     if version is None:
@@ -273,10 +278,11 @@ def _losses(version: Version) -> array[float]:
     return array("d", column.to_numpy())
 
 
-def _check_taken_up(checkpoint: _Checkpoint, spec: ModelSpec, state: State, objective: Objective, tiles: int) -> None:
-    if checkpoint.encoder.spec != spec:
+def _check_taken_up(checkpoint: _Checkpoint, plan: TrainPlan, state: State, objective: Objective, tiles: int) -> None:
+    if checkpoint.encoder.spec != plan.spec:
         raise CheckpointError("its model.json describes another encoder than this run's; take another checkpoint")
-    check_fits(checkpoint.saved, _saved(state, objective), state.optimizer, tiles=tiles)
+    moments = MOMENTS[plan.experiment.train.optimizer.kind]
+    check_fits(checkpoint.saved, _saved(state, objective), state.optimizer, moments, tiles=tiles)
 
 
 def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> None:
@@ -287,8 +293,9 @@ def _take_up(state: State, objective: Objective, checkpoint: _Checkpoint) -> Non
         state.module.load_state_dict(saved["module"])
         state.average.load_state_dict(saved["average"])
     objective.load_state_dict(saved["objective"])
-    state.optimizer.load_state_dict(saved["optimizer"])
+    take_up(state.optimizer, saved["optimizer"])
     state.epoch, state.step, state.failed_uploads = saved["epoch"], saved["step"], saved["failed_uploads"]
+    state.least, state.stalled = saved["least"], saved["stalled"]
     state.batches = _rebuilt(EpochPlan, saved["batches"] if state.step else None)
     state.clusters = _rebuilt(Clusters, saved["clusters"])
     state.losses = checkpoint.losses
@@ -392,7 +399,8 @@ def _publish(plan: TrainPlan, state: State, objective: Objective) -> None:
     mining = None if state.generation is None else generation_name(state.generation)
     ours = fingerprint(plan.spec, state.learned.state_dict())
     parents = {"set": plan.source.version, "mining": mining}
-    done = {"epoch": state.epoch, "step": state.step, "validation": {} if state.step else state.validated}
+    over = not state.step and state.is_over(plan.experiment.train)
+    done = {"epoch": state.epoch, "step": state.step, "over": over, "validation": {} if state.step else state.validated}
     version = draft.publish({"parents": parents, "encoder_fingerprint": ours, **done, "counts": {}})
     if version.manifest["encoder_fingerprint"] != ours:  # one that a killed command had all but published: a restart goes on from it
         raise PublishConflictError(f"checkpoint {version.version} exists already with other weights; training starts again from it")
@@ -409,6 +417,8 @@ def _saved(state: State, objective: Objective) -> dict[str, Any]:
         "clusters": _flat(state.clusters),
         "generation": state.generation,
         "failed_uploads": state.failed_uploads,
+        "least": state.least,
+        "stalled": state.stalled,
     }
     if state.average is not None:
         saved |= {"module": state.module.state_dict(), "average": state.average.state_dict()}

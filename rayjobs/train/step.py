@@ -16,6 +16,7 @@ from rayjobs.train.augment import Draws
 from rayjobs.train.distributed import agree_on_gradients, gather, rank, share_of, total
 from rayjobs.train.gradient_cache import embed_without_graph, in_parts, parts_of, pass_on
 from rayjobs.train.objective import Batch
+from rayjobs.train.optimizers import set_rates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ class Bench:
     """Of the training tiles: chips, or the features of a frozen backbone."""
     device: torch.device
     objective: Objective
-    held_out: Shown | None = None
+    validated: Shown | None = None
     """Of the tiles of `plan.validation`."""
     target: Shown | None = None
     """Of the training tiles of `plan.target`."""
@@ -50,6 +51,8 @@ class Bench:
 
 def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Train what is left of the epoch after the completed ones; return its mean loss and last rate, the seconds of each phase, and speed.
+
+    `train/spread` is that of the last batch: near 0 all embeddings have become one.
 
     `after_step` is called on every rank when `state` has taken in a step: there a checkpoint may be made.
     """
@@ -63,7 +66,7 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callabl
         waited += time.monotonic() - waiting
         inputs = on.shown.augmented(inputs, settings.augment, on.plan.spec, draws)
         done = epoch * steps + step
-        _set_rates(state.optimizer, done, warmup=settings.warmup_epochs * steps, total=settings.epochs * steps)
+        set_rates(state.optimizer, settings, done, steps)
         learning = time.monotonic()
         state.losses.append(learn(on, state, inputs, _batch(on, batches, step, done)))
         learned += time.monotonic() - learning
@@ -72,9 +75,11 @@ def train_epoch(on: Bench, state: State, batches: EpochPlan, after_step: Callabl
             told = time.monotonic()
             on.plan.tell("step", done=epoch * steps + step + 1, epoch=epoch + 1, loss=state.losses[-1])
         after_step()
+    set_rates(state.optimizer, settings, (epoch + 1) * steps - 1, steps)
     metrics = {"train/loss": float(np.mean(state.losses[-steps:])), "train/learning_rate": state.optimizer.param_groups[-1]["lr"]}
     if first == steps:  # the checkpoint that training goes on from held the whole epoch
         return metrics
+    metrics["train/spread"] = float(on.objective.spread)
     seconds = max(time.monotonic() - begun, 1e-9)
     return metrics | {
         "train/wait_share": waited / seconds,
@@ -98,14 +103,6 @@ def _batch(on: Bench, batches: EpochPlan, step: int, done: int) -> Batch:
     clusters = None if batches.clusters is None else torch.from_numpy(batches.clusters[step]).to(on.device)
     groups = torch.from_numpy(batches.groups[step]).to(on.device)
     return Batch(items=batches.members[step], groups=groups, clusters=clusters, seed=on.plan.experiment.train.seed + done)
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, step: int, *, warmup: float, total: int) -> None:
-    """Scale each group's own rate: linear over the warm-up, then a cosine to nothing at the last step."""
-    rise = min(1.0, (step + 1) / max(1.0, warmup))
-    fall = 0.5 * (1 + math.cos(math.pi * max(0.0, step - warmup) / max(1.0, total - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * rise * fall
 
 
 def learn(on: Bench, state: State, inputs: Inputs, batch: Batch) -> float:

@@ -28,6 +28,7 @@ from rayjobs.metric.section import (
     ProxyAnchorLossSection,
     QuadrupletLossSection,
     SiameseLossSection,
+    SimSiamLossSection,
     SoftmaxLossSection,
     SupConLossSection,
     TripletLossSection,
@@ -56,6 +57,8 @@ SECTIONS = [
     ProxyAnchorLossSection(kind="proxy_anchor", margin=0.1, alpha=8.0),
     SoftmaxLossSection(kind="softmax", temperature=0.1),
     CrossEntropyLossSection(kind="cross_entropy"),
+    CrossEntropyLossSection(kind="cross_entropy", scale=4.0, weights={"b": 0.25, "c": 3.0}),
+    SimSiamLossSection(kind="simsiam", hidden=32),
     MagnetLossSection(kind="magnet", alpha=1.0),
     MagnetLossSection(kind="magnet", form="spatial", alpha=0.5, batch_clusters=3),
 ]
@@ -64,7 +67,7 @@ TUPLE_FREE = [section for section in SECTIONS if why_no_tuples(section) is not N
 
 
 def name(section):
-    return "-".join([section.kind, *(str(getattr(section, key)) for key in ("form", "distance") if hasattr(section, key))])
+    return "-".join([section.kind, *(str(getattr(section, key)) for key in ("form", "distance", "scale") if hasattr(section, key))])
 
 
 every_loss = pytest.mark.parametrize("section", SECTIONS, ids=name)
@@ -74,7 +77,7 @@ every_form = pytest.mark.parametrize("form", [triplets, pairs])
 
 
 def made(section):
-    return build_loss(section, dim=DIM, classes=CLASSES)
+    return build_loss(section, dim=DIM, classes=CLASSES, names="abcde")
 
 
 def batch(seed=0, count=14, dim=DIM):
@@ -272,13 +275,25 @@ def naive_softmax(rows, groups, section, loss):
     return mean(losses)
 
 
-def naive_cross_entropy(rows, groups, _section, loss):
+def naive_cross_entropy(rows, groups, section, loss):
     weights, biases = loss.formula.weight.tolist(), loss.formula.bias.tolist()
-    losses = []
+    total, counted = 0.0, 0.0
     for row, group in zip(rows, groups, strict=True):
-        scores = [math.exp(dot(row, weight) + bias) for weight, bias in zip(weights, biases, strict=True)]
-        losses.append(-math.log(scores[group] / sum(scores)))
-    return mean(losses)
+        scores = [math.exp(section.scale * dot(row, weight) + bias) for weight, bias in zip(weights, biases, strict=True)]
+        counts = (section.weights or {}).get("abcde"[group], 1.0)
+        total, counted = total - counts * math.log(scores[group] / sum(scores)), counted + counts
+    return total / counted
+
+
+def naive_simsiam(rows, groups, _section, loss):
+    first, norm, second = (loss.predictor[place] for place in (0, 1, 3))
+    columns = list(zip(*([dot(row, weight) for weight in first.weight.tolist()] for row in rows), strict=True))
+    centre = [mean(column) for column in columns]
+    size = [math.sqrt(mean((value - at) ** 2 for value in column) + norm.eps) for column, at in zip(columns, centre, strict=True)]
+    hidden = zip(*columns, strict=True)
+    kept = [[max(0.0, (value - at) / by) for value, at, by in zip(row, centre, size, strict=True)] for row in hidden]
+    predicted = [unit([dot(row, weight) for weight in second.weight.tolist()]) for row in kept]
+    return mean(-dot(predicted[i], unit(rows[j])) for i, j in itertools.permutations(range(len(rows)), 2) if groups[i] == groups[j])
 
 
 def cells_of(rows, groups, clusters):
@@ -331,7 +346,13 @@ ON_LISTS = {
     "circle": naive_circle,
     "siamese": naive_siamese,
 }
-ON_CLASSES = {"proxy_anchor": naive_proxy_anchor, "softmax": naive_softmax, "cross_entropy": naive_cross_entropy, "magnet": naive_magnet}
+ON_CLASSES = {
+    "proxy_anchor": naive_proxy_anchor,
+    "softmax": naive_softmax,
+    "cross_entropy": naive_cross_entropy,
+    "simsiam": naive_simsiam,
+    "magnet": naive_magnet,
+}
 
 
 # --- the contract
@@ -393,14 +414,14 @@ def test_the_batch_as_its_own_reference_set_costs_the_same(section):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_without_tuples_equals_a_naive_loop(section, seed):
     embeddings, groups = batch(seed, count=40)
-    loss = made(section)
+    loss = made(section).double()
     given = {}
     if section.kind == "magnet":
         given["clusters"] = torch.randint(0, 3, (len(groups),), generator=torch.Generator().manual_seed(seed))
     found = loss(embeddings, groups, pairs(groups), **given)
     lists = {key: value.tolist() for key, value in given.items()}
     assert found.item() == pytest.approx(ON_CLASSES[section.kind](embeddings.tolist(), groups.tolist(), section, loss, **lists), rel=1e-9)
-    assert found.item() > 0
+    assert abs(found.item()) > 0.001
     assert loss(embeddings, groups, **given).item() == found.item()
 
 
@@ -445,10 +466,10 @@ def test_empty_tuples_cost_nothing_and_keep_the_graph(section, form, against):
 def test_the_order_of_the_batch_does_not_matter(section, form):
     embeddings, groups = batch(3, count=20)
     shuffled = torch.randperm(len(groups), generator=torch.Generator().manual_seed(1))
-    loss = made(section)
+    loss = made(section).double()
     there = loss(embeddings[shuffled], groups[shuffled], form(groups[shuffled]))
     assert there.item() == pytest.approx(loss(embeddings, groups, form(groups)).item(), rel=1e-12)
-    assert there.item() > 0
+    assert there.item()
 
 
 @every_loss_on_tuples
@@ -479,10 +500,10 @@ def test_equal_embeddings_have_finite_gradients(section):
     assert torch.isfinite(embeddings.grad).all()
 
 
-@pytest.mark.parametrize("section", [section for section in SECTIONS if section.kind != "circle"], ids=name)
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section.kind not in {"circle", "simsiam"}], ids=name)
 def test_gradients_are_those_of_the_values(section):
     embeddings, groups = batch(5, count=8, dim=3)
-    loss = build_loss(section, dim=3, classes=CLASSES).double()
+    loss = build_loss(section, dim=3, classes=CLASSES, names="abcde").double()
     inputs = (embeddings.requires_grad_(), *loss.parameters())
     given = {}
     if section.kind == "magnet":
@@ -517,6 +538,43 @@ def test_gradients_of_circle_are_those_of_its_values_with_the_weights_held():
 
 
 # --- known numbers, and what single losses promise
+
+
+def test_what_simsiam_predicts_is_held_fixed():
+    embeddings, groups = batch(5, count=8)
+    loss = made(SimSiamLossSection(kind="simsiam")).double()
+    loss(embeddings.requires_grad_(), groups).backward()
+    still = torch.nn.functional.normalize(embeddings.detach(), dim=1)
+    moving = embeddings.detach().clone().requires_grad_()
+    agreement = torch.nn.functional.normalize(loss.predictor(moving), dim=1) @ still.T
+    (-agreement[(groups[:, None] == groups) & ~torch.eye(8, dtype=torch.bool)].mean()).backward()
+    torch.testing.assert_close(embeddings.grad, moving.grad)
+
+
+def test_simsiam_of_two_views_is_the_published_sum():
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    loss = build_loss(SimSiamLossSection(kind="simsiam"), dim=4)
+    first, second = loss.predictor(rows)[:3], loss.predictor(rows)[3:]
+    cosine = torch.nn.functional.cosine_similarity
+    published = -(cosine(first, rows[3:]).mean() + cosine(second, rows[:3]).mean()) / 2
+    assert loss(rows, torch.tensor([0, 1, 2, 0, 1, 2])).item() == pytest.approx(published.item(), rel=1e-5)
+
+
+def test_dropout_leaves_numbers_out_in_training_alone():
+    loss = made(CrossEntropyLossSection(kind="cross_entropy", dropout=0.5))
+    embeddings, groups = batch(0)
+    torch.manual_seed(0)
+    assert loss(embeddings, groups).item() != loss(embeddings, groups).item()
+    loss.eval()
+    assert loss(embeddings, groups).item() == loss(embeddings, groups).item()
+
+
+def test_a_weight_of_no_class_is_refused_and_classes_that_do_not_count_cost_nothing():
+    section = CrossEntropyLossSection(kind="cross_entropy", weights={"a": 0.0, "ship": 2.0})
+    with pytest.raises(ConfigError, match=r"loss\.weights names ship, and the training tiles are of the classes a, b"):
+        build_loss(section, dim=2, classes=2, names=["a", "b"])
+    alone = build_loss(CrossEntropyLossSection(kind="cross_entropy", weights={"a": 0.0}), dim=2, classes=2, names=["a", "b"])
+    assert alone(torch.eye(2), torch.tensor([0, 0])).item() == 0
 
 
 def on_a_circle(*angles):
@@ -661,7 +719,7 @@ def test_class_weights_begin_with_their_seed_are_learned_and_kept(section):
     torch.manual_seed(5)
     loss, twin = made(section), made(section)
     assert all(torch.equal(left, right) for left, right in zip(loss.parameters(), twin.parameters(), strict=True))
-    other = build_loss(section, dim=DIM, classes=CLASSES, seed=1)
+    other = build_loss(section, dim=DIM, classes=CLASSES, names="abcde", seed=1)
     assert not any(torch.equal(left, right) for left, right in zip(loss.parameters(), other.parameters(), strict=True))
     embeddings, groups = batch(0)
     costs = []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "rows": "Every metric with its 95 % interval, row by row. The trained row is blue, with a diamond.",
+    "ranks": "Of what is found up to each rank, the share that is relevant, over all queries. The trained row is blue.",
     "neighbours": "Queries and what is nearest to them. A blue solid frame and ✓: relevant. An orange dashed frame and ✗: not relevant.",
     "contact": "A query and its first results, row by row from the most similar on; `results.json` lists them for every row.",
     "confusion": "Which class a probe takes for which. Colour is the share of the true class; numbers are tiles, over all splits.",
@@ -77,7 +78,7 @@ def _parts(
     report: Json, pictures: Mapping[str, bytes], experiment: str, versions: Mapping[str, str], notes: Sequence[str], ours: str
 ) -> list[tuple[str, Html]]:
     protocol = {key: value for key, value in report["protocol"].items() if key != "cautions"}
-    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "confusion", "contact"}
+    known = {kind for kinds in _SECTIONS.values() for kind in kinds} | {"rows", "ranks", "confusion", "contact"}
     shown = [(title, _figures(pictures, kinds)) for title, kinds in _SECTIONS.items()]
     rest = dict.fromkeys(_kind(name) for name in pictures if _kind(name) not in known)
     embedding, *others = shown
@@ -85,7 +86,7 @@ def _parts(
     return [
         (f"{report['objective']}, the metric that counts", tables.headline(report, ours)),
         ("How it was measured", _definitions(protocol)),
-        ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows",)))),
+        ("All metrics", joined(tables.metrics(report, ours), _figures(pictures, ("rows", "ranks")))),
         ("Without some classes", _without(report, ours)),
         ("Distances", _distances(report, ours)),
         ("Probes", _probes(report, ours)),

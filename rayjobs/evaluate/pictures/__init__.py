@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayjobs.evaluate.pictures.charts import curves, rows_chart
+from rayjobs.evaluate.pictures.charts import curves, ranks_chart, rows_chart
 from rayjobs.evaluate.pictures.confusion import confusion
 from rayjobs.evaluate.pictures.projections import Projection, project_pca, project_umap, umap_missing
 from rayjobs.evaluate.pictures.scatter import scatter, scatter_thumbnails
@@ -15,6 +15,7 @@ __all__ = [
     "curves",
     "project_pca",
     "project_umap",
+    "ranks_chart",
     "rows_chart",
     "scatter",
     "scatter_thumbnails",

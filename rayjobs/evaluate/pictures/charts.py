@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from rayjobs.evaluate.pictures.look import BLUE, INK, look, plain, png
+from rayjobs.evaluate.pictures.look import BLUE, INK, look, mark, plain, png
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,6 +67,32 @@ def rows_chart(rows: Sequence[Mapping[str, Any]], objective: str, *, ours: str =
             axes.tick_params(axis="x", labelsize=8)
             chosen = name == objective
             axes.set_title(f"{plain(name)} (objective)" if chosen else plain(name), loc="left", fontweight="bold" if chosen else "normal")
+        return png(figure)
+
+
+def ranks_chart(rows: Mapping[str, Sequence[float]], *, ours: str = "trained", title: str = "") -> bytes:
+    """Draw precision against rank, a line for each row.
+
+    Args:
+        rows: precision at rank 1, 2, ... by row.
+        ours: the row that is set off from the others.
+        title: above the picture.
+
+    Returns:
+        PNG.
+    """
+    with look():
+        figure, (axes,) = _panels(1, 3.2, title)
+        figure.set_size_inches(6.4, 3.4)
+        for number, (name, values) in enumerate(rows.items()):
+            colour, marker = mark(number + 1)
+            shade, width = (BLUE, 2.2) if name == ours else (colour, 1.2)
+            ranks = np.arange(1, len(values) + 1)
+            axes.plot(ranks, values, label=plain(name), color=shade, linewidth=width, marker=marker, markersize=3, markevery=0.1)
+        axes.set(xlabel="rank n", ylabel="relevant among the first n", ylim=(0, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.legend(fontsize=8, frameon=False)
         return png(figure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from rayjobs.errors import ConfigError
 from rayjobs.metric.losses.circle import CircleLoss
@@ -15,10 +15,11 @@ from rayjobs.metric.losses.protocol import ClassLoss, Loss, Part, TupleLoss
 from rayjobs.metric.losses.proxy_anchor import ProxyAnchorLoss
 from rayjobs.metric.losses.quadruplet import QuadrupletLoss
 from rayjobs.metric.losses.siamese import SiameseLoss
+from rayjobs.metric.losses.simsiam import SimSiamLoss
 from rayjobs.metric.losses.softmax import SoftmaxLoss
 from rayjobs.metric.losses.supcon import SupConLoss
 from rayjobs.metric.losses.triplet import TripletLoss
-from rayjobs.metric.section import LossSection
+from rayjobs.metric.section import CrossEntropyLossSection, LossSection
 
 __all__ = [
     "LOSSES",
@@ -34,6 +35,7 @@ __all__ = [
     "ProxyAnchorLoss",
     "QuadrupletLoss",
     "SiameseLoss",
+    "SimSiamLoss",
     "SoftmaxLoss",
     "SupConLoss",
     "TripletLoss",
@@ -53,26 +55,32 @@ LOSSES: dict[str, type[Loss]] = {
     "siamese": SiameseLoss,
     "softmax": SoftmaxLoss,
     "cross_entropy": CrossEntropyLoss,
+    "simsiam": SimSiamLoss,
     "magnet": MagnetLoss,
 }
 
 
-def build_loss(section: LossSection, *, dim: int | None = None, classes: int | None = None, seed: int = 0) -> Loss:
+def build_loss(
+    section: LossSection, *, dim: int | None = None, classes: int | None = None, names: Sequence[str] = (), seed: int = 0
+) -> Loss:
     """Make the loss that a section describes.
 
     Args:
         section: which loss, and its parameters.
         dim: of the embeddings; for losses that learn weights.
         classes: how many there are; groups of a batch are then numbers below it. For losses with learned class weights, as what follows.
+        names: of the classes, in the order of their numbers; for `weights` of `cross_entropy`.
         seed: of the first weights, which are so the same on all ranks.
 
     Raises:
-        ConfigError: the loss has class weights, and there are no classes.
+        ConfigError: the loss has class weights, and there are no classes; or `weights` names one that there is not.
     """
     make: Callable[..., Loss] = LOSSES[section.kind]
     parameters = {name: value for name, value in vars(section).items() if name != "kind"}
     if LOSSES[section.kind] is SiameseLoss:
         return make(**parameters, dim=dim)
+    if LOSSES[section.kind] is SimSiamLoss:
+        return make(**parameters, dim=dim, seed=seed)
     if not issubclass(LOSSES[section.kind], ClassLoss):
         return make(**parameters)
     if dim is None or not classes:
@@ -80,4 +88,15 @@ def build_loss(section: LossSection, *, dim: int | None = None, classes: int | N
             f"loss.kind {section.kind} learns weights of classes, and the training tiles have none; set train.supervision: labels, or "
             "choose another loss"
         )
+    if isinstance(section, CrossEntropyLossSection) and section.weights is not None:
+        parameters["weights"] = _by_number(section.weights, names)
     return make(**parameters, dim=dim, classes=classes, seed=seed)
+
+
+def _by_number(weights: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    absent = sorted(weights.keys() - set(names))
+    if absent:
+        raise ConfigError(
+            f"loss.weights names {', '.join(absent)}, and the training tiles are of the classes {', '.join(names)}; name these"
+        )
+    return [weights.get(name, 1.0) for name in names]

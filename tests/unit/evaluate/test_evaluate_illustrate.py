@@ -106,7 +106,8 @@ def test_every_picture_is_drawn_and_stands_in_the_page(vectors, images, labelled
     history = {"train/loss": [(0, 2.0), (1, 1.0)]}
     shown = {f"tile{tile:02}": images[f"tile{tile:02}"] for tile in chosen.tiles().tolist()}
     made = illustrate(measured, report, chosen, shown, history, umap=False, seed=0)
-    wanted = {"rows", "pca/trained", "pca-thumbnails/trained", "pca/random-init", "neighbours/trained", "neighbours/random-init", "curves"}
+    planes = {"pca/trained", "pca-thumbnails/trained", "pca/random-init"}
+    wanted = {"rows", "ranks", *planes, "neighbours/trained", "neighbours/random-init", "curves"}
     assert wanted <= made.pictures.keys()
     assert ("confusion/trained" in made.pictures) == labelled
     for png in made.pictures.values():

@@ -72,6 +72,14 @@ def test_every_metric_of_a_row_has_its_interval_over_units(report, measured):
         assert entry["without_interval"] == pytest.approx(row.figures)
 
 
+def test_precision_is_followed_from_rank_to_rank_as_far_as_there_are_tiles(report, measured):
+    for row in measured:
+        assert len(report["ranks"][row.name]) == COUNT - 1
+        for k in (1, 5):
+            assert report["ranks"][row.name][k - 1] == pytest.approx(row.metrics[f"precision@{k}"].values.mean(), abs=1e-6)
+    assert table(rows(settings=dataclasses.replace(SETTINGS, ranks=0)), SETTINGS, ours="ours")["ranks"] == {}
+
+
 def test_differences_are_paired_in_the_objective(report, measured):
     noise, ours = (row.metrics["recall@5"].values for row in measured)
     assert list(report["differences"]) == ["noise"]

@@ -9,7 +9,7 @@ import torch
 
 from rayjobs.metric.adaptation import consensus, entropy
 from rayjobs.metric.hashing import balance, hashing_terms, push
-from rayjobs.metric.projector import projector
+from rayjobs.metric.projector import projector, spread
 from rayjobs.metric.section import HashingSection
 
 H = torch.tensor([[0.9, 0.1, 0.8, 0.2], [0.6, 0.6, 0.6, 0.6]], dtype=torch.float64)
@@ -74,3 +74,27 @@ def test_a_projector_is_two_linear_layers_without_biases_and_begins_with_its_see
     assert not torch.equal(made(rows), other(rows))
     first, second = made.parameters()
     torch.testing.assert_close(made(rows), (rows @ first.T).clamp(min=0) @ second.T)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "Linear ReLU Linear"),
+        ({"batch_norm": "hidden"}, "Linear BatchNorm1d ReLU Linear"),
+        ({"layers": 3, "batch_norm": "all"}, "Linear BatchNorm1d ReLU Linear BatchNorm1d ReLU Linear BatchNorm1d"),
+        ({"layers": 1, "batch_norm": "hidden"}, "Linear"),
+    ],
+)
+def test_projectors_have_the_layers_of_simclr_and_simsiam(given, expected):
+    made = projector(6, 3, seed=0, hidden=5, **given)
+    assert " ".join(type(layer).__name__ for layer in made) == expected
+    assert made(torch.randn(4, 6)).shape == (4, 3)
+    norms = [layer for layer in made if isinstance(layer, torch.nn.BatchNorm1d)]
+    assert all(norm.running_mean is None for norm in norms)
+    assert [norm.affine for norm in norms] == [True] * (len(norms) - 1) + [given.get("batch_norm") != "all"] * bool(norms)
+
+
+def test_the_spread_is_1_where_embeddings_point_everywhere_and_0_where_all_are_one():
+    everywhere = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
+    assert spread(everywhere).item() == pytest.approx(1, abs=0.01)
+    assert spread(torch.ones(5, 16) * torch.arange(1, 6)[:, None]).item() == pytest.approx(0, abs=1e-6)

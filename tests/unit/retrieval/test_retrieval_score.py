@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rayjobs.errors import RetrievalError
 from rayjobs.retrieval import ranking
 from rayjobs.retrieval.intervals import bootstrap_interval, paired_difference, resampled_interval
-from rayjobs.retrieval.metrics import PairList, SameLabel, metric_names, score
+from rayjobs.retrieval.metrics import PairList, SameLabel, metric_names, precision_by_rank, score
 from rayjobs.retrieval.neighbours import nearest
 from rayjobs.retrieval.proportions import Proportions
 
@@ -279,3 +279,23 @@ def test_a_single_split_has_no_interval():
     found = resampled_interval(np.array([0.7]), 0.25)
     assert found.value == 0.7
     assert np.isnan([found.low, found.high]).all()
+
+
+def test_precision_by_rank_is_a_loop_over_queries_and_ranks():
+    rng = np.random.default_rng(3)
+    vectors, labels = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 4, 30)
+    labels[0] = 99  # has nothing to find, and is left out
+    itself = PairList(np.repeat(np.arange(30)[:, None], 2, axis=1), 30)
+    found = precision_by_rank(vectors, vectors, relevance=SameLabel(labels, labels), excluded=itself, depth=12, distance="euclidean")
+    shares = []
+    for query in range(1, 30):
+        others = [item for item in range(30) if item != query]
+        others.sort(key=lambda item: float(((vectors[item] - vectors[query]) ** 2).sum()))
+        shares.append([sum(labels[item] == labels[query] for item in others[:rank]) / rank for rank in range(1, 13)])
+    np.testing.assert_allclose(found, np.mean(shares, axis=0), rtol=1e-12)
+
+
+def test_precision_by_rank_of_nothing_to_find_is_nothing():
+    vectors = np.eye(3, dtype=np.float32)
+    labels, itself = np.arange(3), PairList(np.repeat(np.arange(3)[:, None], 2, axis=1), 3)
+    assert not len(precision_by_rank(vectors, vectors, relevance=SameLabel(labels, labels), excluded=itself, depth=2, distance="cosine"))

@@ -7,13 +7,16 @@ import torch
 
 from rayjobs import config
 from rayjobs.errors import ConfigError
-from rayjobs.train.augment import Draws, augment, recoloured, resampled, turned
+from rayjobs.train.augment import Draws, augment, recoloured, resampled, tinted, turned
 from rayjobs.train.section import AugmentSection, TrainSection
 
 BANDS = 3
 MEAN, STD = (100.0, 2000.0, -5.0), (10.0, 300.0, 0.5)
 DTYPES = [torch.uint8, torch.uint16, torch.int32, torch.float32]
-EVERYTHING = {"rotate_degrees": 30.0, "crop_scale": [0.5, 1.0], "brightness": 0.3, "jitter": 0.2, "band_dropout": 0.3, "noise": 0.2}
+EVERYTHING = {
+    "rotate_degrees": 30.0, "crop_scale": [0.5, 1.0], "brightness": 0.3, "jitter": 0.2, "contrast": 0.2, "saturation": 0.5,
+    "hue_degrees": 30.0, "greyscale": 0.2, "band_dropout": 0.3, "noise": 0.2,
+}  # fmt: skip
 
 
 def section(**values):
@@ -32,14 +35,14 @@ def draws(count, seed=0, share=slice(None)):
 
 
 def changed(pixels, valid, seed=0, **values):
-    return augment(pixels, valid, section(**values), MEAN, STD, draws(len(pixels), seed))
+    return augment(pixels, valid, section(**values), MEAN, STD, draws(len(pixels), seed), colours=range(BANDS))
 
 
 def test_a_share_of_a_batch_is_changed_as_in_the_whole():
     pixels, valid = images(7, dtype=torch.float32)
     whole, masks = changed(pixels, valid, symmetries=True, **EVERYTHING)
     parts = [
-        augment(pixels[share], valid[share], section(symmetries=True, **EVERYTHING), MEAN, STD, draws(7, share=share))
+        augment(pixels[share], valid[share], section(symmetries=True, **EVERYTHING), MEAN, STD, draws(7, share=share), colours=range(3))
         for share in (slice(0, 3), slice(3, 7))
     ]
     torch.testing.assert_close(torch.cat([found for found, _ in parts]), whole)
@@ -362,3 +365,54 @@ def test_maps_keep_their_codes_and_move_with_the_imagery(changes):
     if "crop_scale" in changes:  # where nothing is blended, a map says what the imagery shows
         whole = torch.isin(found[:, 0], torch.tensor([20.0, 80.0, 180.0])) & valid
         assert (found[:, 0][whole] == 20 * found[:, 1][whole]).float().mean() > 0.9
+
+
+def colours(count=3):
+    """Colours far from grey; pixels of one image are equal."""
+    return torch.tensor([[200.0, 40.0, 60.0], [10.0, 90.0, 200.0], [80.0, 80.0, 20.0]])[:count, :, None, None].expand(-1, -1, 2, 2)
+
+
+def test_a_turn_of_a_third_exchanges_the_colours_and_none_changes_nothing():
+    turned_by = tinted(colours(), torch.tensor([120.0, 0.0, -120.0]), torch.ones(3), [0, 1, 2])
+    torch.testing.assert_close(turned_by[0], colours()[0].roll(1, 0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(turned_by[1], colours()[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(turned_by[2], colours()[2].roll(-1, 0), atol=1e-3, rtol=0)
+
+
+def test_saturation_moves_colours_along_their_distance_from_grey():
+    found = tinted(colours(), torch.zeros(3), torch.tensor([0.0, 0.5, 2.0]), [0, 1, 2])
+    grey = colours().mean(dim=1, keepdim=True)
+    torch.testing.assert_close(found, grey + torch.tensor([0.0, 0.5, 2.0])[:, None, None, None] * (colours() - grey), atol=1e-3, rtol=0)
+
+
+def test_colour_changes_leave_other_bands_and_the_mean_of_the_colours():
+    pixels, valid = torch.rand(50, 5, 4, 4) * 100, torch.ones(50, 4, 4, dtype=torch.bool)
+    given = section(saturation=0.6, hue_degrees=90)
+    found, _ = augment(pixels, valid, given, [50.0] * 5, [20.0] * 5, draws(50), colours=[3, 0, 4])
+    torch.testing.assert_close(found[:, [1, 2]], pixels[:, [1, 2]])
+    torch.testing.assert_close(found[:, [3, 0, 4]].mean(dim=1), pixels[:, [3, 0, 4]].mean(dim=1), rtol=1e-4, atol=1e-3)
+    assert ((found - pixels)[:, [0, 3, 4]].abs().amax(dim=(1, 2, 3)) > 0.1).all()
+
+
+def test_greyscale_comes_with_its_probability():
+    pixels, valid = colours(1).expand(2000, -1, -1, -1), torch.ones(2000, 2, 2, dtype=torch.bool)
+    found, _ = changed(pixels, valid, symmetries=False, greyscale=0.2)
+    grey = (found.amax(dim=1) - found.amin(dim=1)).amax(dim=(1, 2)) < 1e-3
+    assert grey.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    torch.testing.assert_close(found[~grey], pixels[~grey])
+
+
+def test_contrast_is_one_number_for_all_bands_of_an_image():
+    pixels, valid = two_levels(500)
+    found, _ = changed(pixels, valid, symmetries=False, contrast=0.5)
+    gains = (standardised(found) / standardised(pixels)).flatten(2)
+    torch.testing.assert_close(gains, gains[:, :1, :1].expand_as(gains), rtol=1e-3, atol=1e-3)
+    assert_uniform(gains[:, 0, 0].numpy(), 0.5, 1.5)
+
+
+@pytest.mark.parametrize("bands", [("nir", "red"), ("a", "b", "c", "d")])
+def test_colours_that_are_not_told_are_asked_for(bands):
+    assert section().colour_bands(bands) == []
+    assert section(hue_degrees=5, colours=["b", "g", "r"]).colour_bands(["r", "g", "b", "nir"]) == [2, 1, 0]
+    with pytest.raises(ConfigError, match=r"train\.augment\.colours"):
+        section(greyscale=0.1).colour_bands(bands)

@@ -69,6 +69,8 @@ def cases() -> dict[str, dict]:
         "hashing": coded,
         "interclass": coded | {"interclass": {"weight": 0.5}},
         "projector": {"loss": {"kind": "ntxent"}, "miner": every, "projector": {"dim": 3}},
+        "projector-normed": {"loss": {"kind": "ntxent"}, "miner": every, "projector": {"dim": 3, "batch_norm": "hidden"}},
+        "simsiam-normed": {"loss": {"kind": "simsiam"}, "miner": every, "projector": {"dim": 3, "layers": 3, "batch_norm": "all"}},
         "projector-hashing": coded | {"loss": {"kind": "ntxent"}, "projector": {"dim": 3}, **MEMORY},
     }
     return found | remembering | in_parts | beside

@@ -68,15 +68,38 @@ def test_without_a_pool_all_training_tiles_are_used_in_order_of_their_ids():
     assert found["tile_id"].to_pylist() == sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == "train")
 
 
-def test_the_pool_takes_the_first_tiles_of_each_class_that_has_enough():
+def test_the_pool_takes_some_tiles_of_each_class_that_has_enough():
     tiles = table()
     settings = experiment(train={"supervision": "labels", "pool": {"per_class": 70, "min_per_class": 20}})
     found = training_tiles(source(tiles), settings)
     rows = sorted((row for row in tiles.to_pylist() if row["split"] == "train" and row["label"]), key=lambda row: row["tile_id"])
     counts = Counter(row["label"] for row in rows)
     assert counts["crops"] > 70 > counts["forest"] > 20 > counts["water"] > 0
-    expected = [row for row in rows if row["label"] == "crops"][:70] + [row for row in rows if row["label"] == "forest"]
-    assert found["tile_id"].to_pylist() == sorted(row["tile_id"] for row in expected)
+    assert Counter(found["label"].to_pylist()) == {"crops": 70, "forest": counts["forest"]}
+    assert found["tile_id"].to_pylist() == sorted(found["tile_id"].to_pylist())
+    assert {*found["tile_id"].to_pylist()} < {row["tile_id"] for row in rows}
+
+
+def shares(share: float, **pool: int) -> list[tuple[str, str]]:
+    found = training_tiles(source(table()), experiment(train={"supervision": "labels", "pool": {"share": share, **pool}}))
+    return list(zip(found["label"].to_pylist(), found["tile_id"].to_pylist(), strict=True))
+
+
+def test_a_share_of_the_labels_is_that_of_each_class_and_part_of_every_larger_share():
+    rows = [row for row in table().to_pylist() if row["split"] == "train" and row["label"]]
+    counts = Counter(row["label"] for row in rows)
+    before: set[tuple[str, str]] = set()
+    for share in (0.001, 0.1, 0.35, 0.99):
+        found = shares(share)
+        assert Counter(label for label, _ in found) == {label: min(count, max(2, round(share * count))) for label, count in counts.items()}
+        assert before < set(found)
+        assert found == shares(share)
+        before = set(found)
+
+
+def test_another_seed_of_the_pool_withholds_other_labels():
+    assert Counter(label for label, _ in shares(0.2)) == Counter(label for label, _ in shares(0.2, seed=1))
+    assert 0 < len({*shares(0.2)} & {*shares(0.2, seed=1)}) < len(shares(0.2))
 
 
 def test_with_proportions_the_pool_goes_by_dominant_class_where_it_is_known():

@@ -15,8 +15,10 @@ from rayjobs.console import Console
 from rayjobs.errors import CheckpointError, ConfigError, NotFoundError, RayjobsError, TrainingError
 from rayjobs.experiment import Experiment
 from rayjobs.models.pretrained import require_weights
+from rayjobs.storage import read_uri
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train import job, loop
+from rayjobs.train.patience import check_patience
 
 
 @pytest.fixture
@@ -133,13 +135,46 @@ def test_more_epochs_than_names_can_sort_are_refused(experiment):
 
 
 def test_a_run_that_ended_short_of_its_epochs_is_no_success(experiment):
-    workspace = experiment().open_workspace()
+    two, three = (experiment(train={"epochs": epochs}) for epochs in (2, 3))
     with pytest.raises(TrainingError, match="ended after 0 of 2 epochs"):
-        job._check_reached_end(workspace, 2)
-    workspace.checkpoints.draft("epoch-0002").publish({"epoch": 2})
-    job._check_reached_end(workspace, 2)
+        job._check_reached_end(two)
+    two.open_workspace().checkpoints.draft("epoch-0002").publish({"epoch": 2})
+    job._check_reached_end(two)
     with pytest.raises(TrainingError, match="ended after 2 of 3 epochs"):
-        job._check_reached_end(workspace, 3)
+        job._check_reached_end(three)
+
+
+def test_a_run_whose_patience_came_to_its_end_is_one(experiment):
+    made = experiment(train={"epochs": 9, "patience": 1})
+    made.open_workspace().checkpoints.draft("epoch-0002").publish({"epoch": 2, "over": True})
+    job._check_reached_end(made)
+
+
+def test_weights_of_another_run_are_those_of_its_newest_checkpoint(experiment):
+    made = experiment(model={"pretrained": "run:simclr"})
+    with pytest.raises(NotFoundError, match="train run 'simclr', which run:simclr names, first"):
+        made.with_weights()
+    donor = experiment(workspace={"uri": made.workspace.uri, "run": "simclr"}).open_workspace()
+    for epoch in (1, 2):
+        draft = donor.checkpoints.draft(f"epoch-000{epoch}")
+        draft.write("model.safetensors", f"weights {epoch}".encode())
+        draft.publish({"epoch": epoch})
+    assert read_uri(made.with_weights().model.pretrained) == b"weights 2"
+    assert experiment(model={"pretrained": "none"}).with_weights().model.pretrained == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "watched", "message"),
+    [
+        ({}, True, r"tune\.scheduler"),
+        ({"model": {"projection": "hash"}}, False, "rounded"),
+        ({"loss": {"kind": "magnet"}}, False, "clusters"),
+    ],
+)
+def test_patience_without_a_loss_to_look_at_is_refused(experiment, given, watched, message):
+    with pytest.raises(ConfigError, match=message):
+        check_patience(experiment(train={"patience": 2}, **given), None, watched=watched)
+    check_patience(experiment(**given), None, watched=watched)
 
 
 def test_ctrl_c_stays_ours_while_ray_trains():

@@ -17,6 +17,7 @@ from rayjobs.train import state as states
 from rayjobs.train.batches import EpochPlan
 from rayjobs.train.layout import all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import SCHEMA, from_table
+from rayjobs.train.optimizers import MOMENTS
 from rayjobs.train.step import train_epoch
 from tests.small_run import COUNT, opened
 
@@ -40,7 +41,7 @@ def checked(run, change=lambda _: None):
     saved = read_training_state(training_state_bytes(states._saved(run.state, run.objective)))
     change(saved)
     check_counts(saved)
-    check_fits(saved, states._saved(run.state, run.objective), run.state.optimizer, tiles=COUNT)
+    check_fits(saved, states._saved(run.state, run.objective), run.state.optimizer, MOMENTS["adamw"], tiles=COUNT)
 
 
 def test_what_is_kept_can_be_taken_up(run):
@@ -48,14 +49,16 @@ def test_what_is_kept_can_be_taken_up(run):
 
 
 LAYOUTS = {
-    "another format": lambda saved: saved.update(format=2),
+    "another format": lambda saved: saved.update(format=1),
+    "a least loss that is no number": lambda saved: saved.update(least=float("nan")),
     "no format": lambda saved: saved.pop("format"),
     "no epoch": lambda saved: saved.pop("epoch"),
     "a step that is no number": lambda saved: saved.update(step="two"),
     "a generation below nothing": lambda saved: saved.update(generation=-1),
     "no optimizer": lambda saved: saved.pop("optimizer"),
     "no group": lambda saved: saved["optimizer"]["param_groups"].clear(),
-    "a group without its own rate": lambda saved: saved["optimizer"]["param_groups"][0].pop("initial_lr"),
+    "a group of other parameters": lambda saved: saved["optimizer"]["param_groups"][0].update(params=[10**9]),
+    "moments of another optimizer": lambda saved: saved["optimizer"]["state"].update({0: {"momentum_buffer": ONE}}),
     "moments of another shape": lambda saved: saved["optimizer"]["state"].update({0: dict.fromkeys(("exp_avg", "exp_avg_sq"), ONE)}),
     "moments of no parameter": lambda saved: saved["optimizer"]["state"].update({10**9: {}}),
     "no memory": lambda saved: saved["objective"].pop("memory"),

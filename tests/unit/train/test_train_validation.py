@@ -31,8 +31,8 @@ def run(tmp_path):
 
         pixels = np.random.default_rng(1).integers(0, 255, (HELD_OUT, 1, 8, 8)).astype(np.uint8)
         plan = dataclasses.replace(made.plan, validation=Validation(tiles=None, measure=measure))
-        held_out = ChipCache(pixels=pixels, valid=np.ones((HELD_OUT, 8, 8), bool))
-        made.plan, made.on, made.seen = plan, dataclasses.replace(made.on, plan=plan, held_out=held_out), seen
+        shown = ChipCache(pixels=pixels, valid=np.ones((HELD_OUT, 8, 8), bool))
+        made.plan, made.on, made.seen = plan, dataclasses.replace(made.on, plan=plan, validated=shown), seen
         yield made
 
 
@@ -43,7 +43,7 @@ def test_the_averaged_encoder_is_measured_and_nothing_of_it_changes(run):
     figures = _validated(run.on, run.state)
     learned = run.state.learned.eval()
     with torch.inference_mode():
-        expected = learned(torch.from_numpy(run.on.held_out.pixels), torch.from_numpy(run.on.held_out.valid)).numpy()
+        expected = learned(torch.from_numpy(run.on.validated.pixels), torch.from_numpy(run.on.validated.valid)).numpy()
     np.testing.assert_allclose(run.seen[0], expected, atol=1e-6)
     assert figures == {"val/norm": pytest.approx(np.sqrt(HELD_OUT))}
     assert run.state.module.training
