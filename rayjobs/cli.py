@@ -7,6 +7,7 @@ import runpy
 import sys
 
 VERBS = {
+    "fetch": "fetch imagery from tile services into the workspace",
     "sample": "read tiles from cloud-stored rasters into the workspace",
     "train": "learn the metric on the sampled tiles",
     "tune": "try many values of the experiment's keys, and tell which find best",
