@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import rasterio
 import rasterio.enums
 import rasterio.errors
@@ -15,6 +18,7 @@ from rayjobs.rasters.gdal import environment
 from rayjobs.rasters.handles import FAULTS, explained
 
 _DRIVERS = ["PNG", "JPEG", "WEBP", "GTiff"]
+_PNG = b"\x89PNG\r\n\x1a\n"
 _OPAQUE = 255
 _GREY, _GREY_AND_OPACITY, _COLOURS, _COLOURS_AND_OPACITY = 1, 2, 3, 4
 
@@ -45,9 +49,25 @@ def pixels_of(data: bytes, *, bands: int, height: int, width: int) -> np.ndarray
             if dataset.shape != (height, width) or set(dataset.dtypes) != {"uint8"}:
                 kind = f"{dataset.height} x {dataset.width} pixels of {dataset.dtypes[0]}"
                 raise ValueError(f"the tile has {kind}, not {height} x {width} of uint8")
+            _check_png(data)
             return _as_bands(_colours(dataset) if bands > 1 else dataset.read([1]), bands)
     except FAULTS as error:
         raise ValueError(f"the tile of {len(data)} bytes cannot be decoded: {explained(error)}") from error
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse a PNG that is cut short or altered, which GDAL fills up with zeros, by the sums that its parts carry.
+
+    Raises:
+        ValueError: it is; fit to be shown.
+    """
+    if not data.startswith(_PNG):
+        return
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"the tile of {len(data)} bytes cannot be decoded: {error}") from error
 
 
 def _colours(dataset: Any) -> np.ndarray[Any, Any]:
