@@ -61,7 +61,11 @@ class Service:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
     layers = {
-        "MODIS_Terra_TrueColor": {"title": "Corrected Reflectance (True Color, Terra / MODIS)", "format": "image/png", "times": list(DATES)},
+        "MODIS_Terra_TrueColor": {
+            "title": "Corrected Reflectance (True Color, Terra / MODIS)",
+            "format": "image/png",
+            "times": list(DATES),
+        },
         "VIIRS_SNPP_TrueColor": {"title": "Corrected Reflectance (True Color, Suomi NPP)", "format": "image/jpeg", "times": list(DATES)},
     }
     random = np.random.default_rng(0)

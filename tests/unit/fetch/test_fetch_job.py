@@ -192,4 +192,3 @@ def test_nothing_to_fetch_is_a_usage_error(in_this_process, capfd):
     assert "--bbox" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="names no service of tiles"):
         job.preview(job.made({"name": "x", "rasters": {"sources": [{"kind": "files", "uris": ["a.tif"]}]}}))
-
