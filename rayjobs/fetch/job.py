@@ -7,6 +7,7 @@ import functools
 import io
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,11 +19,12 @@ from rayjobs import command
 from rayjobs.cluster.session import joined
 from rayjobs.errors import ConfigError
 from rayjobs.experiment import load, made
+from rayjobs.fetch.animate import animated
 from rayjobs.fetch.cogs import CogSettings, assemble, summary
 from rayjobs.fetch.items import item_collection
 from rayjobs.fetch.layers import listed
 from rayjobs.fetch.pieces import FAILED, REQUESTS, FetchPlan, fetch_piece, piece_key, read_piece
-from rayjobs.fetch.plan import FetchScene, cost, plan_fetch, version_name
+from rayjobs.fetch.plan import FetchScene, cost, plan_fetch, version_name, when
 from rayjobs.rasters.section import GibsSource
 from rayjobs.rasters.web import LocalPace, Patience
 from rayjobs.storage import FileDigest, Lease
@@ -41,6 +43,7 @@ What is fetched are the sources of kind gibs, wmts and xyz of an experiment, or 
 where it was ended, and asks again for what failed. It ends with code 1 while a request is missing, and names each."""
 _URL = GibsSource.__dataclass_fields__["url"].default
 _SHOWN = 3
+_ANIMATIONS = "animations/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb from a command line; return 0 (complete), 1 (failed, or something is missing) or 2 (usage)."""
-    options, overrides = _parser().parse_known_args(arguments)
+    options, overrides = parser().parse_known_args(arguments)
     missing: list[Any] = []
 
     def act(console: Console) -> dict[str, Any]:
@@ -86,15 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.execute("fetch", options, act) or int(bool(missing))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("fetch", _DESCRIPTION, needs_config=False)
-    parser.add_argument("--layers", metavar="WORD", nargs="+", help="list the layers that have all these words in their name, and end")
-    parser.add_argument("--layer", metavar="NAME", help="fetch this layer, instead of what an experiment names")
-    parser.add_argument("--bbox", metavar=("WEST", "SOUTH", "EAST", "NORTH"), nargs=4, type=float, help="the area, degrees")
-    parser.add_argument("--dates", metavar="DATE", nargs="+", help="days, and intervals such as 2024-01-01/2024-01-31")
-    parser.add_argument("--resolution", metavar="METRES", type=float, help="per pixel: the level that comes nearest (default: the finest)")
-    parser.add_argument("--url", default=_URL, help="where the service's capabilities lie (default: those of NASA GIBS)")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """Return the options of `rayjobs fetch`."""
+    options = command.parser("fetch", _DESCRIPTION, needs_config=False)
+    options.add_argument("--layers", metavar="WORD", nargs="+", help="list the layers that have all these words in their name, and end")
+    options.add_argument("--layer", metavar="NAME", help="fetch this layer, instead of what an experiment names")
+    options.add_argument("--bbox", metavar=("WEST", "SOUTH", "EAST", "NORTH"), nargs=4, type=float, help="the area, degrees")
+    options.add_argument("--dates", metavar="DATE", nargs="+", help="days, and intervals such as 2024-01-01/2024-01-31")
+    options.add_argument("--resolution", metavar="METRES", type=float, help="per pixel: the level that comes nearest (default: the finest)")
+    options.add_argument("--url", default=_URL, help="where the service's capabilities lie (default: those of NASA GIBS)")
+    return options
 
 
 def _experiment(options: argparse.Namespace, overrides: Sequence[str]) -> Experiment:
@@ -204,7 +208,8 @@ def _told(
     console: Console,
 ) -> Result:
     """Publish what is complete, or tell what is missing."""
-    name = version_name(scenes, experiment.fetch.animation)
+    section = experiment.fetch
+    name = version_name(scenes, f"{section.animation} {section.animation_height} {section.frames_per_second}")
     requests = pa.concat_tables([done[scene.scene_id][1] if scene.scene_id in done else _so_far(plan, scene) for scene in scenes])
     summaries = [done[scene.scene_id][0] for scene in scenes if scene.scene_id in done]
     files = {told["scene_id"]: FileDigest(**told["file"]) for told in summaries}
@@ -235,7 +240,14 @@ def _told(
         version = _publish(experiment, scenes, files, summaries, requests, artefact.draft(name))
     plan.store.delete(unfinished)
     items, table = (plan.store.address(version.key(file)) for file in ("items.json", "requests.parquet"))
-    return replace(result, items=items, requests=table)
+    pictures = {
+        PurePosixPath(file.name).stem: plan.store.address(file.key(version.prefix)) for file in version.files if _is_animation(file)
+    }
+    return replace(result, items=items, requests=table, animations=pictures)
+
+
+def _is_animation(file: FileDigest) -> bool:
+    return file.name.startswith(_ANIMATIONS)
 
 
 def _so_far(plan: FetchPlan, scene: FetchScene) -> pa.Table:
@@ -267,6 +279,19 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def _animations(section: FetchSection, scenes: Sequence[FetchScene], addresses: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of an animated picture of each layer; of one whose area has several parts, of each part."""
+    if section.animation == "none":
+        return
+    parts: dict[str, list[FetchScene]] = {}
+    for scene in sorted(scenes, key=lambda scene: (when(scene) or "", scene.scene_id)):
+        parts.setdefault(f"{scene.layer}.{scene.scene_id.rpartition('.')[2]}", []).append(scene)
+    for part, of_part in parts.items():
+        frames = [addresses[scene.scene_id] for scene in of_part]
+        data = animated(frames, form=section.animation, height=section.animation_height, frames_per_second=section.frames_per_second)
+        yield f"{_ANIMATIONS}{part}.{section.animation}", data
+
+
 def _publish(
     experiment: Experiment,
     scenes: Sequence[FetchScene],
@@ -278,6 +303,10 @@ def _publish(
     draft.add(files.values())
     draft.write("requests.parquet", _parquet(requests))
     draft.write("items.json", json.dumps(item_collection(scenes, files)).encode())
+    for name, data in _animations(
+        experiment.fetch, scenes, {name: draft.artefact.store.address(file.key(draft.prefix)) for name, file in files.items()}
+    ):
+        draft.write(name, data)
     draft.write("experiment.yaml", experiment.to_yaml().encode())
     counts = {"scenes": len(scenes), **{name: sum(told[name] for told in summaries) for name in ("requests", "empty", "pixels")}}
     return draft.publish({"parents": {}, "counts": counts})

@@ -38,9 +38,9 @@ class FetchSection:
     """Of tiles without opacity: pixels all of whose bands have this value hold no data (null: all pixels hold data)."""
     compress: Literal["deflate", "lzw", "zstd"] = "deflate"
     """Compression of the GeoTIFFs; none of them loses anything."""
-    animation: Literal["none", "webp", "gif", "png"] = "none"
+    animation: Literal["none", "webp", "gif"] = "none"
     """An animated picture of each layer, a frame for each date, beside the GeoTIFFs."""
     animation_height: _Count = 1080
     """Greatest height of a frame, pixels."""
     frames_per_second: _Seconds = 15.0
-    """Of the animation."""
+    """Of the animation; 15, as the earlier system has it."""

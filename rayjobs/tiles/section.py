@@ -37,8 +37,8 @@ class GridSampler:
     overlap: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
     """Share of a window's side that the next one has, too: 0.5 gives four times as many tiles."""
     edge: Literal["discard", "shift", "pad"] = "discard"
-    """What becomes of a window that would leave the scene: it is not taken; it is moved back until it ends at the edge; or it is taken, with
-    pixels beyond the edge that are 0 and not valid (which `min_valid_fraction` does not count)."""
+    """What becomes of a window that would leave the scene: it is not taken; it is moved back until it ends at the edge; or it is taken and
+    filled up with pixels that are 0 and not valid (`min_valid_fraction` does not count them)."""
 
     def __post_init__(self) -> None:
         """Refuse two ways of saying one thing."""

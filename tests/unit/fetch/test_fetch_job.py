@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -153,6 +154,22 @@ def test_what_was_fetched_is_what_the_service_gives_unfetched(service, fetch, ex
     for ours, theirs in zip(from_files, from_service, strict=True):
         assert (ours.scene_id, ours.grid, ours.datetime) == (theirs.scene_id, theirs.grid, theirs.datetime)
         assert list(ours.assets) == list(theirs.assets)
+
+
+@pytest.mark.parametrize("form", ["webp", "gif"])
+def test_a_range_of_dates_is_animated(service, fetch, experiment, form):
+    result = fetch(experiment(dates=DATES, animation=form, animation_height=48, frames_per_second=4))
+    ((name, address),) = result.animations.items()
+    assert name.startswith("MODIS_Terra_TrueColor")
+    with PIL.Image.open(address) as picture:
+        assert (picture.n_frames, picture.size) == (len(DATES), (48 * COLS // ROWS, 48))
+        picture.seek(1)
+        picture.load()
+        assert picture.info["duration"] == 250
+        seen = np.asarray(picture.convert("L"), float)
+    expected = service.pictures[DATES[1]].reshape(48, 4, 64, 4, 3).mean(axis=(1, 3, 4))
+    assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.7
+    assert fetch(experiment(dates=DATES, animation=form, animation_height=48, frames_per_second=4)).animations == result.animations
 
 
 def test_the_plan_asks_for_no_tile(service, in_this_process, experiment):
