@@ -29,7 +29,7 @@ include_patterns = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTIN
 exclude_patterns = ["docs/site", ".*", "build", "demo", "dist", "mlruns", "rayjobs", "tests", "workspace"]
 
 PARTS = {
-    "Learn": ["docs/concepts", "docs/glossary", "docs/recipes", "configs/README"],
+    "Learn": ["docs/concepts", "docs/glossary", "docs/recipes", "docs/imagery", "configs/README"],
     "Look up": ["docs/configuration", "docs/http", "docs/page", "docs/indexes", "docs/tune"],
     "Run": ["docs/operations", "deploy/README", "docs/doctor", "docs/security", "docs/reliability", "docs/scale", "docs/performance"],
     "Why": ["docs/experiments", "ARCHITECTURE", "docs/adr/README", "CONTRIBUTING", "CHANGELOG"],
