@@ -7,12 +7,14 @@ import runpy
 import sys
 
 VERBS = {
+    "fetch": "fetch imagery from tile services into the workspace",
     "sample": "read tiles from cloud-stored rasters into the workspace",
     "train": "learn the metric on the sampled tiles",
     "tune": "try many values of the experiment's keys, and tell which find best",
     "evaluate": "measure retrieval on held-out ground, beside what needs no training",
     "embed": "write the embedding table of a set",
     "index": "embed a set and publish a searchable index of it",
+    "export": "write the chips of a set as image folders, Parquet or TFRecords",
     "serve": "answer queries over HTTP",
     "query": "ask a running service",
     "labels": "make taxonomies, and take labels in and out",

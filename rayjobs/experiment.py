@@ -10,6 +10,7 @@ from rayjobs import config
 from rayjobs.cluster.section import RaySection
 from rayjobs.config import section
 from rayjobs.evaluate.section import EvaluateSection
+from rayjobs.fetch.section import FetchSection
 from rayjobs.index.section import IndexSection
 from rayjobs.metric.section import (
     ClusteringSection,
@@ -45,6 +46,7 @@ class Experiment:
     """Name of the set, the run and the index, unless `workspace` names them apart."""
     workspace: WorkspaceSection = WorkspaceSection()
     rasters: RastersSection
+    fetch: FetchSection = FetchSection()
     tiles: TilesSection = TilesSection()
     model: ModelSection = ModelSection()
     loss: LossSection = TripletLossSection()
@@ -91,8 +93,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: the file cannot be read, a key is unknown or a value is wrong.
     """
-    raw = config.apply_overrides(config.read_yaml(Path(path)), config.parse_overrides(overrides))
-    return _located(config.build(Experiment, raw))
+    return made(config.read_yaml(Path(path)), overrides)
+
+
+def made(raw: dict[str, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment of plain values, as a file has them, and of the overrides of a command line.
+
+    Raises:
+        ConfigError: a key is unknown or a value is wrong.
+    """
+    return _located(config.build(Experiment, config.apply_overrides(raw, config.parse_overrides(overrides))))
 
 
 def _located(experiment: Experiment) -> Experiment:

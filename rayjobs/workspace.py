@@ -98,6 +98,11 @@ class Workspace:
         """The tiles and their chips."""
         return Artefact(self.store, "sets", self._settings.set or self._name)
 
+    @property
+    def imagery(self) -> Artefact:
+        """The imagery that was fetched from services."""
+        return Artefact(self.store, "imagery", self._settings.set or self._name)
+
     def named_set(self, name: str) -> Artefact:
         """The tiles and chips of another set."""
         return Artefact(self.store, "sets", name)

@@ -1,4 +1,4 @@
-"""An S3 server that misbehaves as it is told to: an HTTP proxy on loopback in front of a real one."""
+"""A server, of S3 or of maps, that misbehaves as it is told to: an HTTP proxy on loopback in front of a real one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ERRORS = {
     "403": (403, "AccessDenied"),
     "404": (404, "NoSuchKey"),
     "expired": (400, "ExpiredToken"),
+    "429": (429, "TooManyRequests"),
 }
 """Faults that are an answer. Others: `reset` (the connection is closed without one), `cut` (half of the answer), a number (seconds of
 waiting before the request is passed on)."""
@@ -103,7 +104,9 @@ async def _one_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 def _refusal(fault: str) -> bytes:
     status, code = ERRORS[fault]
     text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as the test wants it</Message></Error>"
-    head = f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+    wait = "Retry-After: 0\r\n" if status == 429 else ""
+    fields = f"Content-Type: application/xml\r\nContent-Length: {len(text)}\r\n{wait}Connection: close"
+    head = f"HTTP/1.1 {status} {code}\r\n{fields}\r\n\r\n"
     return (head + text).encode()
 
 

@@ -17,7 +17,9 @@ FOUNDATIONS = {"errors", "config", "storage", "geo"}
 ALSO_PLAIN = {"console", "tracking", "workspace"}
 PIXELS = {"rasters", "tiles", "labels"}
 VECTORS = {"models", "metric", "retrieval"}
-VERBS = {"sample", "train", "tune", "evaluate", "embed", "index", "serve", "query", "labelling", "doctor", "demo", "cluster"}
+VERBS = {
+    "cluster", "demo", "doctor", "embed", "evaluate", "export", "fetch", "index", "labelling", "query", "sample", "serve", "train", "tune",
+}  # fmt: skip
 COMMANDS = {"experiment", "command", "cli"}
 
 SHARED_VERBS = {"embed", "cluster"}

@@ -29,7 +29,7 @@ include_patterns = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTIN
 exclude_patterns = ["docs/site", ".*", "build", "demo", "dist", "mlruns", "rayjobs", "tests", "workspace"]
 
 PARTS = {
-    "Learn": ["docs/concepts", "docs/glossary", "docs/recipes", "configs/README"],
+    "Learn": ["docs/concepts", "docs/glossary", "docs/recipes", "docs/imagery", "configs/README"],
     "Look up": [
         "docs/configuration",
         "docs/http",

@@ -20,7 +20,7 @@ from rayjobs.doctor.workspace import is_bucket, own_prefix
 from rayjobs.errors import first_few
 from rayjobs.rasters.gdal import BLOCK_CACHE_BYTES, OPTIONS, environment, open_raster
 from rayjobs.rasters.handles import FAULTS, explained
-from rayjobs.rasters.sources import SOURCES
+from rayjobs.rasters.sources import SOURCES, searched
 from rayjobs.storage import open_store
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def bucket(store: Store) -> Check:
 def first_block(experiment: Experiment) -> Check:
     """Read a first block of the first file of the first source."""
     source = experiment.rasters.sources[0]
-    candidates = SOURCES[source.kind](source)
+    candidates = SOURCES[source.kind](source, searched(experiment.rasters))
     uri = candidates[0].uris(experiment.rasters.bands)[0]
     begun = time.perf_counter()
     try:

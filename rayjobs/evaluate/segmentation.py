@@ -115,13 +115,20 @@ def _labelled(source: Version, label_map: LabelMap, split: str, count: int, rng:
         table = table.take(np.sort(rng.choice(table.num_rows, count, replace=False)))
     chips = _chips(source, table)
     found = _classes(source, label_map, table)
-    labels = [np.where(chip.valid, found[chip.tile_id], -1) for chip in chips]
+    labels = [_of_chip(chip, found[chip.tile_id]) for chip in chips]
     if not any((of_tile >= 0).any() for of_tile in labels):
         raise ConfigError(
             f"no pixel of {len(chips)} tiles of the {split} split has a class, so none can be segmented; "
             "check rasters.label_map, or set evaluate.segmentation to null"
         )
     return Labelled(chips=chips, labels=labels, units=np.array(table["block_id"].to_pylist()))
+
+
+def _of_chip(chip: Chip, classes: IntArray) -> IntArray:
+    """Return the class of each pixel of a chip: none where it is not valid, as where a tile at the edge was filled up."""
+    found = np.full(chip.valid.shape, -1, np.int64)
+    found[: classes.shape[0], : classes.shape[1]] = classes
+    return np.where(chip.valid, found, -1)
 
 
 def _chips(source: Version, table: pa.Table) -> list[Chip]:

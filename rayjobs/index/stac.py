@@ -96,7 +96,7 @@ def chip_layout(tiles: TilesSection) -> dict[str, Any]:
     """Return how tiles were chosen, in the words of `emb`: windows of a scene's own grid."""
     size = {} if tiles.size is None else {"chip_size": [tiles.size, tiles.size]}
     if isinstance(tiles.sampler, GridSampler) and tiles.size is not None:
-        stride = tiles.sampler.stride or tiles.size
+        stride = tiles.sampler.step(tiles.size)
         return {"layout_type": "regular_grid", **size, "stride": [stride, stride]}
     return {"layout_type": "variable_grid", **size}
 

@@ -60,6 +60,11 @@ def interval(text: str) -> Interval:
     return Interval(start, end)
 
 
+def written(moment: datetime.datetime) -> str:
+    """Return a moment as STAC writes it, `2020-06-29T10:30:00Z`."""
+    return moment.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
 def from_tags(tags: Mapping[str, str]) -> datetime.datetime | None:
     """Return when a file's tags say that it was taken; None where they do not, or not legibly."""
     for name in _TAGS:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rayjobs.errors import BandError, ConfigError, EmptySearchError
 from rayjobs.rasters import dates
 from rayjobs.rasters.candidates import BandFile, Candidate, Meaning, QualityRef
+from rayjobs.rasters.search import Search
 from rayjobs.rasters.section import FilesSource, QualitySection
 from rayjobs.storage import expand
 
@@ -28,7 +29,7 @@ class _Part(NamedTuple):
     date: str | None
 
 
-def list_files(source: FilesSource) -> list[Candidate]:
+def list_files(source: FilesSource, _: Search) -> list[Candidate]:
     """Return the scenes that a source of files names.
 
     Raises:

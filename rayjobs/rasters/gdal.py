@@ -16,6 +16,7 @@ import rasterio.env
 import rasterio.errors
 import rasterio.session
 
+from rayjobs.rasters import tiled
 from rayjobs.storage.stores import local_path
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ class _S3Session(rasterio.session.Session):  # type: ignore[misc]
 
 def is_remote(uri: str) -> bool:
     """Tell whether an address is read over the network."""
-    return urllib.parse.urlsplit(uri).scheme in _REMOTE
+    return urllib.parse.urlsplit(uri.removeprefix(tiled.SCHEME)).scheme in _REMOTE
 
 
 def gdal_path(uri: str) -> str:
-    """Return the name by which GDAL opens an address: `/vsis3/...`, `/vsicurl/...` or a path."""
+    """Return the name by which GDAL opens an address: `/vsis3/...`, `/vsicurl/...`, a path, or what describes a picture in tiles."""
+    if uri.startswith(tiled.SCHEME):
+        return tiled.TiledImage.from_uri(uri).gdal_xml()
     scheme, _, rest = uri.partition("://")
     if scheme in _REMOTE and rest:
         return _REMOTE[scheme] + rest
@@ -144,7 +147,7 @@ def open_raster(uri: str, *, fresh: bool = False) -> Any:
     """Open a raster for one thread alone, inside `environment`.
 
     Args:
-        uri: local, `s3://` or `http(s)://`.
+        uri: local, `s3://`, `http(s)://`, or that of a picture in tiles.
         fresh: forget cached credentials and what GDAL has cached of a remote file; after a failed read they may be the fault.
 
     Raises:
@@ -153,7 +156,7 @@ def open_raster(uri: str, *, fresh: bool = False) -> Any:
     path = gdal_path(uri)
     options: dict[str, Any] = {}
     session = rasterio.session.DummySession()
-    if fresh:
+    if fresh and not uri.startswith(tiled.SCHEME):
         _s3_options.cache_clear()
         options["CPL_VSIL_CURL_NON_CACHED"] = path
     if uri.startswith("s3://"):

@@ -19,6 +19,7 @@ from rayjobs.storage import open_store, read_uri
 if TYPE_CHECKING:
     import datetime
 
+    from rayjobs.rasters.search import Search
     from rayjobs.rasters.section import ImagesSource
 
 _LABEL = "label"
@@ -31,7 +32,7 @@ _LIMITS = {"lon": (360.0, "E", "W"), "lat": (90.0, "N", "S")}
 """Greatest number of degrees, and the letters that may follow it: for those that count up, and down."""
 
 
-def list_images(source: ImagesSource) -> list[Candidate]:
+def list_images(source: ImagesSource, _: Search) -> list[Candidate]:
     """Return the pictures below the folder.
 
     Raises:

@@ -20,7 +20,7 @@ class Asset:
     """Where one band of a scene lies, and what its values mean."""
 
     uri: str
-    """Local path, `s3://` or `http(s)://`."""
+    """Local path, `s3://`, `http(s)://`, or `tiles+http(s)://` for a picture that a service hands out in tiles."""
     band_index: int = 1
     """Counted from 1, within the file."""
     scale: float = 1.0

@@ -12,6 +12,7 @@ from rayjobs.config import section
 from rayjobs.rasters.palettes import PALETTES, class_names
 
 _Part = Annotated[int, pydantic.Field(ge=0, le=255)]
+_SHORT = re.compile(r"gibs:([^@\s]+)@(\S+)")
 _PATTERN_GROUPS = {"scene", "band", "date"}
 _PICTURE_GROUPS = {"place", "date", "observation", "lon", "lat"}
 _IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
@@ -30,6 +31,12 @@ def _check_groups(pattern: str, known: set[str]) -> None:
         raise ValueError(f"not a regular expression: {error}") from error
     if not groups or groups - known:
         raise ValueError(f"needs one or more of the groups {', '.join(f'(?P<{name}>...)' for name in sorted(known))}, and no others")
+
+
+def _check_channels(count: int) -> int:
+    if count not in {1, 3, 4}:
+        raise ValueError("tiles have 1 band (grey), 3 (colours) or 4 (with opacity)")
+    return count
 
 
 DateText = Annotated[str, pydantic.BeforeValidator(_as_text)]
@@ -218,7 +225,128 @@ class ImagesSource:
         return {what: column for what, column in named.items() if column is not None}
 
 
-Source = Annotated[FilesSource | StacSource | ImagesSource, pydantic.Field(discriminator="kind")]
+Url = Annotated[str, pydantic.Field(pattern=r"^https?://")]
+Channels = Annotated[int, pydantic.AfterValidator(_check_channels)]
+
+
+@section
+class GibsSource:
+    """A layer of NASA's Global Imagery Browse Services; in short `gibs:LAYER@DATE` or `gibs:LAYER@START/END`."""
+
+    kind: Literal["gibs"] = "gibs"
+    layer: str
+    """Identifier of the layer; `rayjobs fetch --layers KEYWORDS` searches for them."""
+    dates: tuple[DateText, ...]
+    """Days, and intervals `2024-01-01/2024-01-31` of which the days that the layer has are taken; one scene each."""
+    url: Url = "https://gibs.earthdata.nasa.gov/wmts/epsg4326/best/1.0.0/WMTSCapabilities.xml"
+    """Where the capabilities lie; other projections have other ones (epsg3857, epsg3413, epsg3031 in place of epsg4326)."""
+    matrix_set: str | None = None
+    """Pyramid of levels (null: the layer's first, which with GIBS is its only one)."""
+    resolution_m: pydantic.PositiveFloat | None = None
+    """Metres per pixel at the equator: the level that comes nearest is taken (null: the finest)."""
+    style: str | None = None
+    """Style of the layer (null: its default)."""
+    format: str | None = None
+    """Format of the tiles, such as `png` (null: PNG where the layer has it, else its first)."""
+    channels: Channels | None = None
+    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, else 4)."""
+    nodata: float | None = None
+    """The value of missing pixels in each band (null: none; tiles with opacity say themselves where they have no data)."""
+    name: str | None = None
+    """First part of the scenes' ids (null: the layer)."""
+
+
+@section
+class WmtsSource:
+    """A layer of any web map tile service (OGC WMTS 1.0.0)."""
+
+    kind: Literal["wmts"] = "wmts"
+    url: Url
+    """Where the capabilities lie."""
+    layer: str
+    """Identifier of the layer."""
+    dates: tuple[DateText, ...] = ()
+    """Days and intervals `start/end`, of which the dates that the layer lists are taken (of a layer that lists none, every day); one scene
+    each. None: one scene without a date, of what the service shows by itself."""
+    matrix_set: str | None = None
+    """Pyramid of levels (null: the layer's first)."""
+    resolution_m: pydantic.PositiveFloat | None = None
+    """Metres per pixel, in degrees those at the equator: the level that comes nearest is taken (null: the finest)."""
+    style: str | None = None
+    """Style of the layer (null: its default)."""
+    format: str | None = None
+    """Format of the tiles, such as `png` (null: PNG where the layer has it, else its first)."""
+    channels: Channels | None = None
+    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, else 4)."""
+    nodata: float | None = None
+    """The value of missing pixels in each band."""
+    name: str | None = None
+    """First part of the scenes' ids (null: the layer)."""
+
+
+@section
+class XyzSource:
+    """Tiles in web Mercator whose addresses are told by zoom, column and row, the top row being 0."""
+
+    kind: Literal["xyz"] = "xyz"
+    url: Url
+    """Address of a tile with `{z}`, `{x}`, `{y}` and, for scenes of several dates, `{date}`."""
+    zoom: Annotated[int, pydantic.Field(ge=0, le=30)]
+    """Level to read; each is twice as fine as the one before."""
+    tile_size: Annotated[int, pydantic.Field(ge=16, le=4096)] = 256
+    """Side of a tile, pixels."""
+    dates: tuple[DateText, ...] = ()
+    """Days and intervals `start/end` of every day, put in place of `{date}`; one scene each."""
+    channels: Channels | None = None
+    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 where the address ends in .jpg or .jpeg, else 4)."""
+    nodata: float | None = None
+    """The value of missing pixels in each band."""
+    name: str | None = None
+    """First part of the scenes' ids (null: the host)."""
+
+    @pydantic.model_validator(mode="after")
+    def _places(self) -> XyzSource:
+        missing = [place for place in ("{z}", "{x}", "{y}") if place not in self.url]
+        if missing:
+            raise ValueError(f"`url` needs {', '.join(missing)} where zoom, column and row stand")
+        if bool(self.dates) != ("{date}" in self.url):
+            raise ValueError("`dates` are put in place of {date}: give both or neither")
+        return self
+
+
+@section
+class StacApiSource:
+    """Scenes that a STAC API finds within `rasters.aoi` and `rasters.datetime`."""
+
+    kind: Literal["stac_api"] = "stac_api"
+    url: Url
+    """Root of the API, or its `/search`."""
+    collections: tuple[str, ...]
+    """Collections to search in."""
+    max_items: pydantic.PositiveInt = 1000
+    """More items than this are an error, not a shorter list."""
+    page_size: pydantic.PositiveInt = 100
+    """Items in one answer."""
+    assets: dict[str, str] | None = None
+    """Asset of each band name, as `key`, or `key:2` for its second band (null: every data asset, named by its key or its bands)."""
+    quality: StacQualitySection | None = None
+    """Asset of unusable pixels."""
+
+
+def _written_out(source: Any) -> Any:
+    """Return a source of a short form, `gibs:LAYER@DATES`, written out; others as they are."""
+    if not isinstance(source, str):
+        return source
+    match = _SHORT.fullmatch(source)
+    if match is None:
+        raise ValueError(f"cannot read the source {source!r}; write gibs:LAYER@2024-01-31 or gibs:LAYER@2024-01-01/2024-01-31")
+    return {"kind": "gibs", "layer": match[1], "dates": match[2].split(",")}
+
+
+Source = Annotated[
+    FilesSource | StacSource | ImagesSource | GibsSource | WmtsSource | XyzSource | StacApiSource,
+    pydantic.Field(discriminator="kind"),
+]
 
 
 @section
@@ -265,7 +393,7 @@ class RastersSection:
     """Which images, which of their bands, and what their values mean."""
 
     sources: tuple[Source, ...]
-    """Where scenes come from; their scenes are put together."""
+    """Where scenes come from; their scenes are put together. `gibs:LAYER@DATE` is short for one of kind gibs."""
     bands: tuple[str, ...] | None = None
     """Names of the bands to read, in this order (null: all bands of the first scene)."""
     aoi: tuple[float, float, float, float] | str | None = None
@@ -281,6 +409,11 @@ class RastersSection:
     """Raster of classes for labels."""
     max_bad_fraction: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
     """Share above which a job stops: of scenes that cannot be opened, and of tiles that cannot be read."""
+
+    @pydantic.field_validator("sources", mode="before")
+    @classmethod
+    def _in_full(cls, sources: Any) -> Any:
+        return [_written_out(source) for source in sources] if isinstance(sources, list | tuple) else sources
 
     @pydantic.field_validator("sources")
     @classmethod

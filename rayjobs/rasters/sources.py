@@ -18,11 +18,21 @@ from rayjobs.rasters.files import list_files
 from rayjobs.rasters.headers import Header, read_headers
 from rayjobs.rasters.images import list_images
 from rayjobs.rasters.scenes import Scene
-from rayjobs.rasters.section import FilesSource, RastersSection, StacSource
-from rayjobs.rasters.stac import list_items
+from rayjobs.rasters.search import Search
+from rayjobs.rasters.section import FilesSource, ImagesSource, RastersSection, StacApiSource, StacSource, XyzSource
+from rayjobs.rasters.services import list_wmts, list_xyz
+from rayjobs.rasters.stac import list_found, list_items
 from rayjobs.storage import read_uri
 
-SOURCES: dict[str, Callable[[Any], list[Candidate]]] = {"files": list_files, "stac": list_items, "images": list_images}
+SOURCES: dict[str, Callable[[Any, Search], list[Candidate]]] = {
+    "files": list_files,
+    "stac": list_items,
+    "images": list_images,
+    "gibs": list_wmts,
+    "wmts": list_wmts,
+    "xyz": list_xyz,
+    "stac_api": list_found,
+}
 """What lists the scenes of each kind of source."""
 
 
@@ -53,8 +63,12 @@ def discover(section: RastersSection) -> Discovery:
         ConfigError: two files would be one scene, or area or dates cannot be read.
         StorageError: a bucket, a key or a credential failed.
     """
-    place, span = area(section), _span(section)
-    candidates = sorted((entry for source in section.sources for entry in SOURCES[source.kind](source)), key=lambda entry: entry.scene_id)
+    search = searched(section)
+    place, interval = search.area, search.span
+    listed = [entry for source in section.sources for entry in SOURCES[source.kind](source, search)]
+    candidates = sorted(listed, key=lambda entry: entry.scene_id)
+    if not candidates:
+        raise EmptySearchError(f"the area rasters.aoi lies outside of all that {_named(section)} have; widen it")
     _refuse_twins(candidates)
     answers = read_headers(uri for candidate in candidates for uri in candidate.uris(section.bands))
     headers = {uri: answer for uri, answer in answers.items() if isinstance(answer, Header)}
@@ -63,9 +77,9 @@ def discover(section: RastersSection) -> Discovery:
     if not readable:
         raise EmptySearchError(_none_readable(section, unreadable))
     scenes = _scenes(readable, section.bands, headers)
-    fitting = [scene for scene in scenes if _in_area(scene, place) and _in_span(scene, span)]
+    fitting = [scene for scene in scenes if _in_area(scene, place) and _in_span(scene, interval)]
     if not fitting:
-        raise EmptySearchError(_none_fits(section, scenes, place, span))
+        raise EmptySearchError(_none_fits(section, scenes, place, interval))
     return Discovery(
         scenes=fitting,
         unreadable=unreadable,
@@ -99,6 +113,18 @@ def _refuse_twins(candidates: Sequence[Candidate]) -> None:
             raise ConfigError(f"{pair} would both be scene {candidate.scene_id!r}; give one source a `name`, or drop one of them")
 
 
+def searched(section: RastersSection) -> Search:
+    """Return where and when scenes are looked for.
+
+    Raises:
+        ConfigError: area or dates cannot be read.
+    """
+    try:
+        return Search(area=area(section), span=dates.interval(section.datetime) if section.datetime else None)
+    except ValueError as error:
+        raise ConfigError(f"rasters.datetime: {error}") from None
+
+
 def area(section: RastersSection) -> Any | None:
     """Return the area of interest as a shapely geometry (WGS 84, cut at the antimeridian), or None where all is of interest.
 
@@ -129,19 +155,12 @@ def _geojson(uri: str) -> Any:
     return whole
 
 
-def _span(section: RastersSection) -> dates.Interval | None:
-    try:
-        return dates.interval(section.datetime) if section.datetime else None
-    except ValueError as error:
-        raise ConfigError(f"rasters.datetime: {error}") from None
-
-
 def _in_area(scene: Scene, place: Any | None) -> bool:
     return place is None or (scene.footprint is not None and bool(shapely.intersects(scene.footprint, place)))
 
 
-def _in_span(scene: Scene, span: dates.Interval | None) -> bool:
-    return span is None or (scene.datetime is not None and span.holds(scene.datetime))
+def _in_span(scene: Scene, wanted: dates.Interval | None) -> bool:
+    return wanted is None or (scene.datetime is not None and wanted.holds(scene.datetime))
 
 
 def _none_readable(section: RastersSection, unreadable: Sequence[tuple[str, str]]) -> str:
@@ -152,14 +171,14 @@ def _none_readable(section: RastersSection, unreadable: Sequence[tuple[str, str]
     )
 
 
-def _none_fits(section: RastersSection, scenes: Sequence[Scene], place: Any | None, span: dates.Interval | None) -> str:
+def _none_fits(section: RastersSection, scenes: Sequence[Scene], place: Any | None, wanted: dates.Interval | None) -> str:
     inside = sum(_in_area(scene, place) for scene in scenes)
-    dated = sum(_in_span(scene, span) for scene in scenes)
+    dated = sum(_in_span(scene, wanted) for scene in scenes)
     undated = sum(scene.datetime is None for scene in scenes)
     found = f"of {len(scenes)} scenes of {_named(section)} "
     if place is not None:
         found += f"{inside} touch the area rasters.aoi; "
-    if span is not None:
+    if wanted is not None:
         found += f"{dated} fit the dates rasters.datetime {section.datetime} ({undated} have no date: give the source a `datetime`); "
     return found + "none fits: widen the area or the dates"
 
@@ -171,6 +190,10 @@ def _named(section: RastersSection) -> str:
             names += source.uris
         elif isinstance(source, StacSource):
             names += source.items
-        else:
+        elif isinstance(source, ImagesSource):
             names.append(source.root)
+        elif isinstance(source, XyzSource | StacApiSource):
+            names.append(source.url)
+        else:
+            names.append(f"{source.kind}:{source.layer}")
     return first_few(names, between=", ")

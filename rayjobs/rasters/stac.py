@@ -1,25 +1,27 @@
-"""Scenes of STAC items (1.0 and 1.1): files, folders and collections of items, local or remote; no service is asked."""
+"""Scenes of STAC items (1.0 and 1.1): files, folders and collections of items, local or remote, or what a STAC API finds."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rayjobs.errors import BandError, ConfigError, EmptySearchError, StorageError
+import shapely.geometry
+
+from rayjobs.errors import BandError, ConfigError, EmptySearchError
 from rayjobs.rasters import dates
 from rayjobs.rasters.candidates import BandFile, Candidate, Meaning, QualityRef
-from rayjobs.rasters.section import StacSource
+from rayjobs.rasters.search import Search
+from rayjobs.rasters.section import StacApiSource, StacSource
+from rayjobs.rasters.web import fetched
 from rayjobs.storage import expand, read_uri
 
 _RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
-_TIMEOUT_SECONDS = 30.0
 
 
-def list_items(source: StacSource) -> list[Candidate]:
+def list_items(source: StacSource, _: Search) -> list[Candidate]:
     """Return the scenes that items describe.
 
     Raises:
@@ -53,16 +55,56 @@ def _items(uri: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _fetch(uri: str) -> bytes:
-    if urllib.parse.urlsplit(uri).scheme not in {"http", "https"}:
-        return read_uri(uri)
-    try:
-        with urllib.request.urlopen(uri, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310  http and https alone
-            return bytes(answer.read())
-    except OSError as error:
-        raise StorageError(f"cannot read {uri}: {error}; check the address and the network") from error
+    return fetched(uri) if urllib.parse.urlsplit(uri).scheme in {"http", "https"} else read_uri(uri)
 
 
-def _candidate(item: Mapping[str, Any], uri: str, source: StacSource) -> Candidate:
+def list_found(source: StacApiSource, search: Search) -> list[Candidate]:
+    """Return the scenes that a STAC API finds in the area and the span (STAC API 1.0, Item Search by POST).
+
+    Raises:
+        ConfigError: it finds more than `max_items`, or answers something else than items.
+        BandError: an item lacks an asset.
+        EmptySearchError: it finds nothing.
+        StorageError: it does not answer.
+    """
+    url = source.url if source.url.rstrip("/").endswith("/search") else f"{source.url.rstrip('/')}/search"
+    asked: dict[str, Any] = {"collections": list(source.collections), "limit": min(source.page_size, source.max_items + 1)}
+    if search.area is not None:
+        asked["intersects"] = shapely.geometry.mapping(search.area)
+    if search.span is not None:
+        asked["datetime"] = "/".join(".." if moment is None else dates.written(moment) for moment in search.span)
+    found: list[Candidate] = []
+    for page, at in _pages(url, asked):
+        found += [_candidate(item, str(_self(item) or at), source) for item in page.get("features", ())]
+        if len(found) > source.max_items:
+            raise ConfigError(f"{url} finds more than {source.max_items} items; narrow area or dates, or raise `max_items`")
+    if not found:
+        raise EmptySearchError(f"{url} finds no item of {', '.join(source.collections)} in the area and the dates; widen them")
+    return found
+
+
+def _pages(url: str, asked: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield the answers, each with where it came from, following the links `next`."""
+    following: Mapping[str, Any] | None = {"href": url, "method": "POST", "body": asked}
+    while following is not None:
+        at = str(following["href"])
+        posted = str(following.get("method", "GET")).upper() == "POST"
+        body = {**(asked if following.get("merge") else {}), **(following.get("body") or {})}
+        try:
+            page = json.loads(fetched(at, json=body if posted else None))
+            links = page.get("links", ())
+            following = next((link for link in links if link.get("rel") == "next"), None)
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{at} does not answer as a STAC API: {error!r}; correct the source's `url`") from error
+        yield page, at
+
+
+def _self(item: Mapping[str, Any]) -> str | None:
+    """Return where an item says that it lies, to which its assets' addresses are relative."""
+    return next((link.get("href") for link in item.get("links", ()) if link.get("rel") == "self"), None)
+
+
+def _candidate(item: Mapping[str, Any], uri: str, source: StacSource | StacApiSource) -> Candidate:
     try:
         scene_id, properties, assets = str(item["id"]), item["properties"], item["assets"]
         files = _chosen(scene_id, assets, source.assets, uri) if source.assets else _data_files(assets, uri)
@@ -156,7 +198,7 @@ def _href(asset: Mapping[str, Any], uri: str) -> str:
     return (f"{scheme}://" if scheme else "") + "/".join(parts)
 
 
-def _quality(scene_id: str, assets: Mapping[str, Any], source: StacSource, uri: str) -> QualityRef | None:
+def _quality(scene_id: str, assets: Mapping[str, Any], source: StacSource | StacApiSource, uri: str) -> QualityRef | None:
     wanted = source.quality
     if wanted is None:
         return None

@@ -3,7 +3,7 @@
 A stamp is the digest of a file's size, its first and last 64 KiB and three pieces of 16 KiB between them; files up to 256 KiB are read
 whole. Neither address nor time of writing is in it, so that a copy has the stamp of its original, on a disk as in a bucket. The price: an
 uncompressed file in which only pixels between the pieces were changed in place keeps its stamp. A compressed one hardly can, since blocks
-of other sizes change the file's directory and its size.
+of other sizes change the file's directory and its size. A picture that a service hands out in tiles is told by its address alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rayjobs.errors import StorageError
+from rayjobs.rasters import tiled
 from rayjobs.rasters.gdal import is_remote
 from rayjobs.storage.stores import local_path
 
@@ -60,7 +61,8 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _stamp(uri: str, *, ranges: _Ranges) -> str:
-    if uri.startswith("/vsi"):  # a file within another, which a VRT names: only GDAL could read it
+    # a file within another, which a VRT names: only GDAL could read it; or a picture in tiles, of which nobody could read all
+    if uri.startswith(("/vsi", tiled.SCHEME)):
         return hashlib.sha256(uri.encode()).hexdigest()
     first, size = ranges.read(uri, 0, _EDGE_BYTES)
     digest = hashlib.sha256(b"%d\n" % size + first)

@@ -25,6 +25,8 @@ from rayjobs.sample.plan import SetPlan, plan_set
 from rayjobs.sample.read import ReadPlan, from_ipc, read_shard, to_ipc
 from rayjobs.storage import Artefact, Draft, FileDigest, Version
 from rayjobs.tiles import chips
+from rayjobs.tiles.samplers import grid_shape
+from rayjobs.tiles.section import GridSampler
 from rayjobs.tiles.splits import check_splits
 from rayjobs.tiles.table import geoparquet_bytes
 
@@ -66,7 +68,24 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     label_map = _label_map(experiment.rasters, plan)
     current = workspace.set.current()  # without one there is nothing to take stamps for
     published = current is not None and _whole(workspace.set, set_version(plan, experiment.tiles, label_map)) is not None
-    return {**plan.cost(), "cautions": _cautions(experiment, plan), "published_already": published}
+    return {**plan.cost(), **_tile_grid(experiment.tiles, plan), "cautions": _cautions(experiment, plan), "published_already": published}
+
+
+def _tile_grid(section: TilesSection, plan: SetPlan) -> dict[str, Any]:
+    """Return how the tiles of a grid are counted, and how many that gives on all scenes before the area and the ground are looked at."""
+    if section.size is None or not isinstance(section.sampler, GridSampler):
+        return {}
+    step, edge = section.sampler.step(section.size), section.sampler.edge
+    shapes = [grid_shape(scene.grid, size=section.size, stride=step, edge=edge) for scene in plan.scenes]
+    largest, scene = max(zip(shapes, plan.scenes, strict=True), key=lambda entry: entry[0][0] * entry[0][1])
+    rounded = "floor" if edge == "discard" else "ceil"
+    return {
+        "tile_grid": {
+            "formula": f"{rounded}((side - {section.size - step}) / {step}) along each side, in pixels",
+            "largest": f"{scene.scene_id}: {scene.grid.width} x {scene.grid.height} px, {largest[1]} x {largest[0]} tiles",
+            "tiles": sum(down * across for down, across in shapes),
+        }
+    }
 
 
 def _cautions(experiment: Experiment, plan: SetPlan) -> list[str]:
@@ -103,6 +122,7 @@ def run(experiment: Experiment, console: Console) -> Result:
         prefix=draft.prefix,
         dtype=plan.dtype,
         physical=plan.physical,
+        tile_size=experiment.tiles.size,
         min_valid_fraction=experiment.tiles.min_valid_fraction,
         label_map=label_map,
     )

@@ -28,6 +28,7 @@ from rayjobs.tiles import chips
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from rayjobs.geo import BoolArray
     from rayjobs.rasters.scenes import Scene
 
 THREADS = 4
@@ -45,6 +46,8 @@ class ReadPlan:
     """numpy name of the chips' dtype."""
     physical: bool
     """Whether chips hold values times scale plus offset, as float32."""
+    tile_size: int | None
+    """Side of a tile; windows that the scene's edge has cut become chips of this size. None: chips are as their windows."""
     min_valid_fraction: float
     label_map: LabelMap | None
 
@@ -139,8 +142,17 @@ def _judge(tile_id: str, pixels: Pixels | UnreadableTileError, scene: Scene, pla
         reason = f"valid_fraction {fraction:.3f} is below {plan.min_valid_fraction}"
         return chips.row_without_pixels(tile_id, chips.SPARSE, reason, fraction), None
     values = physical(pixels.values, list(scene.assets.values())) if plan.physical else pixels.values
-    chip = chips.Chip(tile_id=tile_id, pixels=values.astype(plan.dtype, copy=False), valid=pixels.valid)
+    values, valid = _padded(values.astype(plan.dtype, copy=False), pixels.valid, plan.tile_size)
+    chip = chips.Chip(tile_id=tile_id, pixels=values, valid=valid)
     return chips.row(chip), chip
+
+
+def _padded(values: np.ndarray[Any, Any], valid: BoolArray, size: int | None) -> tuple[np.ndarray[Any, Any], BoolArray]:
+    """Fill pixels (bands, h, w) and what is valid (h, w) of a window that ends at the scene's edge up to a whole tile."""
+    down, across = ((size or 0) - side for side in valid.shape)
+    if max(down, across) <= 0:
+        return values, valid
+    return np.pad(values, ((0, 0), (0, down), (0, across))), np.pad(valid, ((0, down), (0, across)))
 
 
 def _labels(scene: Scene, windows: np.ndarray[Any, Any], label_map: LabelMap | None) -> Sequence[dict[str, Any]]:

@@ -76,13 +76,46 @@ def _windows(start: IntArray, cols: int, size: int) -> IntArray:
     return np.column_stack([start // max(cols, 1), start % max(cols, 1), side, side]).astype(np.int64)
 
 
-def sample_grid(grid: Grid, rng: np.random.Generator, *, size: int, stride: int | None = None) -> Sampled:  # noqa: ARG001  one signature for all
-    """Take windows `stride` pixels apart, from the first pixel on; what is left at the far edges is not covered."""
-    rows, cols = places(grid, size)
+def sample_grid(
+    grid: Grid,
+    rng: np.random.Generator,  # noqa: ARG001  one signature for all
+    *,
+    size: int,
+    stride: int | None = None,
+    edge: str = "discard",
+) -> Sampled:
+    """Take windows `stride` pixels apart, from the first pixel on.
+
+    What is left at the far edges is not covered with `edge` discard; with shift the last windows are moved back until they end there; with
+    pad they are cut there, and so are smaller than the others.
+    """
     step = stride or size
-    row, col = np.meshgrid(np.arange(0, rows, step), np.arange(0, cols, step), indexing="ij")
-    side = np.full(row.size, size)
-    return Sampled(windows=np.column_stack([row.ravel(), col.ravel(), side, side]).astype(np.int64))
+    rows, cols = grid_shape(grid, size=size, stride=step, edge=edge)
+    row, col = np.meshgrid(np.arange(rows) * step, np.arange(cols) * step, indexing="ij")
+    top, left = row.ravel(), col.ravel()
+    if edge == "shift":
+        top, left = np.minimum(top, grid.height - size), np.minimum(left, grid.width - size)
+    height, width = np.minimum(grid.height - top, size), np.minimum(grid.width - left, size)
+    return Sampled(windows=np.column_stack([top, left, height, width]).astype(np.int64))
+
+
+def grid_shape(grid: Grid, *, size: int, stride: int, edge: str) -> tuple[int, int]:
+    """Return how many windows a grid sampler takes from top to bottom, and from left to right.
+
+    Of a side of L pixels, windows of t pixels that overlap by the share o = 1 - stride / t: ceil((L - t o) / (t (1 - o))), and with `edge`
+    discard floor of the same; none where no whole window fits, but with pad always one.
+    """
+    down, across = (_along(length, size, stride, edge) for length in (grid.height, grid.width))
+    return down, across
+
+
+def _along(length: int, size: int, stride: int, edge: str) -> int:
+    if edge == "discard":
+        return (length - size) // stride + 1 if length >= size else 0
+    if length < size:
+        return int(edge == "pad")
+    overlap = max(0, size - stride)
+    return -(-(length - overlap) // stride)
 
 
 def sample_cluster(grid: Grid, rng: np.random.Generator, *, size: int, clusters: int, tiles_per_cluster: int, radius: float) -> Sampled:

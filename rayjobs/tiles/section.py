@@ -33,7 +33,22 @@ class GridSampler:
     kind: Literal["grid"] = "grid"
     """Windows side by side."""
     stride: Annotated[int, pydantic.Field(ge=1)] | None = None
-    """Pixels from one window to the next; null: the tile size, so that windows meet without overlapping."""
+    """Pixels from one window to the next; null: as `overlap` says."""
+    overlap: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Share of a window's side that the next one has, too: 0.5 gives four times as many tiles."""
+    edge: Literal["discard", "shift", "pad"] = "discard"
+    """What becomes of a window that would leave the scene: it is not taken; it is moved back until it ends at the edge; or it is taken and
+    filled up with pixels that are 0 and not valid (`min_valid_fraction` does not count them)."""
+
+    def __post_init__(self) -> None:
+        """Refuse two ways of saying one thing."""
+        if self.stride is not None and self.overlap:
+            raise ValueError("`stride` and `overlap` both say how far windows are apart: give one of them")
+
+    def step(self, size: int) -> int:
+        """Return the pixels from one window of a size to the next, at least 1."""
+        # the share is rounded before pixels are cut off, or 0.9 of 100 pixels would leave 9
+        return self.stride or max(1, int(round(size * (1 - self.overlap), 6)))
 
 
 @section

@@ -182,8 +182,8 @@ def _sample(scene: Scene, section: TilesSection, count: int) -> Sampled:
     match section.sampler:
         case RandomSampler():
             return sample(scene.grid, rng, size=section.size, count=count)
-        case GridSampler(stride=stride):
-            return sample(scene.grid, rng, size=section.size, stride=stride)
+        case GridSampler(edge=edge):
+            return sample(scene.grid, rng, size=section.size, stride=section.sampler.step(section.size), edge=edge)
         case ClusterSampler(tiles_per_cluster=each, radius=radius):
             return sample(scene.grid, rng, size=section.size, clusters=count, tiles_per_cluster=each, radius=radius)
         case WalkSampler(tiles_per_walk=each, random_reset=reset):

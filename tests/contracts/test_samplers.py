@@ -8,11 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayjobs import geo
-from rayjobs.tiles.samplers import SAMPLERS, Sampled, sample_cluster, sample_grid, sample_random, sample_walk, scene_rng, share_out
+from rayjobs.tiles.samplers import (
+    SAMPLERS,
+    Sampled,
+    grid_shape,
+    sample_cluster,
+    sample_grid,
+    sample_random,
+    sample_walk,
+    scene_rng,
+    share_out,
+)
+from rayjobs.tiles.section import GridSampler
 
 ARGUMENTS = {
     "random": [{"count": 7}, {"count": 500}],
-    "grid": [{}, {"stride": 3}, {"stride": 40}],
+    "grid": [{}, {"stride": 3}, {"stride": 40}, {"stride": 5, "edge": "shift"}, {"stride": 5, "edge": "pad"}],
     "cluster": [{"clusters": 5, "tiles_per_cluster": 6, "radius": 4.0}, {"clusters": 60, "tiles_per_cluster": 3, "radius": 0.4}],
     "walk": [
         {"walks": 5, "tiles_per_walk": 6, "random_reset": 0.3, "min_step": 1.0, "max_step": 5.0},
@@ -46,13 +57,16 @@ def test_every_sampler_is_tried_here():
 @given(shapes, sizes)
 def test_windows_lie_inside_and_never_twice(kind, arguments, shape, size):
     found = SAMPLERS[kind](plain(*shape), scene_rng(0, "scene"), size=size, **arguments)
+    edge = arguments.get("edge")
     assert found.windows.shape == (len(found.windows), 4)
     assert found.windows.dtype == np.int64
     for row, col, height, width in found.windows.tolist():
-        assert height == width == size
+        assert height == width == size or (
+            edge == "pad" and (row + height == shape[0] or col + width == shape[1]) and max(height, width) <= size
+        )
         assert geo.Window(row=row, col=col, height=height, width=width).inside(*shape)
     assert len({tuple(window) for window in found.windows.tolist()}) == len(found.windows)
-    assert (len(found.windows) > 0) == (size <= min(shape))
+    assert (len(found.windows) > 0) == (size <= min(shape) or edge == "pad")
     assert found.cluster is None or len(found.cluster) == len(found.windows)
 
 
@@ -99,6 +113,47 @@ def test_grid_is_the_naive_double_loop(shape, size, stride):
     step = stride or size
     expected = [[r, c, size, size] for r in range(0, shape[0] - size + 1, step) for c in range(0, shape[1] - size + 1, step)]
     assert sample_grid(plain(*shape), scene_rng(0, "scene"), size=size, stride=stride).windows.tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 40))
+def test_the_edges_of_a_grid_are_discarded_shifted_or_cut(length, size, stride):
+    """Along one side, against a loop that goes on until the edge is covered."""
+    stride = min(stride, size)
+    whole = list(range(0, length - size + 1, stride))
+    more = [] if whole and whole[-1] + size >= length else [whole[-1] + stride] if whole else [0]
+    expected = {
+        "discard": [(start, size) for start in whole],
+        "shift": [(min(start, length - size), size) for start in whole + (more if length >= size else [])],
+        "pad": [(start, min(size, length - start)) for start in whole + more],
+    }
+    for edge, starts in expected.items():
+        found = sample_grid(plain(length, size), scene_rng(0, "scene"), size=size, stride=stride, edge=edge).windows
+        assert [(row, height) for row, _, height, _ in found.tolist()] == starts
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "edge", "counts"),
+    [
+        ((79_920, 159_840), 512, "shift", (312, 624)),  # the whole Earth at 0.25 km: 194,688 tiles
+        ((1000, 1000), 256, "shift", (7, 7)),
+        ((1000, 1000), 256, "discard", (6, 6)),
+        ((1000, 1000), 256, "pad", (7, 7)),
+    ],
+)
+def test_tiles_with_half_an_overlap_are_as_many_as_the_earlier_system_counts(shape, size, edge, counts):
+    section = GridSampler(overlap=0.5, edge=edge)
+    assert grid_shape(plain(*shape), size=size, stride=section.step(size), edge=edge) == counts
+    length = np.array(shape)
+    exact = (length - size * 0.5) / (size * (1 - 0.5))
+    assert tuple((np.floor if edge == "discard" else np.ceil)(exact)) == counts
+
+
+def test_an_overlap_is_not_spoilt_by_rounding():
+    assert [GridSampler(overlap=overlap).step(100) for overlap in (0.0, 0.1, 0.7, 0.9, 0.999)] == [100, 90, 30, 10, 1]
+    assert GridSampler(stride=7).step(100) == 7
+    with pytest.raises(ValueError, match="give one of them"):
+        GridSampler(stride=7, overlap=0.5)
 
 
 @settings(max_examples=60, deadline=None)

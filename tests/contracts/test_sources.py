@@ -15,15 +15,19 @@ from pathlib import Path
 import boto3
 import numpy as np
 import PIL.Image
+import pyproj
 import pytest
 
-from rayjobs.errors import EmptySearchError, NotFoundError, StorageError, UnreadableTileError
+from rayjobs import geo
+from rayjobs.errors import ConfigError, EmptySearchError, NotFoundError, StorageError, UnreadableTileError
 from rayjobs.rasters import gdal
 from rayjobs.rasters.label_map import LabelMap
 from rayjobs.rasters.reader import RasterReader
 from rayjobs.rasters.scenes import read_scenes, scenes_table
 from rayjobs.rasters.sources import SOURCES
 from rayjobs.storage import s3 as storage_s3
+from tests import map_server
+from tests.map_server import SIDE
 from tests.unit.rasters.rasters_made import files, found, noise, write
 
 _BUCKETS = (f"sources-{number}" for number in itertools.count())
@@ -171,7 +175,155 @@ def test_nothing_there_is_an_error_that_names_it(case):
 
 
 def test_every_kind_of_source_is_tried_here():
-    assert {source("x")["kind"] for _, source, _ in CASES.values()} == set(SOURCES)
+    assert {source("x")["kind"] for _, source, _ in CASES.values()} | set(SERVICES) | {"stac_api"} == set(SOURCES)
+
+
+# services, which hand out what no file holds
+
+DATES = ("2024-03-01", "2024-03-02")
+LEVEL, AT, TILES = 5, (10, 12), (2, 3)
+"""Row and column of the first tile, and how many there are."""
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return {date: noise(TILES[0] * SIDE, TILES[1] * SIDE, 3, seed=number) for number, date in enumerate(DATES)}
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory, pictures):
+    """A real map server, with the same pictures in both grids."""
+    layer = {"title": "Made up", "format": "image/png", "times": list(DATES)}
+    with map_server.serve(tmp_path_factory.mktemp("maps"), {"noise": layer}) as server:
+        for grid, (date, picture) in itertools.product(("geo", "mercator"), pictures.items()):
+            server.publish("noise", grid, date, LEVEL, AT, picture)
+        yield server
+
+
+def around(grid, row, col, rows, cols):
+    """West, south, east and north of tiles, a thousandth of them inward."""
+    size = map_server.LEVELS[grid][LEVEL] * SIDE
+    left, top = (-180, 90) if grid == "geo" else (-20037508.342789244, 20037508.342789244)
+    edges = left + (col + 1e-3) * size, top - (row + rows - 1e-3) * size, left + (col + cols - 1e-3) * size, top - (row + 1e-3) * size
+    if grid == "geo":
+        return list(edges)
+    return list(pyproj.Transformer.from_crs("EPSG:3857", "EPSG:4326", always_xy=True).transform_bounds(*edges))
+
+
+def of_gibs(maps):
+    level = map_server.LEVELS["geo"][LEVEL] * 111_320
+    source = {"kind": "gibs", "layer": "noise", "dates": ["2024-03-01/2024-03-31"], "url": maps.rest, "resolution_m": level}
+    return source, "geo"
+
+
+def of_wmts(maps):
+    level = map_server.LEVELS["mercator"][LEVEL]
+    source = {"kind": "wmts", "layer": "noise", "dates": list(DATES), "url": maps.rest, "resolution_m": level, "matrix_set": "mercator"}
+    return source, "mercator"
+
+
+def of_xyz(maps):
+    url = f"{maps.endpoint}/wmts/noise/default/{{date}}/mercator/{{z}}/{{y}}/{{x}}.png"
+    return {"kind": "xyz", "url": url, "zoom": LEVEL, "tile_size": SIDE, "dates": ["2024-03-01/2024-03-02"]}, "mercator"
+
+
+SERVICES = {"gibs": of_gibs, "wmts": of_wmts, "xyz": of_xyz}
+
+
+@pytest.fixture(params=SERVICES)
+def service(request, maps):
+    """A source of a service, and the grid of its pictures."""
+    return SERVICES[request.param](maps)
+
+
+def test_a_services_scenes_are_sorted_unique_and_outlive_a_journey(service):
+    source, grid = service
+    scenes = found(source, aoi=around(grid, *AT, *TILES)).scenes
+    assert [scene.datetime.date().isoformat() for scene in scenes] == list(DATES)
+    assert found(source, aoi=around(grid, *AT, *TILES)).scenes == scenes
+    assert read_scenes(scenes_table(scenes)) == scenes
+    assert pickle.loads(pickle.dumps(scenes)) == scenes
+
+
+def test_a_services_pixels_are_read_without_a_download(service, pictures):
+    source, grid = service
+    size = map_server.LEVELS[grid][LEVEL]
+    windows = np.array([(0, 0, 20, 20), (60, 60, 20, 40), (0, 0, TILES[0] * SIDE, TILES[1] * SIDE)])
+    for scene in found(source, aoi=around(grid, *AT, *TILES)).scenes:
+        picture = np.moveaxis(pictures[scene.datetime.date().isoformat()], -1, 0)
+        assert (scene.grid.height, scene.grid.width) == picture.shape[1:]
+        assert scene.grid.transform[0] == pytest.approx(size, rel=1e-12)
+        with RasterReader() as reader:
+            for answer, (row, col, height, width) in zip(reader.read_many(scene, windows), windows.tolist(), strict=True):
+                np.testing.assert_array_equal(answer.values, picture[:, row : row + height, col : col + width])
+                assert answer.valid.all()
+
+
+def test_a_services_scene_names_the_same_ground_whatever_the_area(service, pictures):
+    source, grid = service
+    one = found(source, aoi=around(grid, *AT, 2, 2)).scenes[0]
+    other = found(source, aoi=around(grid, *AT, 1, 3)).scenes[0]
+    third = found(source, aoi=around(grid, AT[0] + 1, AT[1], 1, 1)).scenes[0]
+    assert one.scene_id == other.scene_id != third.scene_id
+    with RasterReader() as reader:
+        values = [reader.read(scene, geo.Window(row=0, col=0, height=10, width=10)).values for scene in (one, other, third)]
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_array_equal(values[2], np.moveaxis(pictures[DATES[0]][SIDE : SIDE + 10, :10], -1, 0))
+
+
+def test_a_service_outside_of_its_area_has_nothing(service):
+    source, _ = service
+    with pytest.raises(EmptySearchError, match=r"rasters\.(aoi|datetime)"):
+        found(source, aoi=[10, 10, 11, 11], datetime="1999")
+
+
+def test_an_area_across_the_antimeridian_gives_a_scene_on_either_side(service):
+    source, _ = service
+    scenes = found(source, aoi=[179, 20, -179, 21], datetime=DATES[0]).scenes
+    assert len(scenes) == 2
+    assert sorted(round(scene.footprint.centroid.x / 180) for scene in scenes) == [-1, 1]
+
+
+class _StacApi(http.server.BaseHTTPRequestHandler):
+    """A STAC API of a few items that gives two a page; the pages' links ask by POST with a token."""
+
+    items: list[dict] = []  # noqa: RUF012  set by the test
+    asked: list[dict] = []  # noqa: RUF012  likewise
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked.append(body)
+        start = int(body.get("token", 0))
+        link = {"rel": "next", "href": f"http://{self.headers['Host']}/search", "method": "POST", "merge": True}
+        more = [{**link, "body": {"token": str(start + 2)}}] if start + 2 < len(self.items) else []
+        answer = json.dumps({"type": "FeatureCollection", "features": self.items[start : start + 2], "links": more}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_stac_api_is_asked_for_the_area_page_by_page(tmp_path):
+    made_items(tmp_path)
+    items = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc"]
+    for item in items:
+        item["assets"]["image"]["href"] = str(tmp_path / item["assets"]["image"]["href"])
+    _StacApi.items, _StacApi.asked = items, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _StacApi) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = {"kind": "stac_api", "url": f"http://127.0.0.1:{server.server_port}", "collections": ["landsat"], "page_size": 2}
+        scenes = found(source, aoi=[2, 44, 4, 46], datetime="2020-01-01/2020-01-31").scenes
+        with pytest.raises(ConfigError, match="more than 2 items"):
+            found({**source, "max_items": 2})
+        server.shutdown()
+    assert [scene.scene_id for scene in scenes] == ["item-a", "item-b", "item-c"]
+    first, second = _StacApi.asked[:2]
+    assert (first["collections"], first["limit"], first["datetime"]) == (["landsat"], 2, "2020-01-01T00:00:00Z/2020-01-31T23:59:59.999999Z")
+    assert first["intersects"]["type"] == "Polygon"
+    assert second == first | {"token": "2"}
 
 
 # what only a bucket can do

@@ -50,7 +50,7 @@ def sampled(experiment):
     store = open_store(experiment.workspace.uri)
     draft = Artefact(store, "sets", experiment.name).draft("one")
     read_plan = ReadPlan(
-        store=store, prefix=draft.prefix, dtype=plan.dtype, physical=plan.physical, min_valid_fraction=0.9, label_map=None
+        store=store, prefix=draft.prefix, dtype=plan.dtype, physical=plan.physical, tile_size=None, min_valid_fraction=0.9, label_map=None
     )  # fmt: skip
     reports = [read_shard(shard, plan=read_plan) for shard in sampling._shards(plan)]
     return sampling._publish(experiment, plan, draft, reports, None)

@@ -82,7 +82,9 @@ class Overviews:
         names, mean, std = (self._source.manifest[key] for key in ("bands", "band_mean", "band_std"))
         for chip in self._chips(own, windows.keys()):
             if not mosaic.is_full(windows[chip.tile_id]):  # tiles may overlap
-                mosaic.lay(picture(chip, names, mean, std), chip.valid, windows[chip.tile_id])
+                row = windows[chip.tile_id]
+                inside = slice(row["height"]), slice(row["width"])  # without what a tile at the edge was filled up with
+                mosaic.lay(picture(chip, names, mean, std)[inside], chip.valid[inside], row)
         pixels, opacity = _warped(mosaic, grid)
         return png(pixels, opacity=opacity)
 

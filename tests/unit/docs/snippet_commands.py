@@ -148,7 +148,7 @@ def _experiment(config, snippet):
     for raw in snippet.experiments:
         if config == f"{raw['name']}.yaml":
             return raw
-    if "/" in config and not config.startswith("/"):
+    if config and "/" in config and not config.startswith("/"):
         return read_yaml(ROOT / config)
     return MINIMAL
 

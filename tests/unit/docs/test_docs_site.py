@@ -213,6 +213,6 @@ def test_the_reference_says_what_is_permitted(reference, section, name, values):
 
 def test_what_lies_below_a_kind_is_told_by_that_kind(reference, site):
     bands = [(row[2], row[3]) for row in reference["rasters.sources[].quality"] if row and row[0] == "band"]
-    assert bands == [("text or whole number", "files"), ("whole number above 0", "stac")]
+    assert bands == [("text or whole number", "files"), ("whole number above 0", "stac, stac_api")]
     page = _words((site / "docs" / "configuration.html").read_text(encoding="utf-8"))
     assert "stac: The asset that says which pixels of an item cannot be used." in page

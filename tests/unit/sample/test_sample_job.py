@@ -240,3 +240,25 @@ def test_classes_are_counted(sample, slivers):
     source, rasters = slivers
     assert sample(source, rasters=rasters, tiles={"min_label_coverage": 2 / 16}).result.counts["by_class"] == {"field": 8, "sliver": 8}
     assert "by_class" not in sample(source).result.counts
+
+
+def test_tiles_at_the_edge_are_filled_up_with_pixels_that_are_not_valid(sample, experiment, tmp_path):
+    values = noise(2, 40, 50)
+    write(tmp_path / "a.tif", values)
+    keys = {"tiles": {"sampler": {"kind": "grid", "edge": "pad"}}}
+    told = job.preview(experiment(files(tmp_path / "a.tif"), **keys))
+    assert told["tile_grid"]["tiles"] == told["tiles"] == 3 * 4
+    done = sample(files(tmp_path / "a.tif"), **keys)
+    rows = {row["tile_id"]: row for row in done.tiles}
+    found = [
+        chip for file in done.version.files if file.name.startswith("chips/") for chip in chips.read_chips(done.version.read(file.name))
+    ]
+    assert len(found) == 12
+    padded = np.zeros((2, 48, 64), np.uint8)
+    padded[:, :40, :50] = values
+    for chip in found:
+        row, col = rows[chip.tile_id]["row"], rows[chip.tile_id]["col"]
+        np.testing.assert_array_equal(chip.pixels, padded[:, row : row + 16, col : col + 16])
+        inside = np.zeros((48, 64), bool)
+        inside[:40, :50] = True
+        np.testing.assert_array_equal(chip.valid, inside[row : row + 16, col : col + 16])

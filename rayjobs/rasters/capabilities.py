@@ -1,0 +1,328 @@
+"""What a web map tile service offers, as its capabilities say (OGC WMTS 1.0.0): layers, their levels, formats and dates."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import urllib.parse
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyproj
+import pyproj.exceptions
+
+from rayjobs.errors import BandError, ConfigError, EmptySearchError, first_few
+from rayjobs.rasters import dates
+from rayjobs.rasters.tiled import TileMatrix
+from rayjobs.rasters.web import fetched
+
+_PIXEL_M = 0.28e-3
+"""Side of a pixel of the display that scale denominators are meant for (WMTS 1.0.0, 6.1)."""
+_METRES_PER_DEGREE = math.radians(6_378_137.0)
+"""At the equator, as WMTS reckons with for geographic CRSs."""
+_NAMES = {"w": "http://www.opengis.net/wmts/1.0", "o": "http://www.opengis.net/ows/1.1"}
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_PLACE = re.compile(r"\{(\w+)\}")
+_URN = re.compile(r"urn:ogc:def:crs:(\w+):(?:[^:]*:)?(\w+)")
+_PERIOD = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?")
+_TIME = "time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixSet:
+    """A pyramid of levels in one CRS."""
+
+    identifier: str
+    crs: str
+    """As `pyproj` reads it; coordinates go right, then up."""
+    levels: tuple[TileMatrix, ...]
+    """The coarsest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One layer of a service."""
+
+    identifier: str
+    title: str
+    bounds: tuple[float, float, float, float]
+    """West, south, east, north, degrees."""
+    formats: tuple[str, ...]
+    """MIME types of its tiles."""
+    styles: tuple[str, ...]
+    """The default one first."""
+    matrix_sets: tuple[str, ...]
+    """Identifiers."""
+    dimensions: Mapping[str, str]
+    """Default value of each, by the name that the service uses."""
+    times: tuple[str, ...]
+    """Dates and intervals `start/end/period` of its time dimension; of many, some services tell the latest only."""
+    templates: tuple[tuple[str, str], ...]
+    """MIME type and address of a tile, with `{TileRow}` and the like; none where the service knows only requests with parameters."""
+
+    @property
+    def time(self) -> str | None:
+        """The name of its time dimension."""
+        return next((name for name in self.dimensions if name.lower() == _TIME), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What one service offers."""
+
+    url: str
+    """Where its capabilities lie."""
+    layers: Mapping[str, Layer]
+    """By identifier."""
+    matrix_sets: Mapping[str, MatrixSet]
+    """By identifier."""
+    request: str | None
+    """Address of requests with parameters, where it takes these."""
+
+    def layer(self, identifier: str) -> Layer:
+        """Return a layer. Raises `BandError` where there is none of that name."""
+        if identifier in self.layers:
+            return self.layers[identifier]
+        near = self.matching(re.findall(r"[^\W_]+", identifier)[:2]) or list(self.layers)
+        raise BandError(
+            f"{self.url} has no layer {identifier!r}; it has {first_few(near, between=', ')}; `rayjobs fetch --layers KEYWORD` lists them"
+        )
+
+    def matching(self, words: Sequence[str]) -> list[str]:
+        """Return the identifiers of the layers in whose identifier or title all words stand, in any case."""
+        wanted = [word.lower() for word in words]
+        return sorted(name for name, layer in self.layers.items() if all(word in f"{name} {layer.title}".lower() for word in wanted))
+
+    def resolutions_m(self, layer: Layer) -> dict[str, tuple[float, ...]]:
+        """Return the metres per pixel of a layer's levels, by matrix set, the coarsest first."""
+        return {name: tuple(level.resolution_m for level in self.matrix_sets[name].levels) for name in layer.matrix_sets}
+
+
+def read_capabilities(url: str) -> Capabilities:
+    """Ask a service what it offers.
+
+    Raises:
+        StorageError: it does not answer.
+        ConfigError: what it answers are no capabilities.
+    """
+    body = fetched(url)
+    try:
+        root = ET.fromstring(body)  # noqa: S314  expat itself refuses entities that grow
+        if root.find("w:Contents", _NAMES) is None:
+            raise ConfigError(f"{url} answers with {root.tag.rpartition('}')[2]}, not with the capabilities of a web map tile service")
+        sets = [_matrix_set(node) for node in root.iterfind("w:Contents/w:TileMatrixSet", _NAMES)]
+        known = {found.identifier: found for found in sets if found is not None}
+        layers = [_layer(node, known) for node in root.iterfind("w:Contents/w:Layer", _NAMES)]
+    except (ET.ParseError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{url} gives no capabilities of a web map tile service: {error}; correct the source's `url`") from error
+    get = root.find(".//o:Operation[@name='GetTile']/o:DCP/o:HTTP/o:Get", _NAMES)
+    return Capabilities(
+        url=url,
+        layers={layer.identifier: layer for layer in layers},
+        matrix_sets=known,
+        request=None if get is None else get.get(_HREF),
+    )
+
+
+def _text(node: ET.Element, path: str) -> str:
+    return (node.findtext(path, "", _NAMES) or "").strip()
+
+
+def _texts(node: ET.Element, path: str) -> tuple[str, ...]:
+    return tuple((found.text or "").strip() for found in node.iterfind(path, _NAMES))
+
+
+def _layer(node: ET.Element, known: Mapping[str, MatrixSet]) -> Layer:
+    west, south = _pair(_text(node, "o:WGS84BoundingBox/o:LowerCorner") or "-180 -90")
+    east, north = _pair(_text(node, "o:WGS84BoundingBox/o:UpperCorner") or "180 90")
+    styles = sorted(node.iterfind("w:Style", _NAMES), key=lambda style: style.get("isDefault") != "true")
+    dimensions = {_text(found, "o:Identifier"): found for found in node.iterfind("w:Dimension", _NAMES)}
+    times = next((_texts(found, "w:Value") for name, found in dimensions.items() if name.lower() == _TIME), ())
+    tiles = [found for found in node.iterfind("w:ResourceURL", _NAMES) if found.get("resourceType") == "tile"]
+    return Layer(
+        identifier=_text(node, "o:Identifier"),
+        title=_text(node, "o:Title"),
+        bounds=(west, south, east, north),
+        formats=_texts(node, "w:Format"),
+        styles=tuple(_text(style, "o:Identifier") for style in styles) or ("default",),
+        matrix_sets=tuple(name for name in _texts(node, "w:TileMatrixSetLink/w:TileMatrixSet") if name in known),
+        dimensions={name: _text(found, "w:Default") for name, found in dimensions.items()},
+        times=tuple(part.strip() for text in times for part in text.split(",")),
+        templates=tuple((found.get("format", ""), found.get("template", "")) for found in tiles),
+    )
+
+
+def _pair(text: str) -> tuple[float, float]:
+    first, second = map(float, text.split())
+    return first, second
+
+
+def _matrix_set(node: ET.Element) -> MatrixSet | None:
+    """Return a matrix set; None where nobody knows its CRS."""
+    urn = _URN.fullmatch(_text(node, "o:SupportedCRS"))
+    name = "EPSG:4326" if urn and urn[2] == "CRS84" else f"{urn[1]}:{urn[2]}" if urn else _text(node, "o:SupportedCRS")
+    try:
+        crs = pyproj.CRS.from_user_input(name)
+    except pyproj.exceptions.CRSError:
+        return None
+    corners = [_pair(_text(found, "w:TopLeftCorner")) for found in node.iterfind("w:TileMatrix", _NAMES)]
+    turned = _is_up_first(crs, corners, by_order=urn is not None and urn[2] != "CRS84")
+    unit_m = _METRES_PER_DEGREE if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
+    levels = [_level(found, unit_m, up_first=turned) for found in node.iterfind("w:TileMatrix", _NAMES)]
+    levels.sort(key=lambda level: -level.resolution_m)
+    return MatrixSet(identifier=_text(node, "o:Identifier"), crs=name, levels=tuple(levels)) if levels else None
+
+
+def _is_up_first(crs: pyproj.CRS, corners: Sequence[tuple[float, float]], *, by_order: bool) -> bool:
+    """Whether corners are written latitude (or northing) first, as the CRS has it by its URN; many services write degrees otherwise."""
+    if crs.is_geographic and any(abs(second) > 90 for _, second in corners):  # noqa: PLR2004  degrees: it is no latitude
+        return True
+    if crs.is_geographic and any(abs(first) > 90 for first, _ in corners):  # noqa: PLR2004  likewise
+        return False
+    return by_order and any(word in crs.axis_info[0].name.lower() for word in ("latitude", "northing"))
+
+
+def _level(node: ET.Element, unit_m: float, *, up_first: bool) -> TileMatrix:
+    left, top = _pair(_text(node, "w:TopLeftCorner"))
+    if up_first:
+        left, top = top, left
+    resolution_m = float(_text(node, "w:ScaleDenominator")) * _PIXEL_M
+    pixel = float(f"{resolution_m / unit_m:.14g}")  # beyond that stands what multiplying has left
+    return TileMatrix(
+        identifier=_text(node, "o:Identifier"),
+        left=left,
+        top=top,
+        pixel_width=pixel,
+        pixel_height=pixel,
+        tile_width=int(_text(node, "w:TileWidth")),
+        tile_height=int(_text(node, "w:TileHeight")),
+        columns=int(_text(node, "w:MatrixWidth")),
+        rows=int(_text(node, "w:MatrixHeight")),
+        resolution_m=resolution_m,
+    )
+
+
+def nearest_level(matrix_set: MatrixSet, resolution_m: float | None) -> TileMatrix:
+    """Return the level whose pixels are most nearly so large; the finest one for None."""
+    if resolution_m is None:
+        return matrix_set.levels[-1]
+    return min(matrix_set.levels, key=lambda level: abs(math.log(level.resolution_m / resolution_m)))
+
+
+def template(
+    capabilities: Capabilities, layer: Layer, *, matrix_set: str, level: str, style: str | None, form: str, time: str | None
+) -> str:
+    """Return the address of a tile of one level, date and format, with `{row}` and `{col}`.
+
+    Args:
+        capabilities: of the service.
+        layer: of it.
+        matrix_set: identifier.
+        level: identifier of the matrix.
+        style: identifier; None: the layer's default.
+        form: MIME type.
+        time: value of the time dimension; None: the layer's default.
+
+    Raises:
+        ConfigError: the service names no way to ask for tiles.
+    """
+    fixed = dict(layer.dimensions)
+    if layer.time is not None and time is not None:
+        fixed[layer.time] = time
+    chosen = style if style is not None else layer.styles[0]
+    known = {"style": chosen, "tilematrixset": matrix_set, "tilematrix": level, "tilerow": "{row}", "tilecol": "{col}"}
+    known |= {name.lower(): value for name, value in fixed.items()}
+    # a service may offer addresses with and without the date: the one that says most is meant
+    for address in sorted((text for kind, text in layer.templates if kind == form), key=lambda text: -text.count("{")):
+        if all(name.lower() in known for name in _PLACE.findall(address)):
+            return _PLACE.sub(lambda match: known[match[1].lower()], address)
+    if capabilities.request is None:
+        raise ConfigError(f"{capabilities.url} names no address of tiles of {layer.identifier} as {form}; use a source of kind xyz")
+    asked = {
+        "SERVICE": "WMTS", "REQUEST": "GetTile", "VERSION": "1.0.0", "LAYER": layer.identifier, "STYLE": chosen, "FORMAT": form,
+        "TILEMATRIXSET": matrix_set, "TILEMATRIX": level, **fixed,
+    }  # fmt: skip
+    joint = "&" if urllib.parse.urlsplit(capabilities.request).query else "?"
+    base = capabilities.request.rstrip("?&")
+    return f"{base}{joint}{urllib.parse.urlencode(asked)}&TILEROW={{row}}&TILECOL={{col}}"
+
+
+def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
+    """Return the dates that some dates and intervals mean.
+
+    Args:
+        asked: single dates, which are taken as they are, and intervals `start/end`, of which the listed dates are taken.
+        listed: dates and intervals `start/end/period` that a service has; none: an interval means every day.
+
+    Returns:
+        Texts as the service writes them, each once, in their order.
+
+    Raises:
+        ValueError: a date cannot be read, or an interval is open or holds no date; fit to be shown.
+    """
+    found: dict[str, None] = {}
+    for text in asked:
+        span = dates.interval(text)
+        if "/" not in text:
+            found[text.strip()] = None
+            continue
+        if span.start is None or span.end is None:
+            raise ValueError(f"the interval {text!r} is open; write where it starts and ends")
+        days = f"{span.start:%Y-%m-%d}/{span.end:%Y-%m-%d}/P1D"
+        inside = {moment: None for entry in listed or (days,) for moment in _steps(entry, span)}
+        if not inside:
+            last = first_few(list(listed[::-1]), between=", ")
+            raise ValueError(
+                f"the service lists no date within {text!r}; it lists {last}; dates that it does not list are named one by one"
+            )
+        found |= inside
+    return list(found)
+
+
+def _steps(entry: str, span: dates.Interval) -> Iterator[str]:
+    """Yield the dates of a listed entry that lie within a span."""
+    first, _, rest = entry.partition("/")
+    last, _, period = rest.partition("/")
+    moment, end = dates.instant(first), dates.interval(last or first).end
+    written = "%Y-%m-%dT%H:%M:%SZ" if "T" in first or "T" in period else "%Y-%m-%d"
+    step = _PERIOD.fullmatch(period or "P1D")
+    if step is None or not any(step.groups()):
+        raise ValueError(f"the service lists {entry!r}, of which {period!r} is no period")
+    years, months, days, hours, minutes, seconds = (int(part or 0) for part in step.groups())
+    ahead = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if not years and not months and span.start is not None and span.start > moment:
+        moment += -(-(span.start - moment) // ahead) * ahead
+    while end is not None and moment <= end and (span.end is None or moment <= span.end):
+        if span.holds(moment):
+            yield moment.strftime(written)
+        month = moment.month - 1 + months + 12 * years
+        moment = moment.replace(year=moment.year + month // 12, month=month % 12 + 1) + ahead
+
+
+def chosen_set(capabilities: Capabilities, layer: Layer, wanted: str | None) -> MatrixSet:
+    """Return a layer's matrix set: the one wanted, or its first.
+
+    Raises:
+        BandError: the layer has none, or not that one.
+    """
+    if not layer.matrix_sets or (wanted is not None and wanted not in layer.matrix_sets):
+        raise BandError(
+            f"the layer {layer.identifier} of {capabilities.url} has no matrix set {wanted or ''!r}; it has "
+            f"{', '.join(layer.matrix_sets) or 'none'}"
+        )
+    return capabilities.matrix_sets[wanted or layer.matrix_sets[0]]
+
+
+def chosen_format(layer: Layer, wanted: str | None) -> str:
+    """Return the MIME type of a layer's tiles: the one wanted (`png` for `image/png`), else PNG, which loses nothing, else the first.
+
+    Raises:
+        EmptySearchError: the layer does not have it.
+    """
+    pictures = [form for form in layer.formats if form.startswith("image/")]
+    fitting = [form for form in pictures if wanted is None or form in {wanted, f"image/{wanted}"}]
+    if not fitting:
+        raise EmptySearchError(f"the layer {layer.identifier} has no tiles as {wanted or 'a picture'}; it has {', '.join(layer.formats)}")
+    return next((form for form in fitting if form.startswith("image/png")), fitting[0])

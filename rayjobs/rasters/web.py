@@ -1,0 +1,216 @@
+"""Asking web services politely: paced, with retries that wait longer each time, and with an account of what failed, when and why."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import httpx
+
+from rayjobs.errors import NotFoundError, StorageError
+
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
+"""Statuses after which the same request may succeed."""
+_SHOWN = 200
+"""Characters of an answer that a message shows."""
+
+
+class Pace(Protocol):
+    """The seam to what keeps all requests of a job together from being too many."""
+
+    def reserve(self) -> float | None:
+        """Return how many seconds to wait before the next request; None where the service was given up."""
+
+    def hold(self, seconds: float) -> None:
+        """Have everybody wait, as the service asks."""
+
+    def note(self, *, answered: bool) -> None:
+        """Learn whether a request got an answer in the end, or all its tries failed."""
+
+
+class LocalPace:
+    """The pace of requests in one process; may be shared by threads."""
+
+    def __init__(self, per_second: float, give_up_after: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the requests per second, evenly spaced, how many may fail in a row, and what tells the time."""
+        self._gap, self._most, self._clock = 1 / per_second, give_up_after, clock
+        self._next, self._failed, self._lock = clock(), 0, threading.Lock()
+
+    def reserve(self) -> float | None:
+        """Return how many seconds to wait before the next request; None where too many failed in a row."""
+        with self._lock:
+            if self._failed >= self._most:
+                return None
+            now = self._clock()
+            turn = max(now, self._next)
+            self._next = turn + self._gap
+            return turn - now
+
+    def hold(self, seconds: float) -> None:
+        """Let no request begin within so many seconds, but those that have their turn already."""
+        with self._lock:
+            self._next = max(self._next, self._clock() + seconds)
+
+    def note(self, *, answered: bool) -> None:
+        """Count the requests that failed since the last one that got an answer."""
+        with self._lock:
+            self._failed = 0 if answered else self._failed + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How often and for how long a request is tried."""
+
+    tries: int = 6
+    timeout_s: float = 30.0
+    """Without a byte."""
+    backoff_s: float = 0.5
+    """Longest wait before the second try; doubled before each further one. The wait itself is drawn between half of that and all."""
+    longest_wait_s: float = 60.0
+    """Before any try; a service that asks for more is not asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One try that failed."""
+
+    at: datetime.datetime
+    """When the answer, or what came instead, was there; UTC."""
+    status: int | None
+    """Of HTTP; None where no answer came."""
+    reason: str
+    """In one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of a request."""
+
+    body: bytes | None
+    """None where every try failed."""
+    status: int | None
+    """Of the last try."""
+    at: datetime.datetime
+    """Of the last try, UTC."""
+    tries: int
+    failures: tuple[Failure, ...]
+    """In their order; of a request that succeeded, those before."""
+
+
+class Asker:
+    """Asks one service; for many threads. Use it in a `with` block, or close it."""
+
+    def __init__(self, patience: Patience | None = None, pace: Pace | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Take how patient and how fast to be (None: as fast as it goes), and what waits."""
+        self._patience, self._pace, self._sleep = patience or Patience(), pace, sleep
+        headers = {"User-Agent": "rayjobs", "Accept-Encoding": "gzip, deflate"}
+        self._client = httpx.Client(follow_redirects=True, timeout=self._patience.timeout_s, headers=headers)
+
+    def __enter__(self) -> Self:
+        """Return the asker."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._client.close()
+
+    def ask(self, url: str, *, json: Mapping[str, Any] | None = None, check: Callable[[int, bytes], str | None] | None = None) -> Answer:
+        """Ask until there is an answer that will do, or patience ends.
+
+        Args:
+            url: to get, or with `json` to post to.
+            json: body of the request.
+            check: says by an answer's status and body what is wrong with it, None where nothing is; what is wrong may be right next time.
+        """
+        failures: list[Failure] = []
+        while True:
+            turn = self._pace.reserve() if self._pace is not None else 0.0
+            if turn is None:
+                reason = "not asked for: every try of the requests before it had failed"
+                return _lost([*failures, Failure(at=_now(), status=None, reason=reason)], tries=len(failures))
+            self._sleep(turn)
+            status, body, fault, wait = self._try(url, json, check)
+            if fault is None:
+                self._note(answered=True)
+                return Answer(body=body, status=status, at=_now(), tries=len(failures) + 1, failures=tuple(failures))
+            failures.append(Failure(at=_now(), status=status, reason=fault))
+            if wait is None or len(failures) >= self._patience.tries or wait > self._patience.longest_wait_s:
+                self._note(answered=wait is None)
+                return _lost(failures, tries=len(failures))
+            longest = min(self._patience.backoff_s * 2 ** (len(failures) - 1), self._patience.longest_wait_s)
+            self._sleep(max(wait, longest * random.uniform(0.5, 1)))  # noqa: S311  so that those who failed together do not return together
+
+    def _note(self, *, answered: bool) -> None:
+        if self._pace is not None:
+            self._pace.note(answered=answered)
+
+    def _try(
+        self, url: str, json: Mapping[str, Any] | None, check: Callable[[int, bytes], str | None] | None
+    ) -> tuple[int | None, bytes, str | None, float | None]:
+        """Return status, body, what is wrong (None: nothing), and how long the service asks to wait (None: it would not help)."""
+        try:
+            answer = self._client.get(url) if json is None else self._client.post(url, json=json)
+        except httpx.TransportError as error:
+            return None, b"", f"{type(error).__name__}: {error}".rstrip(": "), 0.0
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return None, b"", f"{type(error).__name__}: {error}", None
+        if answer.is_success:
+            wrong = check(answer.status_code, answer.content) if check else None
+            return answer.status_code, answer.content, wrong, 0.0
+        wait = 0.0 if answer.status_code in _AGAIN else None
+        asked = _retry_after(answer.headers.get("Retry-After"))
+        if wait is not None and asked:
+            wait = asked
+            if self._pace is not None and asked <= self._patience.longest_wait_s:
+                self._pace.hold(asked)
+        accepted = wait is None and check is not None and check(answer.status_code, b"") is None
+        told = f"; asks to wait {asked:g} s" if asked else ""
+        fault = None if accepted else f"HTTP {answer.status_code} {answer.reason_phrase}{told}"
+        return answer.status_code, b"" if accepted else answer.content, fault, wait
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _lost(failures: Sequence[Failure], *, tries: int) -> Answer:
+    return Answer(body=None, status=failures[-1].status, at=failures[-1].at, tries=tries, failures=tuple(failures))
+
+
+def _retry_after(text: str | None) -> float:
+    """Return the seconds that a header asks to wait, written as such or as a date; 0 for none."""
+    if not text:
+        return 0.0
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        then = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    return max(0.0, (then - _now()).total_seconds())
+
+
+def fetched(url: str, *, json: Mapping[str, Any] | None = None) -> bytes:
+    """Return what a service answers, after some patience.
+
+    Raises:
+        NotFoundError: nothing lies there.
+        StorageError: it does not answer, or refuses.
+    """
+    with Asker() as asker:
+        answer = asker.ask(url, json=json)
+    if answer.body is not None:
+        return answer.body
+    reason = answer.failures[-1].reason
+    kind = NotFoundError if answer.status == httpx.codes.NOT_FOUND else StorageError
+    raise kind(f"cannot read {url}: {reason[:_SHOWN]} ({answer.tries} tries); check the address and the network")

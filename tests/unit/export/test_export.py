@@ -1,0 +1,104 @@
+"""A set as other programs read it: image folders, Parquet, and TFRecords that TensorBoard's own reader takes apart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tensorboard.compat.tensorflow_stub.errors import OutOfRangeError
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+
+from rayjobs.export import job
+from rayjobs.export.examples import Example, example
+from rayjobs.tiles import chips
+from tests.unit.rasters.rasters_made import noise
+from tests.unit.sample.conftest import experiment, sample  # noqa: F401  fixtures
+
+
+@pytest.fixture
+def exported(sample, tmp_path, monkeypatch, capfd):  # noqa: F811  the fixture
+    """Sample a folder of pictures of two classes, and export it."""
+    for number in range(6):
+        folder = tmp_path / "pictures" / ("pond", "field")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(noise(16, 16, 3, seed=number)).save(folder / f"{number}.png")
+    done = sample({"kind": "images", "root": str(tmp_path / "pictures")})
+    path = tmp_path / "experiment.yaml"
+    raw = {"name": "made-up", "workspace": {"uri": str(tmp_path / "workspace")}, "rasters": {"sources": [{"kind": "images", "root": "x"}]}}
+    path.write_text(yaml.safe_dump(raw))
+    monkeypatch.setattr(job, "joined", lambda *_, **__: contextlib.nullcontext())
+    shards = [done.version.read(file.name) for file in done.version.files if file.name.startswith("chips/")]
+    pixels = {chip.tile_id: chip.pixels for shard in shards for chip in chips.read_chips(shard)}
+    tiles = {row["tile_id"]: row for row in done.tiles}
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = job.main(["--config", str(path), "--json", *arguments])
+        out = capfd.readouterr().out.strip()
+        return code, json.loads(out.splitlines()[-1]) if out else None
+
+    return run, pixels, tiles
+
+
+def test_an_image_folder(exported):
+    run, pixels, tiles = exported
+    code, result = run()
+    assert (code, result["tiles"], result["files"]) == (0, 6, 6)
+    found = sorted(Path(result["to"]).rglob("*.png"))
+    assert {path.parent.name for path in found} == {"pond", "field"}
+    for path in found:
+        assert tiles[path.stem]["label"] == path.parent.name
+        np.testing.assert_array_equal(np.moveaxis(np.asarray(PIL.Image.open(path)), -1, 0), pixels[path.stem])
+
+
+def test_parquet(exported, tmp_path):
+    run, pixels, tiles = exported
+    code, result = run("--form", "parquet", "--to", str(tmp_path / "out"), "--split", "train")
+    assert (code, result["to"]) == (0, str(tmp_path / "out"))
+    rows = [row for path in (tmp_path / "out").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert {row["tile_id"] for row in rows} == set(pixels)
+    for row in rows:
+        shape = row["bands"], row["height"], row["width"]
+        np.testing.assert_array_equal(np.frombuffer(row["pixels"], row["dtype"]).reshape(shape), pixels[row["tile_id"]])
+        assert (row["label"], row["west"]) == (tiles[row["tile_id"]]["label"], None)
+
+
+def test_tfrecords(exported, tmp_path):
+    run, pixels, tiles = exported
+    assert run("--form", "tfrecord", "--to", str(tmp_path / "out"))[0] == 0
+    found = {}
+    for path in (tmp_path / "out").glob("*.tfrecord"):
+        reader = PyRecordReader_New(str(path))
+        with contextlib.suppress(OutOfRangeError):
+            while True:
+                reader.GetNext()  # compares the sums of each record
+                feature = Example.FromString(reader.record()).features.feature
+                found[feature["tile_id"].bytes_list.value[0].decode()] = feature
+    assert set(found) == set(pixels)
+    for tile_id, feature in found.items():
+        assert feature["label"].bytes_list.value[0].decode() == tiles[tile_id]["label"]
+        assert feature["width"].int64_list.value[0] == 16
+        assert feature["pixels"].bytes_list.value[0] == pixels[tile_id].tobytes()
+        assert len(feature["date"].bytes_list.value) == 0
+
+
+def test_an_example_byte_by_byte():
+    """By hand, by the wire format: field 1 of Example, of Features, then entries of key and value."""
+    entry = b"\x0a\x01a" + b"\x12\x05" + b"\x1a\x03" + b"\x0a\x01\x07"
+    assert example({"a": 7}) == b"\x0a" + bytes([len(entry) + 2]) + b"\x0a" + bytes([len(entry)]) + entry
+    entry = b"\x0a\x01b" + b"\x12\x06" + b"\x0a\x04" + b"\x0a\x02xy"
+    assert example({"b": "xy"}) == b"\x0a" + bytes([len(entry) + 2]) + b"\x0a" + bytes([len(entry)]) + entry
+
+
+def test_a_split_without_tiles_and_a_dry_run(exported):
+    run, *_ = exported
+    assert run("--split", "val") == (1, None)
+    code, plan = run("--dry-run", "--form", "tfrecord")
+    assert (code, plan["tiles"]) == (0, 6)
+    assert not Path(plan["to"]).exists()

@@ -1,0 +1,211 @@
+"""Fetching from a real map server that fails: every pixel, every missing request, and nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+
+from rayjobs.errors import ConfigError
+from rayjobs.fetch import job
+from tests.unit.fetch.conftest import BBOX, COLS, DATES, LEVEL, NORTH, PIXEL, ROWS, WEST
+from tests.unit.rasters.rasters_made import found
+
+TILES = ROWS * COLS
+
+
+def read(address):
+    with rasterio.open(address) as file:
+        return np.moveaxis(file.read(), 0, -1), file.read_masks(1) > 0
+
+
+def by_date(result):
+    return {scene_id.partition("@")[2][:10]: address for scene_id, address in result.files.items()}
+
+
+def table(result):
+    return pq.read_table(result.requests).to_pylist()
+
+
+def test_every_pixel_is_the_services(service, fetch, experiment):
+    result = fetch(experiment())
+    assert (result.complete, result.scenes, result.asked, result.missing) == (True, 2, 2 * TILES, [])
+    assert set(by_date(result)) == set(DATES[:2])
+    for date, address in by_date(result).items():
+        values, valid = read(address)
+        np.testing.assert_array_equal(values, service.pictures[date])
+        np.testing.assert_array_equal(valid, service.pictures[date].any(axis=2))
+    assert sorted(result.missing_fraction.values()) == [0, pytest.approx(50 / (COLS * 64))]
+    with rasterio.open(by_date(result)[DATES[0]]) as file:
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert file.transform[:6] == (PIXEL, 0, WEST, 0, -PIXEL, NORTH)
+    assert {(row["outcome"], row["status"], row["tries"]) for row in table(result)} == {("ok", 200, 1)}
+
+
+def test_with_a_third_failing_it_ends_complete_and_asks_for_nothing_twice(service, fetch, experiment):
+    fate = random.Random(1)
+    service.fail(lambda _: fate.choice(["500", "503", "429", "reset", "cut"]) if fate.random() < 0.3 else None)
+    result = fetch(experiment(tries=12))
+    assert result.complete
+    for date, address in by_date(result).items():
+        np.testing.assert_array_equal(read(address)[0], service.pictures[date])
+    assert len(service.whole) == 2 * TILES
+    assert set(service.whole.values()) == {1}
+    told = [failure for row in table(result) for failure in row["failures"]]
+    assert len(told) == sum(fault is not None for _, fault in service.asked) > 10
+    assert {failure["status"] for failure in told} >= {500, 503, 429, None}
+    assert all(failure["at"] and failure["reason"] for failure in told)
+
+
+def test_what_stalls_is_tried_again(service, fetch, experiment):
+    stalled = itertools.count()
+    service.fail(lambda _: 600.0 if next(stalled) in {2, 9} else None)
+    result = fetch(experiment(timeout_s=2))
+    assert result.complete
+    slow = {path for path, fault in service.asked if fault}
+    told = {row["url"]: [failure["reason"] for failure in row["failures"]] for row in table(result)}
+    assert len(slow) == 2
+    assert all(any("ReadTimeout" in reason for reason in told[service.proxy.endpoint + path]) for path in slow)
+
+
+def test_every_missing_request_is_named_and_a_second_command_asks_for_those_alone(service, fetch, experiment):
+    gone = {f"/{row}/{col}.png" for row, col in [(10, 12), (12, 15)]}
+    service.fail(lambda path: "503" if DATES[0] in path and any(path.endswith(name) for name in gone) else None)
+    result = fetch(experiment(tries=3))
+    assert not result.complete
+    assert {row["url"][-10:] for row in result.missing} == {f"{LEVEL:02}{name}"[-10:] for name in gone}
+    assert all(row["status"] == 503 and row["tries"] == 3 and row["at"] and "HTTP 503" in row["reason"] for row in result.missing)
+    assert set(by_date(result)) == {DATES[1]}, "the other date is complete"
+    assert result.items is None
+    assert sorted(row["outcome"] for row in table(result)) == ["failed"] * 2 + ["ok"] * (2 * TILES - 2)
+
+    service.fail()
+    again = fetch(experiment(tries=3))
+    assert (again.complete, again.asked) == (True, 2)
+    assert {path[-10:] for path, _ in service.asked} == {row["url"][-10:] for row in result.missing}
+    assert len(service.asked) == 2
+    np.testing.assert_array_equal(read(by_date(again)[DATES[0]])[0], service.pictures[DATES[0]])
+    assert sorted(row["tries"] for row in table(again)) == [1] * (2 * TILES - 2) + [4, 4]
+
+    service.fail()
+    assert fetch(experiment(tries=3)).asked == len(service.asked) == 0
+
+
+def test_an_interrupted_command_goes_on(service, fetch, experiment, monkeypatch):
+    each = job._each
+
+    def interrupted(rows, work, workers):
+        for number, report in enumerate(each(rows, work, workers)):
+            yield report
+            if number == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "_each", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(experiment())
+    monkeypatch.setattr(job, "_each", each)
+    result = fetch(experiment())
+    assert result.complete
+    assert len(service.whole) == len(service.asked) == 2 * TILES
+
+
+def test_further_dates_do_not_fetch_the_earlier_ones_again(service, fetch, experiment):
+    fetch(experiment())
+    service.fail()
+    result = fetch(experiment(dates=("2024-01-01/2024-01-31",)))
+    assert (result.scenes, result.asked, len(service.asked)) == (3, TILES, TILES)
+    assert all(DATES[2] in path for path, _ in service.asked)
+
+
+def test_a_service_that_is_down_is_left_alone(service, fetch, experiment):
+    service.fail(lambda _: "503")
+    result = fetch(experiment(tries=2, give_up_after=3, concurrency=1))
+    assert len(service.asked) == 2 * 3
+    assert len(result.missing) == 2 * TILES
+    assert sum("not asked for" in row["reason"] for row in result.missing) == 2 * TILES - 3
+
+
+def test_tiles_that_the_service_says_are_empty_have_no_data(service, fetch, experiment):
+    service.fail(lambda path: "404" if path.endswith("10/12.png") else None)
+    assert {row["status"] for row in fetch(experiment()).missing} == {404}
+    service.fail(lambda path: "404" if path.endswith("10/12.png") else None)
+    result = fetch(experiment(empty_statuses=[204, 404]))
+    assert (result.complete, result.asked) == (True, 2)
+    values, valid = read(by_date(result)[DATES[1]])
+    assert not values[:64, :64].any()
+    assert not valid[:64, :64].any()
+    assert valid[64:, 64:].all()
+
+
+def test_what_was_fetched_is_what_the_service_gives_unfetched(service, fetch, experiment):
+    """The same scenes on the same grid, so that a set may be sampled from either."""
+    made = experiment()
+    result = fetch(made)
+    (source,) = made.to_dict()["rasters"]["sources"]
+    from_files = found({"kind": "stac", "items": [result.items]}).scenes
+    from_service = found(source, aoi=BBOX).scenes
+    for ours, theirs in zip(from_files, from_service, strict=True):
+        assert (ours.scene_id, ours.grid, ours.datetime) == (theirs.scene_id, theirs.grid, theirs.datetime)
+        assert list(ours.assets) == list(theirs.assets)
+
+
+@pytest.mark.parametrize("form", ["webp", "gif"])
+def test_a_range_of_dates_is_animated(service, fetch, experiment, form):
+    result = fetch(experiment(dates=DATES, animation=form, animation_height=48, frames_per_second=4))
+    ((name, address),) = result.animations.items()
+    assert name.startswith("MODIS_Terra_TrueColor")
+    with PIL.Image.open(address) as picture:
+        assert (picture.n_frames, picture.size) == (len(DATES), (48 * COLS // ROWS, 48))
+        picture.seek(1)
+        picture.load()
+        assert picture.info["duration"] == 250
+        seen = np.asarray(picture.convert("L"), float)
+    expected = service.pictures[DATES[1]].reshape(48, 4, 64, 4, 3).mean(axis=(1, 3, 4))
+    assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.7
+    assert fetch(experiment(dates=DATES, animation=form, animation_height=48, frames_per_second=4)).animations == result.animations
+
+
+def test_the_plan_asks_for_no_tile(service, in_this_process, experiment):
+    told = job.preview(experiment())
+    assert (told["scenes"], told["requests"], told["pixels"], told["requests_done"]) == (2, 2 * TILES, 2 * TILES * 64 * 64, 0)
+    assert service.asked == []
+
+
+def test_from_the_command_line(service, in_this_process, tmp_path, capfd):
+    url = f"{service.proxy.endpoint}/wmts/1.0.0/WMTSCapabilities.xml"
+    what = ["--layer", "MODIS_Terra_TrueColor", "--bbox", *map(str, BBOX), "--dates", "2024-01-01", "--url", url]
+    how = ["--resolution", str(PIXEL * 111_320), "--workspace.uri", str(tmp_path / "w"), "--fetch.backoff_s", "0.01", "--fetch.tries", "2"]
+    service.fail(lambda path: "500" if path.endswith("/11/12.png") else None)
+    assert job.main([*what, *how, "--json"]) == 1
+    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
+    (lost,) = answer["missing"]
+    assert lost["url"].endswith("/11/12.png")
+    assert Path(answer["requests"]).is_file()
+    service.fail()
+    assert job.main([*what, *how, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["complete"]
+
+
+def test_layers_are_found_by_their_words(service, in_this_process, capfd):
+    url = f"{service.proxy.endpoint}/wmts/1.0.0/WMTSCapabilities.xml"
+    assert job.main(["--layers", "true COLOR", "terra", "--url", url, "--json"]) == 0
+    (layer,) = json.loads(capfd.readouterr().out)["layers"]
+    assert (layer["layer"], layer["formats"], layer["dates"]) == ("MODIS_Terra_TrueColor", ["image/png"], list(DATES))
+    assert layer["finest_m"] == pytest.approx(4.5 / 2**7 * 111_319.49)
+    assert job.main(["--layers", "color", "--url", url]) == 0
+    assert "VIIRS_SNPP_TrueColor" in capfd.readouterr().out
+    assert job.main(["--layers", "no", "such", "--url", url]) == 1
+
+
+def test_nothing_to_fetch_is_a_usage_error(in_this_process, capfd):
+    assert job.main([]) == 2
+    assert "--bbox" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="names no service of tiles"):
+        job.preview(job.made({"name": "x", "rasters": {"sources": [{"kind": "files", "uris": ["a.tif"]}]}}))
