@@ -12,7 +12,9 @@ measurement is appended to a file of JSON lines; what stands there is not done a
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,28 +89,42 @@ def task_of(labels: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any], name: s
     return Task(pool=chosen, held=np.array(held), first=first)
 
 
-def labelled_by(
-    task: Task, vectors: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], settings: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
+class Heads:
+    """Heads of one task by what was labelled: strategies begin alike, and some go on alike."""
+
+    def __init__(self, task: Task, vectors: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> None:
+        """Take the task, all embeddings, and which pictures are of the class sought."""
+        self.pool, self.answers = vectors[task.pool], truth[task.pool].astype(np.int64)
+        self._held, self._asked = vectors[task.held], truth[task.held]
+        self._found: dict[bytes, tuple[np.ndarray[Any, Any], float]] = {}
+
+    def after(self, known: np.ndarray[Any, Any], seed: int) -> tuple[np.ndarray[Any, Any], float]:
+        """Return probabilities (pool, 2) and the average precision on held-out pictures of a head trained on those that are known."""
+        key = known.tobytes()
+        if key not in self._found:
+            head = train_head(self.pool[known], self.answers[known], 2, seed=seed).head
+            precision = float(average_precision_score(self._asked, head.probabilities(self._held)[:, SOUGHT]))
+            self._found[key] = head.probabilities(self.pool), precision
+        return self._found[key]
+
+
+def labelled_by(task: Task, heads: Heads, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Label round by round; return average precision, tiles found and expected to be left, and agreement, at each of `BUDGETS`."""
     rng = np.random.default_rng(seed)
-    pool, answers = vectors[task.pool], truth[task.pool].astype(np.int64)
+    pool, answers = heads.pool, heads.answers
     known = np.zeros(len(pool), bool)
     known[task.first] = True
     found: dict[str, list[float]] = {"AP": [], "found": [], "expected_left": [], "left": [], "agreement": []}
     before: np.ndarray[Any, Any] | None = None
     for budget in BUDGETS:
-        head = train_head(pool[known], answers[known], 2, seed=seed).head
-        probabilities = head.probabilities(pool)
-        advice = advise(
-            [], None if before is None else kappa(before, probabilities.argmax(1)), probabilities[~known, SOUGHT], int(answers[known].sum())
-        )
-        found["AP"].append(float(average_precision_score(truth[task.held], head.probabilities(vectors[task.held])[:, SOUGHT])))
-        found["found"].append(int(answers[known].sum()))
-        found["expected_left"].append(round(advice.expected_left, 3))
-        found["left"].append(int(answers[~known].sum()))
-        found["agreement"].append(advice.agreement or 0.0)
+        probabilities, precision = heads.after(known, seed)
+        agreement = None if before is None else kappa(before, probabilities.argmax(1))
         before = probabilities.argmax(1)
+        have = int(answers[known].sum())
+        advice = advise([], agreement, probabilities[~known, SOUGHT], have)
+        row = (precision, have, round(advice.expected_left, 3), int(answers[~known].sum()), advice.agreement or 0.0)
+        for name, value in zip(found, row, strict=True):
+            found[name].append(value)
         if budget < LAST:
             (left,) = np.nonzero(~known)
             known[left[next_tiles(probabilities[left], pool[left], pool[known], ROUND, sought=SOUGHT, rng=rng, **settings)]] = True
@@ -129,19 +145,13 @@ def curves(
     record: Record, images: Images, vectors: np.ndarray[Any, Any], classes: Sequence[str], names: Sequence[str], seeds: Sequence[int]
 ) -> Curves:
     """Measure strategies on some classes."""
-    labels, found = images.labels, {}
-    for strategy in names:
-        rows = []
-        for name in classes:
-            row = []
-            for seed in seeds:
-
-                def work(name: str = name, seed: int = seed, strategy: str = strategy) -> dict[str, Any]:
-                    return labelled_by(task_of(labels, vectors, name, seed), vectors, labels == name, CANDIDATES[strategy], seed)
-
-                row.append(record.once((name, strategy, f"{seed}"), work)["AP"])
-            rows.append(row)
-        found[strategy] = np.array(rows)
+    found = {strategy: np.empty((len(classes), len(seeds), len(BUDGETS))) for strategy in names}
+    for place, (name, seed) in enumerate(itertools.product(classes, seeds)):
+        task = task_of(images.labels, vectors, name, seed)
+        heads = Heads(task, vectors, images.labels == name)
+        for strategy in names:
+            work = functools.partial(labelled_by, task, heads, CANDIDATES[strategy], seed)
+            found[strategy][divmod(place, len(seeds))] = record.once((name, strategy, f"{seed}"), work)["AP"]
     return found
 
 

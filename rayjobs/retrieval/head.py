@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -46,10 +47,6 @@ class Head:
     """(known,) classes that it was trained on, ascending."""
     count: int
     """Classes that there are."""
-    centre: FloatArray
-    """(dim,) mean of the training vectors."""
-    scale: float
-    """Root mean square length of the training vectors about their mean."""
     layers: Layers
     """The last has an output for each of `classes`."""
     temperature: float
@@ -57,21 +54,18 @@ class Head:
     offsets: FloatArray
     """(known,) added to the logits after that."""
 
-    def logits(self, vectors: Vectors) -> FloatArray:
-        """Return (tiles, known) logits, not calibrated."""
-        values = (vectors - self.centre) / self.scale
-        for number, (weights, bias) in enumerate(self.layers):
-            values = (np.maximum(values, 0) if number else values) @ weights + bias
-        return np.asarray(values, np.float64)
-
     def probabilities(self, vectors: Vectors) -> FloatArray:
         """Return (tiles, count) calibrated probabilities, rows summing to 1; 0 for classes that no training tile had.
 
         Args:
             vectors: (tiles, dim) float32.
         """
-        found = np.zeros((len(vectors), self.count))
-        found[:, self.classes] = scipy.special.softmax(self.logits(vectors) / self.temperature + self.offsets, axis=1)
+        return self.calibrated(_through(self.layers, vectors))
+
+    def calibrated(self, logits: FloatArray) -> FloatArray:
+        """Return (tiles, count) probabilities of (tiles, known) logits."""
+        found = np.zeros((len(logits), self.count))
+        found[:, self.classes] = scipy.special.softmax(logits / self.temperature + self.offsets, axis=1)
         return found
 
 
@@ -82,10 +76,8 @@ class Trained:
     head: Head
     """Trained on all labels."""
     validated: FloatArray | None
-    """(tiles, count) probabilities of the training tiles by heads that had not seen them; None where a class has one tile alone."""
-    metrics: dict[str, float]
-    """Of `validated`, by name: accuracy, balanced accuracy, weighted F1, the mean over classes of average precision, and the expected
-    calibration error. The tiles were chosen for labelling, so these speak of them and not of all ground. Empty where it is None."""
+    """(tiles, count) probabilities of the training tiles by heads that had not seen them; None where a class has one tile alone. The tiles
+    were chosen for labelling, so what is measured of these speaks of them and not of all ground."""
 
 
 def train_head(vectors: Vectors, labels: IntArray, count: int, *, kind: Kind = "linear", seed: int = 0) -> Trained:
@@ -107,34 +99,55 @@ def train_head(vectors: Vectors, labels: IntArray, count: int, *, kind: Kind = "
     classes, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(classes) < 2:  # noqa: PLR2004  a choice is between two
         raise TrainingError(f"{len(labels)} labels are of {len(classes)} class alone, and a head needs two; label more tiles")
-    with threadpool_limits(limits=1):  # how BLAS shares a product among threads may change its last bit
-        head = _fitted(vectors, codes, classes, count, kind, seed)
-        folds = min(_FOLDS, int(sizes.min()))
-        if folds < 2:  # noqa: PLR2004  a fold to train on, and one to validate
-            return Trained(head=head, validated=None, metrics={})
-        logits = np.empty((len(labels), len(classes)))
-        for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(vectors, codes):
-            logits[test] = _fitted(vectors[train], codes[train], classes, count, kind, seed).logits(vectors[test])
-        temperature, offsets = _calibration(logits, codes)
-    calibrated = Head(
-        **{name: getattr(head, name) for name in ("classes", "count", "centre", "scale", "layers")},
+    centre = vectors.mean(0, dtype=np.float64)
+    points = vectors - centre
+    scale = float(np.sqrt(np.square(points).sum(1).mean())) or 1.0
+    made = partial(KINDS[kind], seed=seed)
+    with threadpool_limits(limits=1), warnings.catch_warnings():  # how BLAS shares a product among threads may change its last bit
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a head that is nearly there serves as well
+        axes = _axes(points)
+        points = points @ axes / scale
+        ((first, bias), *further) = made(points, codes, _balance(codes))
+        logits = _unseen(made, points, codes, int(sizes.min()), seed)
+    temperature, offsets = (1.0, np.zeros(len(classes))) if logits is None else _calibration(logits, codes)
+    head = Head(
+        classes=classes,
+        count=count,
+        layers=((axes @ first / scale, bias - centre @ axes @ first / scale), *further),
         temperature=temperature,
         offsets=offsets,
     )
-    validated = np.zeros((len(labels), count))
-    validated[:, classes] = scipy.special.softmax(logits / temperature + offsets, axis=1)
-    return Trained(head=calibrated, validated=validated, metrics=_metrics(validated, labels))
+    return Trained(head=head, validated=None if logits is None else head.calibrated(logits))
 
 
-def _fitted(vectors: Vectors, codes: IntArray, classes: IntArray, count: int, kind: Kind, seed: int) -> Head:
-    points = vectors.astype(np.float64)
-    centre = points.mean(0)
-    scale = float(np.sqrt(np.square(points - centre).sum(1).mean())) or 1.0
-    weights = (len(codes) / len(classes) / np.bincount(codes))[codes]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a head that is nearly there serves as well
-        layers = KINDS[kind]((points - centre) / scale, codes, weights, seed)
-    return Head(classes=classes, count=count, centre=centre, scale=scale, layers=layers, temperature=1.0, offsets=np.zeros(len(classes)))
+def _axes(points: FloatArray) -> FloatArray:
+    """Return (dim, axes) orthonormal axes that hold all points: a penalised head has no part outside, and few points are learned faster."""
+    tiles, dim = points.shape
+    return np.linalg.qr(points.T)[0] if tiles < dim else np.eye(dim)
+
+
+def _unseen(made: Callable[..., Layers], points: FloatArray, codes: IntArray, rarest: int, seed: int) -> FloatArray | None:
+    """Return (tiles, known) logits of each tile by a head that has not seen it; None where a class has one tile alone."""
+    if rarest < 2:  # noqa: PLR2004  a fold to train on, and one to validate
+        return None
+    logits = np.empty((len(codes), int(codes.max()) + 1))
+    for train, test in StratifiedKFold(min(_FOLDS, rarest), shuffle=True, random_state=seed).split(points, codes):
+        logits[test] = _through(made(points[train], codes[train], _balance(codes[train])), points[test])
+    return logits
+
+
+def _balance(codes: IntArray) -> FloatArray:
+    """Return (tiles,) weights with which each class weighs the same, 1 in the mean."""
+    sizes = np.bincount(codes)
+    weights: FloatArray = (len(codes) / len(sizes) / sizes)[codes]
+    return weights
+
+
+def _through(layers: Layers, points: FloatArray | Vectors) -> FloatArray:
+    values = np.asarray(points)
+    for number, (weights, bias) in enumerate(layers):
+        values = (np.maximum(values, 0) if number else values) @ weights + bias
+    return np.asarray(values, np.float64)
 
 
 def _linear(points: FloatArray, codes: IntArray, weights: FloatArray, seed: int) -> Layers:
@@ -158,7 +171,7 @@ def _both_sides(*layers: tuple[Any, Any]) -> Layers:
     return (*inner, (weights, bias))
 
 
-KINDS: Mapping[Kind, Callable[[FloatArray, IntArray, FloatArray, int], Layers]] = {"linear": _linear, "mlp": _mlp}
+KINDS: Mapping[Kind, Callable[..., Layers]] = {"linear": _linear, "mlp": _mlp}
 """Kinds of heads by name; each takes points, codes, weights and a seed."""
 
 
@@ -174,11 +187,21 @@ def _calibration(logits: FloatArray, codes: IntArray) -> tuple[float, FloatArray
     return float(np.exp(found[0])), found[1:]
 
 
-def _metrics(probabilities: FloatArray, labels: IntArray) -> dict[str, float]:
-    predicted = probabilities.argmax(1)
-    precision = [float(average_precision_score(labels == name, probabilities[:, name])) for name in np.unique(labels)]
+def head_metrics(probabilities: FloatArray, labels: IntArray, sought: int) -> dict[str, float]:
+    """Return what probabilities are worth, by name.
+
+    Args:
+        probabilities: (tiles, classes), one tile at least.
+        labels: (tiles,) true class.
+        sought: the class whose average precision is `AP`; without a tile of it there is none.
+
+    Returns:
+        accuracy, balanced accuracy, weighted F1, expected calibration error, and AP.
+    """
+    predicted, positive = probabilities.argmax(1), labels == sought
     found = {name: float(metric(labels, predicted)) for name, metric in CLASSIFICATION.items()}
-    return {**found, "mean_AP": float(np.mean(precision)), "calibration_error": calibration_error(probabilities, labels)}
+    precision = {"AP": float(average_precision_score(positive, probabilities[:, sought]))} if positive.any() else {}
+    return {**precision, **found, "calibration_error": calibration_error(probabilities, labels)}
 
 
 def calibration_error(probabilities: FloatArray, labels: IntArray, *, bins: int = 10) -> float:

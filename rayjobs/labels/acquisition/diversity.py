@@ -35,12 +35,12 @@ def proximity(scores: FloatArray, vectors: Vectors, labelled: Vectors, count: in
 
     Scores are brought to mean 0 and deviation 1, distances to -.3 to .3; the first ten have the best scores.
     """
-    wanted, count = _standardised(scores), min(count, len(scores))
+    wanted, count, lengths = _standardised(scores), min(count, len(scores)), squared_lengths(vectors)
     chosen: list[int] = []
     while len(chosen) < count:
         total = wanted.copy()
         if chosen:
-            apart = np.sqrt(_squared(vectors, vectors[chosen].mean(0)))
+            apart = np.sqrt(_squared(vectors, lengths, vectors[chosen].mean(0)))
             spread = float(np.ptp(apart))
             total += _REACH * (2 * (apart - apart.min()) / spread - 1) if spread else 0
         total[chosen] = -np.inf
@@ -67,15 +67,15 @@ def core_set(scores: FloatArray, vectors: Vectors, labelled: Vectors, count: int
     Among ten times as many of the best scores; where nothing has a label, the best score is the first.
     """
     candidates = np.argsort(-scores, kind="stable")[: _CANDIDATES * count]
-    among = vectors[candidates]
+    among, lengths = vectors[candidates], squared_lengths(vectors[candidates])
     apart = np.full(len(candidates), np.inf)
     for vector in labelled:
-        apart = np.minimum(apart, _squared(among, vector))
+        apart = np.minimum(apart, _squared(among, lengths, vector))
     chosen: list[int] = []
     for _ in range(min(count, len(candidates))):
         farthest = int(np.argmax(apart))
         chosen.append(farthest)
-        apart = np.minimum(apart, _squared(among, among[farthest]))
+        apart = np.minimum(apart, _squared(among, lengths, among[farthest]))
         apart[chosen] = -np.inf
     return np.asarray(candidates[chosen], np.int64)
 
@@ -89,36 +89,44 @@ def kmeans(vectors: Vectors, count: int, rng: np.random.Generator) -> IntArray:
 
     Lloyd's iterations from k-means++ beginnings (Arthur and Vassilvitskii, 2007), the best of three. The room of labels may not ask FAISS.
     """
-    tries = [_lloyd(vectors, _beginnings(vectors, count, rng)) for _ in range(_TRIES)]
+    lengths = squared_lengths(vectors)
+    tries = [_lloyd(vectors, lengths, _beginnings(vectors, lengths, count, rng)) for _ in range(_TRIES)]
     best = min(tries, key=lambda found: found[1])[0]
     return np.unique(best, return_inverse=True)[1].astype(np.int64)
 
 
-def _beginnings(vectors: Vectors, count: int, rng: np.random.Generator) -> Vectors:
+def _beginnings(vectors: Vectors, lengths: FloatArray, count: int, rng: np.random.Generator) -> Vectors:
     """Draw centres, each with odds as its squared distance to those before it."""
     chosen = [int(rng.integers(len(vectors)))]
-    apart = _squared(vectors, vectors[chosen[0]])
+    apart = _squared(vectors, lengths, vectors[chosen[0]])
     while len(chosen) < count and apart.sum() > 0:
         chosen.append(int(rng.choice(len(vectors), p=apart / apart.sum())))
-        apart = np.minimum(apart, _squared(vectors, vectors[chosen[-1]]))
+        apart = np.minimum(apart, _squared(vectors, lengths, vectors[chosen[-1]]))
     return vectors[chosen]
 
 
-def _lloyd(vectors: Vectors, centres: Vectors) -> tuple[IntArray, float]:
+def _lloyd(vectors: Vectors, lengths: FloatArray, centres: Vectors) -> tuple[IntArray, float]:
     """Return the cluster of each vector, and the sum of squared distances to their centres."""
     for _ in range(_ITERATIONS):
-        apart = np.stack([_squared(vectors, centre) for centre in centres])
+        apart = np.stack([_squared(vectors, lengths, centre) for centre in centres])
         nearest = apart.argmin(0)
-        means = [vectors[nearest == number].mean(0) if (nearest == number).any() else centre for number, centre in enumerate(centres)]
-        if np.array_equal(moved := np.stack(means), centres):
+        of_centre = (nearest == np.arange(len(centres))[:, None]).astype(np.float32)
+        sizes = of_centre.sum(1, keepdims=True)
+        moved = np.where(sizes > 0, of_centre @ vectors / np.maximum(sizes, 1), centres)
+        if np.array_equal(moved, centres):
             break
         centres = moved
     return nearest, float(apart.min(0).sum())
 
 
-def _squared(vectors: Vectors, point: Vectors) -> FloatArray:
+def squared_lengths(vectors: Vectors) -> FloatArray:
+    """Return (items,) squared lengths."""
+    lengths: FloatArray = np.einsum("ij,ij->i", vectors, vectors).astype(np.float64)
+    return lengths
+
+
+def _squared(vectors: Vectors, lengths: FloatArray, point: Vectors) -> FloatArray:
     """Return (items,) squared distances to a point (dim,), without a copy of the vectors as large as they are."""
-    lengths = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     squared: FloatArray = np.maximum(lengths - 2.0 * (vectors @ point) + float(np.dot(point, point)), 0)
     return squared
 

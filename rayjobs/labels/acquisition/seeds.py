@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rayjobs.geo import FloatArray, IntArray
-from rayjobs.labels.acquisition.diversity import Vectors
+from rayjobs.labels.acquisition.diversity import Vectors, squared_lengths
 
 _BLOCK = 256
 """Examples that all tiles are compared with at once."""
@@ -29,10 +29,8 @@ def seed_set(vectors: Vectors, examples: Vectors, count: int, *, share: float, r
 
 def nearest(vectors: Vectors, examples: Vectors) -> IntArray:
     """Return the indices of all tiles, those nearest to any of the examples (one at least) first."""
-    lengths = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     apart: FloatArray = np.full(len(vectors), np.inf)
     for start in range(0, len(examples), _BLOCK):
         block = examples[start : start + _BLOCK]
-        own = np.einsum("ij,ij->i", block, block, dtype=np.float64)
-        apart = np.minimum(apart, (own - 2.0 * (vectors @ block.T)).min(1))
-    return np.argsort(apart + lengths, kind="stable")
+        apart = np.minimum(apart, (squared_lengths(block) - 2.0 * (vectors @ block.T)).min(1))
+    return np.argsort(apart + squared_lengths(vectors), kind="stable")
