@@ -250,12 +250,19 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("label_efficiency.jsonl"), help="file of measurements, which a second run goes on from"
     )
+    parser.add_argument(
+        "--classes", nargs="+", help="measure some classes alone, those that test by random only: several processes may share one file"
+    )
     parser.add_argument("--plot", type=Path, help="where to draw the curves (PNG)")
     options = parser.parse_args()
     images, vectors = embedded(str(Path(DATA, "aid_15classes").resolve()), options.out.with_suffix(".npy"))
     record = Record(options.out, study_of(images), (f"AP@{HALF}", f"AP@{LAST}"))
     seeds = SEEDS[:2] if options.quick else SEEDS
     choose, test = halves(np.unique(images.labels).tolist())
+    if options.classes:
+        curves(record, images, vectors, [name for name in choose if name in options.classes], list(CANDIDATES), seeds)
+        curves(record, images, vectors, [name for name in test if name in options.classes], [RANDOM], seeds)
+        return
     choosing = curves(record, images, vectors, choose, list(CANDIDATES), seeds)
     chosen = show_choice(choosing)
     print(f"chosen on {', '.join(choose)}: {chosen}")

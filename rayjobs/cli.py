@@ -13,6 +13,7 @@ VERBS = {
     "evaluate": "measure retrieval on held-out ground, beside what needs no training",
     "embed": "write the embedding table of a set",
     "index": "embed a set and publish a searchable index of it",
+    "label": "learn from what people have labelled, and choose what they label next",
     "serve": "answer queries over HTTP",
     "query": "ask a running service",
     "doctor": "look for what is wrong, and say what to do about it",

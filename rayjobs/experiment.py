@@ -11,6 +11,7 @@ from rayjobs.cluster.section import RaySection
 from rayjobs.config import section
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.index.section import IndexSection
+from rayjobs.label.section import LabelSection
 from rayjobs.metric.section import (
     ClusteringSection,
     HashingSection,
@@ -60,6 +61,7 @@ class Experiment:
     tune: TuneSection = TuneSection()
     evaluate: EvaluateSection = EvaluateSection()
     index: IndexSection = IndexSection()
+    label: LabelSection = LabelSection()
     serve: ServeSection = ServeSection()
     tracking: TrackingSection = TrackingSection()
     ray: RaySection = RaySection()

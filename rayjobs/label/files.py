@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
+from rayjobs.labels.queue import FILE
 from rayjobs.tiles.table import geoparquet_bytes, read_geoparquet
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rayjobs.label.round import Round
     from rayjobs.storage import Version
 
-QUEUE, PREDICTIONS, LABELLED, REPORT, CURVE = "queue.parquet", "predictions.parquet", "labelled.csv", "report.json", "curve.png"
+PREDICTIONS, LABELLED, REPORT, CURVE = "predictions.parquet", "labelled.csv", "report.json", "curve.png"
 _PLACE = ("tile_id", "scene_id", "datetime", "geometry")
 _SURE = 0.5
 """A tile is in the labelled set by what the head says where it gives its class more than this."""
@@ -30,7 +31,7 @@ _DRAWN = {"AP": "average precision", "balanced_accuracy": "balanced accuracy"}
 def files_of(known: Known, found: Round, earlier: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     """Return the files of a round by name; those that need a head only where there is one."""
     rounds = [*earlier, found.entry]
-    files = {QUEUE: _queue(known, found), REPORT: json.dumps({"rounds": rounds}, indent=1, allow_nan=False).encode(), CURVE: curve(rounds)}
+    files = {FILE: _queue(known, found), REPORT: json.dumps({"rounds": rounds}, indent=1, allow_nan=False).encode(), CURVE: curve(rounds)}
     if found.probabilities is not None:
         files |= {PREDICTIONS: _predictions(known, found.probabilities), LABELLED: _labelled(known, found.probabilities)}
     return files
@@ -54,14 +55,14 @@ def predicted_by(version: Version | None, classes: Sequence[str]) -> dict[str, i
 
 
 def _queue(known: Known, found: Round) -> bytes:
-    """Return what the labelling page takes from: tile, rank from 0, probability of the class sought, the class expected, round."""
+    """Return what the labelling page takes from: tile, rank from 0, the class that the head expects and its probability, round."""
     count = len(found.queue)
     likely = None if found.probabilities is None else found.probabilities[found.queue]
     columns = {
         "tile_id": pa.array([known.tile_ids[tile] for tile in found.queue.tolist()], pa.string()),
         "rank": pa.array(range(count), pa.int32()),
-        "probability": pa.array([None] * count if likely is None else likely[:, known.sought], pa.float32()),
-        "predicted": pa.array([None] * count if likely is None else [known.classes[name] for name in likely.argmax(1)], pa.string()),
+        "label": pa.array([None] * count if likely is None else [known.classes[name] for name in likely.argmax(1)], pa.string()),
+        "probability": pa.array([None] * count if likely is None else likely.max(1), pa.float32()),
         "round": pa.array([found.entry["round"]] * count, pa.int32()),
     }
     return geoparquet_bytes(pa.table(columns))

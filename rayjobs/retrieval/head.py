@@ -144,7 +144,7 @@ def _balance(codes: IntArray) -> FloatArray:
 
 
 def _through(layers: Layers, points: FloatArray | Vectors) -> FloatArray:
-    values = np.asarray(points)
+    values: np.ndarray[Any, Any] = np.asarray(points)
     for number, (weights, bias) in enumerate(layers):
         values = (np.maximum(values, 0) if number else values) @ weights + bias
     return np.asarray(values, np.float64)
