@@ -24,6 +24,9 @@
     │  ├─ PinnedVersionError       a request names an index version that is not held
     │  ├─ UploadError              an upload that is not an image the encoder can take
     │  └─ UploadTooLargeError      bytes or pixels above the limit
+    ├─ LabelError                  a taxonomy or a label event that cannot be
+    │  ├─ UnknownTaxonomyError     a taxonomy that the workspace does not hold
+    │  └─ LabelLostError           somebody else labelled the tile first
     ├─ ClusterError                Ray cannot be started on this machine, or its processes die
     ├─ ServiceError                a service that cannot be started or reached, or that failed
     └─ DemoError                   a step of the demo
@@ -33,7 +36,7 @@ A message says what happened, to which item, and what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class RayjobsError(Exception):
@@ -130,6 +133,28 @@ class UploadError(QueryError):
 
 class UploadTooLargeError(QueryError):
     """The upload has more bytes or pixels than the limit."""
+
+
+class LabelError(RayjobsError):
+    """A taxonomy or a label event cannot be."""
+
+
+class UnknownTaxonomyError(LabelError):
+    """The workspace holds no such taxonomy."""
+
+
+class LabelLostError(LabelError):
+    """Somebody else labelled the tile first, whose lease had ended."""
+
+    def __init__(self, message: str, lost: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Take the message, and by tile id who has labelled it."""
+        super().__init__(message)
+        self.lost = dict(lost or {})
+        """Who has labelled each tile, by its id."""
+
+    def __reduce__(self) -> tuple[type[LabelLostError], tuple[str, dict[str, Sequence[str]]]]:
+        """Keep what was lost on the way between processes."""
+        return type(self), (str(self), self.lost)
 
 
 class ClusterError(RayjobsError):

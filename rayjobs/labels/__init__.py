@@ -1,1 +1,1 @@
-"""What people said of tiles: taxonomy, label store, acquisition."""
+"""What people say of tiles: taxonomies, events that are only ever added, who looks at which tile now, and what follows from it."""

@@ -119,7 +119,7 @@ class Gallery:
         """The metadata of each segment."""
         self._numbering = Numbering([table.rows for table in self.tables])
         everything = Selection([None] * len(self.tables), self._numbering)
-        self.all = everything.without(self._rows_of(tombstones))
+        self.all = everything.without(self.rows_of(tombstones))
         """All tiles that can be found."""
 
     @property
@@ -132,7 +132,7 @@ class Gallery:
         """Numbers in a vector."""
         return self.shards.dimension
 
-    def _rows_of(self, ids: Collection[str]) -> IntArray:
+    def rows_of(self, ids: Collection[str]) -> IntArray:
         """Return the rows of those ids that a segment holds, deleted or not."""
         if not ids:
             return np.empty(0, np.int64)
@@ -144,7 +144,7 @@ class Gallery:
         Raises:
             UnknownTileError: the index does not hold it.
         """
-        rows = self._rows_of([tile_id])
+        rows = self.rows_of([tile_id])
         rows = rows[self.all.holds(rows)]
         if not len(rows):
             raise UnknownTileError(f"the index holds no tile {tile_id!r}")

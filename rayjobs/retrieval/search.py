@@ -107,7 +107,7 @@ class Searcher(Gallery):
         """
         queries = self._checked(queries, limit, offset, spread_m)
         selection = self.select(only or SearchFilter(), placed=spread_m is not None)
-        left_out = [self._rows_of(ids) for ids in without or [()] * len(queries)]
+        left_out = [self.rows_of(ids) for ids in without or [()] * len(queries)]
         asked = _Asked(depth=offset + limit, threshold=threshold, exact=bool(exact))
         if spread_m is None:
             rankings = self._ranked_without(queries, asked, selection, left_out)

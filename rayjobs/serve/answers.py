@@ -320,6 +320,34 @@ class Answers:
         """Describe one tile. Raises `UnknownTileError`."""
         return features_of(self._taken(np.array([self.searcher.row_of(tile_id)])))[0]
 
+    def known(self, tile_ids: Collection[str]) -> list[str]:
+        """Return those of some ids that the index holds, in their order."""
+        found = self._rows_by_id(tile_ids)
+        return [tile for tile in tile_ids if tile in found]
+
+    def features(self, tile_ids: Sequence[str]) -> list[Feature]:
+        """Describe some tiles, all of which the index holds, in their order."""
+        found = self._rows_by_id(tile_ids)
+        return features_of(self._taken(np.array([found[tile] for tile in tile_ids], np.int64)))
+
+    def drawn(self, count: int, *, without: Collection[str]) -> list[str]:
+        """Return tiles drawn at random, each time others: `count`, or all that remain without some."""
+        rows = self.searcher.all.without(self.searcher.rows_of(without)).rows
+        return self._ids_of(np.random.default_rng().choice(rows, min(count, len(rows)), replace=False))
+
+    def alike(self, tile_id: str, count: int, *, without: Collection[str]) -> list[str]:
+        """Return the tiles most like one, which is left out itself as are some others. Raises `UnknownTileError`."""
+        vector = self.searcher.vector_of(tile_id)
+        return self._ids_of(self.searcher.search(vector, count, without={tile_id, *without}).rows)
+
+    def _rows_by_id(self, tile_ids: Collection[str]) -> dict[str, int]:
+        rows = self.searcher.rows_of(tile_ids)
+        rows = rows[self.searcher.all.holds(rows)]
+        return dict(zip(self._ids_of(rows), rows.tolist(), strict=True))
+
+    def _ids_of(self, rows: Rows) -> list[str]:
+        return [name.decode() for name in self.searcher.ids_of(rows).tolist()]
+
     def thumbnail(self, tile_id: str) -> bytes:
         """Return one tile's pixels as PNG. Raises `UnknownTileError`, and as `_pixels`."""
         [(source, chip)] = self._pixels(np.array([self.searcher.row_of(tile_id)]))

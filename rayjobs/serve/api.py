@@ -10,9 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from rayjobs.errors import RayjobsError
+from rayjobs.errors import LabelLostError, RayjobsError
 from rayjobs.serve.errors import problem, status_of
 from rayjobs.serve.front import put_in_front
+from rayjobs.serve.label_routes import router as labels
 from rayjobs.serve.page.router import router as page
 from rayjobs.serve.routes import PROBLEM, router
 from rayjobs.serve.section import ServiceSection
@@ -35,9 +36,16 @@ def _refusals(retry_after_s: float) -> Callable[[fastapi.Request, Exception], JS
     def our_error(_: fastapi.Request, error: Exception) -> JSONResponse:
         status = status_of(type(error))
         headers = busy if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-        return JSONResponse(problem(status, str(error)), int(status), headers, media_type=PROBLEM)
+        return JSONResponse(problem(status, str(error), **_further(error)), int(status), headers, media_type=PROBLEM)
 
     return our_error
+
+
+def _further(error: Exception) -> dict[str, Any]:
+    """Return what a program should know of an error beside its words."""
+    if not isinstance(error, LabelLostError):
+        return {}
+    return {"lost": [{"tile_id": tile, "labelled_by": list(people)} for tile, people in error.lost.items()]}
 
 
 def _wrong_request(_: fastapi.Request, error: Exception) -> JSONResponse:
@@ -74,6 +82,7 @@ def build_api(service: ServiceSection | None = None, tokens: Tokens | None = Non
     """
     api = fastapi.FastAPI(title="rayjobs", version="1", description="Find every place that looks like the one you point at.")
     api.include_router(router)
+    api.include_router(labels)
     api.include_router(page)
     service = service or ServiceSection()
     api.add_exception_handler(RayjobsError, _refusals(service.retry_after_s))

@@ -20,12 +20,14 @@ from rayjobs.serve.answers import Answers
 from rayjobs.serve.api import build_api
 from rayjobs.serve.calls import answering
 from rayjobs.serve.held import Held, Target
+from rayjobs.serve.labelling import Labelling
 from rayjobs.serve.observe import SERVED, stage
 from rayjobs.serve.section import ServiceSection
 from rayjobs.serve.settings import AppSettings
 from rayjobs.serve.shards import Shard, names_of, open_answers
 from rayjobs.serve.tokens import tokens_of
 from rayjobs.serve.watch import Watcher
+from rayjobs.storage import open_store
 
 __all__ = ["AppSettings", "Ingress", "build_app"]
 
@@ -51,6 +53,7 @@ class Ingress:
         """Hold no index before `reconfigure` names a version."""
         self._service, self._settings, self._encoder, self._watcher, self._shards = settings.service, settings, encoder, watcher, shards
         self._held: Held[Answers] = Held(self._load)
+        self.labelling = Labelling(open_store(settings.workspace), lease_s=settings.service.label_lease_s)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take up an index version beside the running requests; see `Held.follow`."""

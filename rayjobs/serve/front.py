@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rayjobs.serve.tokens import Tokens
 
 _MEBIBYTE = 2**20
-_HEADERS = ("authorization", "content-type", "x-request-id")
+_HEADERS = ("authorization", "content-type", "x-request-id", "x-rayjobs-person")
 
 
 def put_in_front(api: fastapi.FastAPI, service: ServiceSection, tokens: Tokens | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rayjobs.serve.bodies import BodyLimits, Measured, Refusal
 from rayjobs.serve.errors import problem
 from rayjobs.serve.page.files import PUBLIC_PATHS
-from rayjobs.serve.tokens import ADMIN, READ, WRITE, Holder, Tokens
+from rayjobs.serve.tokens import ADMIN, LABEL, READ, WRITE, Holder, Tokens
 from rayjobs.serve.tokens import Scope as Granted
 
 if TYPE_CHECKING:
@@ -29,9 +29,15 @@ ADMIN_PATHS = frozenset({"/v1/refresh"})
 _CHANGES = frozenset({"PUT", "PATCH", "DELETE"})
 """Methods that change what the service holds; POST asks, since a search is too long for a path."""
 
+_LABELS = "/v1/labels"
+"""Paths below which POST changes what people said."""
+
+PERSON = "person"
+"""Under which a request's state holds the name of the person whom its token was given to; absent where the token has no name."""
+
 _FORM = b"multipart/form-data"
 
-_ANYBODY = Holder(name="anybody", scopes=frozenset({READ, WRITE, ADMIN}))
+_ANYBODY = Holder(name="anybody", scopes=frozenset({READ, LABEL, WRITE, ADMIN}))
 
 
 class Gate:
@@ -79,6 +85,8 @@ class Gate:
         if needed not in holder.scopes:
             return HTTPStatus.FORBIDDEN, f"this asks for a token with the scope {needed!r}; yours has {', '.join(sorted(holder.scopes))}"
         scope.setdefault("state", {})["holder"] = holder.name
+        if holder.person is not None:
+            scope["state"][PERSON] = holder.person
         return self._too_often(scope, holder)
 
     def _holder(self, path: str, headers: dict[bytes, bytes]) -> Holder | None:
@@ -96,6 +104,8 @@ class Gate:
 def _needed(method: str, path: str) -> Granted:
     if path in ADMIN_PATHS:
         return ADMIN
+    if method == "POST" and (path == _LABELS or path.startswith(f"{_LABELS}/")):
+        return LABEL
     return WRITE if method in _CHANGES else READ
 
 

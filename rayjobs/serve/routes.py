@@ -52,15 +52,21 @@ PROBLEM = "application/problem+json"
 _PROBLEM_SCHEMA = {"model": Problem, "content": {PROBLEM: {}}}
 _AS_TABLES: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in WRITTEN if media != GEOJSON}}}
 
-router = fastapi.APIRouter(
-    route_class=QuickRoute,
-    dependencies=[fastapi.Depends(known_words)],
-    default_response_class=GeoJSONResponse,
-    responses={
-        "4XX": {**_PROBLEM_SCHEMA, "description": "What is wrong with the request"},
-        "5XX": {**_PROBLEM_SCHEMA, "description": "A fault"},
-    },
-)
+
+def versioned_router() -> fastapi.APIRouter:
+    """Return a router for paths under `/v1`: what it does not know it refuses, and its errors are described."""
+    return fastapi.APIRouter(
+        route_class=QuickRoute,
+        dependencies=[fastapi.Depends(known_words)],
+        default_response_class=GeoJSONResponse,
+        responses={
+            "4XX": {**_PROBLEM_SCHEMA, "description": "What is wrong with the request"},
+            "5XX": {**_PROBLEM_SCHEMA, "description": "A fault"},
+        },
+    )
+
+
+router = versioned_router()
 
 
 async def _wanted_format(

@@ -65,6 +65,8 @@ class ServiceSection:
     rate_limit: Annotated[str, pydantic.Field(pattern=r"^\d+ ?/ ?(second|minute|hour|day)$")] | None = None
     """Requests that the bearer of each token (all together, where none is asked for) may make of one process, such as `600/minute`;
     further ones are answered 429. Default: no limit."""
+    label_lease_s: Positive = 300.0
+    """Seconds for which a tile that is to be labelled is in one person's hands; then it may be handed to another."""
     cors_origins: tuple[str, ...] = ()
     """Origins, such as `https://maps.example.org`, whose pages may ask the service from a browser; `*` for all."""
     access_log: bool = True

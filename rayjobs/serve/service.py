@@ -9,6 +9,7 @@ import ray.serve
 from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.held import Target
+from rayjobs.serve.labelling import Labelling
 
 
 class Service(Protocol):
@@ -28,6 +29,10 @@ class Service(Protocol):
     @property
     def last_error(self) -> str | None:
         """Why a later version was not taken up; None where none was refused."""
+
+    @property
+    def labelling(self) -> Labelling:
+        """The labels of the workspace."""
 
     def pinned(self, version: str | None) -> Answers:
         """Return an index version by name; None stands for the current one. Raises `PinnedVersionError`."""

@@ -6,6 +6,7 @@ from rayjobs.rasters.uploads import UploadLimits
 from rayjobs.serve import api
 from rayjobs.serve.answers import Answers
 from rayjobs.serve.held import Held, Target
+from rayjobs.serve.labelling import Labelling
 from rayjobs.storage import open_store
 from tests.unit.serve.served_index import VECTORS, publish
 
@@ -15,7 +16,8 @@ class Service:
 
     last_error = None
 
-    def __init__(self, answers):
+    def __init__(self, answers, store=None):
+        self.labelling = Labelling(store, lease_s=60.0)
         self._held = Held(lambda _: answers)
         self._held._loaded = (answers,)
 
@@ -44,8 +46,9 @@ class Service:
 
 def application_in(folder):
     """The HTTP application in front of the index of `served_index`, published into a folder."""
-    version = publish(open_store(f"file:{folder / 'workspace'}"))
-    service = Service(Answers(version, cache=folder / "cache", max_limit=100))
+    store = open_store(f"file:{folder / 'workspace'}")
+    version = publish(store)
+    service = Service(Answers(version, cache=folder / "cache", max_limit=100), store)
     application = api.build_api()
     application.dependency_overrides[api.current_service] = lambda: service
     return application

@@ -6,13 +6,21 @@ import json
 import pytest
 
 from rayjobs.serve.bodies import BodyLimits, BodyRefusedError
-from rayjobs.serve.limits import Gate
+from rayjobs.serve.limits import PERSON, Gate
 from rayjobs.serve.rates import Rate
 from rayjobs.serve.tokens import tokens_of
 
 BODY = BodyLimits(max_bytes=10, pause_s=5.0, whole_s=60.0)
 UPLOADS = BodyLimits(max_bytes=20, pause_s=5.0, whole_s=60.0)
-TOKENS = tokens_of({"RAYJOBS_TOKEN": "s3cret", "RAYJOBS_READ_TOKENS": "reader, other", "RAYJOBS_WRITE_TOKENS": "writer"}, required=True)
+TOKENS = tokens_of(
+    {
+        "RAYJOBS_TOKEN": "s3cret",
+        "RAYJOBS_READ_TOKENS": "reader, other",
+        "RAYJOBS_WRITE_TOKENS": "writer",
+        "RAYJOBS_LABEL_TOKENS": "anna:annas, ben:bens",
+    },
+    required=True,
+)
 
 
 def ask(
@@ -155,6 +163,13 @@ def test_an_answer_that_has_begun_is_not_begun_again():
 @pytest.mark.parametrize(
     ("token", "method", "path", "status"),
     [
+        (b"reader", "POST", "/v1/labels", 403),
+        (b"reader", "POST", "/v1/labels/ponds/events", 403),
+        (b"reader", "GET", "/v1/labels/ponds/events", 200),
+        (b"annas", "POST", "/v1/labels/ponds/events", 200),
+        (b"annas", "POST", "/v1/search", 200),
+        (b"annas", "POST", "/v1/refresh", 403),
+        (b"writer", "POST", "/v1/labels", 200),
         (b"reader", "POST", "/v1/search", 200),
         (b"other", "GET", "/v1/info", 200),
         (b"reader", "DELETE", "/v1/search", 403),
@@ -169,6 +184,19 @@ def test_a_token_opens_what_its_scope_says(token, method, path, status):
     assert found == status
     if status == 403:
         assert "asks for a token with the scope" in json.loads(body)["detail"]
+
+
+def test_a_token_with_a_name_tells_who_asks():
+    people = []
+
+    async def noting(scope, receive, send):
+        people.append(scope["state"].get(PERSON))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    for token in (b"annas", b"bens", b"s3cret"):
+        bearing(token, path="/v1/labels/ponds/next", behind=noting)
+    assert people == ["anna", "ben", None]
 
 
 def test_who_asks_too_often_waits(monkeypatch):

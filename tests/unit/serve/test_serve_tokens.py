@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rayjobs.errors import ConfigError
-from rayjobs.serve.tokens import ADMIN, READ, WRITE, tokens_of
+from rayjobs.serve.tokens import ADMIN, LABEL, READ, WRITE, tokens_of
 
 
 def scopes(environment, token):
@@ -13,9 +13,9 @@ def scopes(environment, token):
 
 def test_each_variable_grants_its_scopes():
     environment = {"RAYJOBS_TOKEN": "a", "RAYJOBS_READ_TOKENS": "b,c", "RAYJOBS_WRITE_TOKENS": "d", "RAYJOBS_ADMIN_TOKENS": " e , f"}
-    assert scopes(environment, b"a") == scopes(environment, b"e") == scopes(environment, b"f") == {READ, WRITE, ADMIN}
+    assert scopes(environment, b"a") == scopes(environment, b"e") == scopes(environment, b"f") == {READ, LABEL, WRITE, ADMIN}
     assert scopes(environment, b"b") == scopes(environment, b"c") == {READ}
-    assert scopes(environment, b"d") == {READ, WRITE}
+    assert scopes(environment, b"d") == {READ, LABEL, WRITE}
 
 
 @pytest.mark.parametrize("shown", [b"Bearer x", b"Bearer ", b"", b"a", b"bearer a", b"Basic a", b"Bearer a ", b"Bearer  a", b"\xff\x00"])
@@ -47,3 +47,18 @@ def test_an_empty_token_lets_nobody_in_by_accident(variable, text, required):
 def test_one_token_has_one_scope():
     with pytest.raises(ConfigError, match="stands in another variable"):
         tokens_of({"RAYJOBS_TOKEN": "a", "RAYJOBS_READ_TOKENS": "a"}, required=True)
+
+
+def test_a_token_to_label_with_is_somebodys():
+    environment = {"RAYJOBS_LABEL_TOKENS": "anna:t1, Ben O'Neill:t2:with:colons, anna:t3"}
+    people = [tokens_of(environment, required=True).holder(b"Bearer " + token).person for token in (b"t1", b"t2:with:colons", b"t3")]
+    assert people == ["anna", "Ben O'Neill", "anna"]
+    assert scopes(environment, b"t1") == {READ, LABEL}
+    assert scopes(environment, b"anna:t1") is None
+
+
+@pytest.mark.parametrize("text", ["t1", "anna:", ":t1", "<b>:t1", "anna:t1,ben"])
+def test_a_token_to_label_with_has_a_name(text):
+    with pytest.raises(ConfigError, match="NAME:TOKEN") as refusal:
+        tokens_of({"RAYJOBS_LABEL_TOKENS": text}, required=True)
+    assert "t1" not in str(refusal.value)
