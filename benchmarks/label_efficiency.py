@@ -39,7 +39,8 @@ POOL, POOL_SOUGHT, HELD, HELD_SOUGHT = 40, 29, 20, 14
 """Pictures of each class, and of the class sought, that may be labelled, and that are held out."""
 FIRST, ROUND, LAST = 20, 20, 200
 """Labels at the beginning, of each round, and at the end."""
-SEEDS = range(10)
+SEEDS, CHOOSING_SEEDS = range(10), range(5)
+"""Of the classes that test, and of those that choose."""
 SHARE = 0.8
 """Of the first labels that are neighbours of the one picture."""
 SOUGHT = 1
@@ -260,10 +261,12 @@ def main() -> None:
     seeds = SEEDS[:2] if options.quick else SEEDS
     choose, test = halves(np.unique(images.labels).tolist())
     if options.classes:
-        curves(record, images, vectors, [name for name in choose if name in options.classes], list(CANDIDATES), seeds)
+        curves(
+            record, images, vectors, [name for name in choose if name in options.classes], list(CANDIDATES), CHOOSING_SEEDS[: len(seeds)]
+        )
         curves(record, images, vectors, [name for name in test if name in options.classes], [RANDOM], seeds)
         return
-    choosing = curves(record, images, vectors, choose, list(CANDIDATES), seeds)
+    choosing = curves(record, images, vectors, choose, list(CANDIDATES), CHOOSING_SEEDS[: len(seeds)])
     chosen = show_choice(choosing)
     print(f"chosen on {', '.join(choose)}: {chosen}")
     testing = curves(record, images, vectors, test, list(dict.fromkeys([RANDOM, chosen])), seeds)
