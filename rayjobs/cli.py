@@ -16,9 +16,14 @@ VERBS = {
     "label": "learn from what people have labelled, and choose what they label next",
     "serve": "answer queries over HTTP",
     "query": "ask a running service",
+    "labels": "make taxonomies, and take labels in and out",
     "doctor": "look for what is wrong, and say what to do about it",
     "demo": "the whole road on two real Landsat scenes",
 }
+
+
+PACKAGES = {"labels": "labelling"}
+"""Verbs whose package has another name: `labels` is a room of nouns."""
 
 
 def usage() -> str:
@@ -39,7 +44,7 @@ def main() -> None:
     if len(sys.argv) > 1 and sys.argv[1] in VERBS:
         verb = sys.argv.pop(1)
         sys.argv[0] = f"rayjobs {verb}"
-        runpy.run_module(f"rayjobs.{verb}", run_name="__main__", alter_sys=False)
+        runpy.run_module(f"rayjobs.{PACKAGES.get(verb, verb)}", run_name="__main__", alter_sys=False)
         return
     asked = len(sys.argv) > 1 and sys.argv[1] in {"-h", "--help"}
     text = usage() if asked or len(sys.argv) == 1 else f"{unknown(sys.argv[1])}\n\n{usage()}"

@@ -67,6 +67,11 @@ class Workspace:
         return f"runs/{self.run}/experiment.yaml"
 
     @property
+    def run_labels(self) -> str:
+        """Key of the labels that people had given when the training run began."""
+        return f"runs/{self.run}/labels.parquet"
+
+    @property
     def lease(self) -> str:
         """Key of the lease on the training run."""
         return f"runs/{self.run}/lease"

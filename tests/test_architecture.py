@@ -17,7 +17,7 @@ FOUNDATIONS = {"errors", "config", "storage", "geo"}
 ALSO_PLAIN = {"console", "tracking", "workspace"}
 PIXELS = {"rasters", "tiles", "labels"}
 VECTORS = {"models", "metric", "retrieval"}
-VERBS = {"sample", "train", "tune", "evaluate", "embed", "index", "label", "serve", "query", "doctor", "demo", "cluster"}
+VERBS = {"sample", "train", "tune", "evaluate", "embed", "index", "label", "serve", "query", "labelling", "doctor", "demo", "cluster"}
 COMMANDS = {"experiment", "command", "cli"}
 
 SHARED_VERBS = {"embed", "cluster"}

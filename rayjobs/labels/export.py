@@ -72,7 +72,7 @@ def label_table(current: Mapping[str, Current]) -> pa.Table:
 
 
 def with_labels(tiles: pa.Table, labels: pa.Table) -> pa.Table:
-    """Return a tile table whose column `label` is that of `labels` (`tile_id`, `label`), null for other tiles; the rows keep their order."""
+    """Return a tile table whose `label` is that of `labels` (`tile_id`, `label`), null for other tiles; the rows keep their order."""
     known = dict(zip(labels["tile_id"].to_pylist(), labels["label"].to_pylist(), strict=True))
     column = pa.array([known.get(tile) for tile in tiles["tile_id"].to_pylist()], pa.string())
     return tiles.set_column(tiles.column_names.index("label"), pa.field("label", pa.string()), column)

@@ -29,6 +29,7 @@ from rayjobs.tiles.neighbours import Neighbourhood, distances, positive_pairs
 from rayjobs.tiles.positions import positions, reaches, sizes
 from rayjobs.tiles.table import read_tiles
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView, Supervision
+from rayjobs.train.given_labels import labelled
 
 if TYPE_CHECKING:
     from rayjobs.experiment import Experiment
@@ -91,7 +92,7 @@ def training_tiles(source: Version, experiment: Experiment) -> pa.Table:
         TrainingError: none is.
     """
     tiles = read_tiles(source.read("tiles.parquet"))
-    tiles = tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id")
+    tiles = labelled(tiles.filter(pc.equal(tiles["split"], "train")).sort_by("tile_id"), experiment)
     pool = experiment.train.pool
     if pool.everything:
         return tiles

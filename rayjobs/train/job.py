@@ -27,6 +27,7 @@ from rayjobs.storage import Lease
 from rayjobs.tracking import Dataset, Model, Tracker, is_open, register, tracked
 from rayjobs.train import cache
 from rayjobs.train.features import check_frozen, feature_bytes
+from rayjobs.train.given_labels import keep_labels
 from rayjobs.train.ground import ground_of, supervise, target_tiles, training_tiles
 from rayjobs.train.logged import mlflow_model
 from rayjobs.train.loop import loop, steps_per_epoch
@@ -323,6 +324,7 @@ def tile_size(source: Version, experiment: Experiment) -> int:
 
 def _fit(experiment: Experiment, source: Version, lease: str, tracker: Tracker, console: Console, watch: Watch | None) -> None:
     settings = experiment.train
+    keep_labels(experiment)
     tiles = training_tiles(source, experiment)
     check(experiment, source, ground_of(tiles, experiment))
     spec = encoder_spec(experiment, source)

@@ -87,6 +87,9 @@ class TrainSection:
     that share most of what a label map says of them are alike; `places`: tiles of one place (`tiles.place_tolerance`) on several dates are
     alike, and those of other places, the neighbouring ones among them, are not; `views`: versions of one tile that `augment` makes are
     alike, and all other tiles are not (SimCLR): neither labels nor ground are asked."""
+    labels_from: ArtefactName | None = None
+    """With `supervision: labels`, a taxonomy of the workspace: the labels that people gave count, as they are when the run begins, in place
+    of the set's own, and tiles without one are left out. null: the set's own."""
     min_pos_shared: Fraction = 0.8
     """With `supervision: proportions`, least share of their classes that alike tiles have in common: the sum over classes of the lesser."""
     max_neg_shared: Fraction = 0.5
@@ -167,6 +170,8 @@ class TrainSection:
             raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than two tiles each; raise it, or lower num_workers")
         if self.max_neg_shared > self.min_pos_shared:
             raise ValueError(f"max_neg_shared {self.max_neg_shared} is above min_pos_shared {self.min_pos_shared}; lower it")
+        if self.labels_from is not None and self.supervision != "labels":
+            raise ValueError(f"labels_from names labels, and supervision: {self.supervision} asks for none; set supervision: labels")
         if self.supervision == "views" and not self.augment.changes:
             raise ValueError("with supervision: views a group is one tile, whose versions augment makes, and all of augment is off")
         if self.supervision in {"geography", "places", "views"} and not self.pool.everything:

@@ -48,9 +48,12 @@ COUNTS = {
     "S6": (5, 30),
     "S7": (400, 10_000),
     "S8": (1, 1),
+    "L1": (40, 500),
+    "L2": (4, 100),
+    "L3": (4, 100),
 }
 """Of each test the tries of its short form and of the full one: kills, tiles (D1, D2, D6), seconds (T6, U3, S6), times the store (D5),
-swaps of the index (S1), requests (S7), trials (U1)."""
+swaps of the index (S1), requests (S7), trials (U1), pictures (L1)."""
 FULL = os.environ.get("RAYJOBS_CHAOS") == "full"
 FOLDER = Path(os.environ.get("RAYJOBS_CHAOS_FOLDER", "build/chaos")) / ("full" if FULL else "short")
 
@@ -129,8 +132,8 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def _place(row):
-    """Where a row stands: trainings, sweeps, data, jobs, services, each by number."""
-    return "TUDJS".index(row["test"][0]), int("".join(filter(str.isdigit, row["test"]))), row["test"]
+    """Where a row stands: trainings, sweeps, data, jobs, services, labels, each by number."""
+    return "TUDJSL".index(row["test"][0]), int("".join(filter(str.isdigit, row["test"]))), row["test"]
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,12 @@ from tests.three_nodes import RAY, RayCluster, _kill_strays, _own_address, _star
 _PAUSE_S, _PATIENCE_S = 1.0, 2.0
 """How long a client waits before it asks again where nobody says how long, and the longest that it lets itself be told."""
 READER, ADMIN = "reader-token", "admin-token"
-TOKENS = {"RAYJOBS_READ_TOKENS": READER, "RAYJOBS_ADMIN_TOKENS": ADMIN}
+PEOPLE = {"anna": "annas-token", "ben": "bens-token"}
+TOKENS = {
+    "RAYJOBS_READ_TOKENS": READER,
+    "RAYJOBS_ADMIN_TOKENS": ADMIN,
+    "RAYJOBS_LABEL_TOKENS": ",".join(f"{name}:{token}" for name, token in PEOPLE.items()),
+}
 OF_READER = {"authorization": f"Bearer {READER}"}
 OF_ADMIN = {"authorization": f"Bearer {ADMIN}"}
 LIMIT = 5
@@ -64,8 +69,8 @@ class Nearest:
 class Library:
     """A workspace with a set of tiles, and indexes of it that are told apart by their encoder."""
 
-    def __init__(self, folder: Path) -> None:
-        write_scene(folder / "scene.tif", side=256)
+    def __init__(self, folder: Path, *, side: int = 256) -> None:
+        write_scene(folder / "scene.tif", side=side)
         rasters = {"sources": [{"kind": "files", "uris": [f"{folder}/*.tif"]}]}
         tiles = {"size": 16, "sampler": {"kind": "grid"}, "splits": {"train": 1, "val": 0, "test": 0}}
         self.experiment = experiment_of("served", f"file:{folder}/workspace", rasters, tiles)

@@ -14,10 +14,14 @@ import pytest
 from rayjobs.config import build
 from rayjobs.errors import ConfigError, TrainingError
 from rayjobs.experiment import Experiment
+from rayjobs.labels.store import LabelStore
 from rayjobs.metric.guards import LabelGuard, Pairs, ProportionGuard
+from rayjobs.storage import open_store
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView
+from rayjobs.train.given_labels import keep_labels
 from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, target_tiles, training_tiles
+from tests.unit.labels.saying import land, said
 
 CLASSES = ("crops", "forest", "water")
 
@@ -217,3 +221,35 @@ def test_places_on_one_date_are_refused():
     tiles = dated([datetime.datetime(2010, 1, 1, tzinfo=datetime.UTC)])
     with pytest.raises(TrainingError, match="widen it, or sample all dates on one grid"):
         supervise(made, ground_of(tiles, made))
+
+
+def test_labels_of_people_take_the_place_of_the_sets_own(tmp_path):
+    store = open_store(f"file:{tmp_path}")
+    land(store)
+    tiles = table()
+    trained = sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == "train")
+    others = sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == "test")
+    given = dict(zip([*trained[:6], others[0]], ["field", "field", "water", "water", "forest", None, "field"], strict=True))
+    labels = LabelStore(store, "land")
+    labels.append([said("anna", tile, name) for tile, name in given.items()])
+    settings = experiment(workspace={"uri": f"file:{tmp_path}"}, train={"supervision": "labels", "labels_from": "land"})
+    found = training_tiles(source(tiles), settings)
+    assert dict(zip(found["tile_id"].to_pylist(), found["label"].to_pylist(), strict=True)) == {tile: given[tile] for tile in trained[:5]}
+    assert isinstance(supervise(settings, ground_of(found, settings)), ByLabel)
+    keep_labels(settings)
+    labels.append([said("anna", trained[10], "water")])
+    keep_labels(settings)
+    assert training_tiles(source(tiles), settings).equals(found), "a run goes on with the labels that it began with"
+    fresh = experiment(workspace={"uri": f"file:{tmp_path}", "run": "later"}, train={"supervision": "labels", "labels_from": "land"})
+    assert training_tiles(source(tiles), fresh).num_rows == 6
+
+
+def test_labels_of_people_that_are_of_other_tiles_or_asked_for_by_nothing_are_refused(tmp_path):
+    store = open_store(f"file:{tmp_path}")
+    land(store)
+    LabelStore(store, "land").append([said("anna", "elsewhere", "field")])
+    settings = experiment(workspace={"uri": f"file:{tmp_path}"}, train={"supervision": "labels", "labels_from": "land"})
+    with pytest.raises(TrainingError, match="none of 270 training tiles is among the 1 labels"):
+        training_tiles(source(table()), settings)
+    with pytest.raises(ConfigError, match="set supervision: labels"):
+        experiment(train={"labels_from": "land"})

@@ -1,0 +1,9 @@
+"""Entry point of `rayjobs labels` and `python -m rayjobs.labelling`."""
+
+import sys
+
+from rayjobs import command
+from rayjobs.labelling import job
+
+options, overrides = job.parser().parse_known_args()
+sys.exit(command.execute("labels", options, lambda _: job.run(options, overrides)))

@@ -1,0 +1,194 @@
+"""Make a taxonomy, show how far it is labelled, and take labels in and out of the workspace."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import io
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import shapely
+
+from rayjobs import command
+from rayjobs.errors import ConfigError
+from rayjobs.experiment import load
+from rayjobs.labels.events import LabelEvent, check_person
+from rayjobs.labels.export import as_csv, as_geojson, label_table, triplets, write_image_folder
+from rayjobs.labels.store import LabelStore
+from rayjobs.labels.taxonomy import LabelClass, publish_taxonomy, taxonomy_names
+from rayjobs.tiles.table import read_tiles
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from rayjobs.labels.current import Current
+    from rayjobs.workspace import Workspace
+
+_DESCRIPTION = """Make a taxonomy, show how far it is labelled, and take labels in and out of the workspace.
+
+  show     all taxonomies, or one with its classes and people
+  create   a taxonomy, or its next version: --class once for each class, NAME or NAME:KEY
+  import   labels of a CSV with the columns tile_id and label (empty: unsure); the same file again changes nothing
+  export   current labels to --output: .csv, .geojson, .parquet (tile_id, label), or a folder of pictures, one folder per class"""
+_AT_ONCE = 10_000
+"""Imported events that become one segment."""
+_FILES = (".csv", ".geojson", ".parquet")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of `rayjobs labels`."""
+    made = command.parser("labels", _DESCRIPTION)
+    made.add_argument("action", choices=tuple(ACTIONS), help="what to do")
+    made.add_argument("--taxonomy", metavar="NAME", help="which taxonomy; show without it lists all")
+    made.add_argument("--class", dest="classes", metavar="NAME[:KEY]", action="append", default=[], help="a class, for create")
+    made.add_argument("--input", metavar="FILE", type=Path, help="what to import: a CSV")
+    made.add_argument("--person", metavar="NAME", help="who gave the imported labels")
+    made.add_argument("--output", metavar="PATH", type=Path, help="where to export to")
+    made.add_argument(
+        "--triplets", metavar="COUNT", type=int, help="export so many triplets drawn from the labels instead (.csv, .parquet)"
+    )
+    return made
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """Do what is asked for, and return what came of it; with `--dry-run` only what it would do."""
+    if options.action != "show" and options.taxonomy is None:
+        raise ConfigError(f"labels {options.action} needs --taxonomy NAME")
+    workspace = load(options.config, overrides).open_workspace()
+    workspace.store.check()
+    return ACTIONS[options.action](options, workspace)
+
+
+def _show(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
+    if options.taxonomy is None:
+        return {name: len(LabelStore(workspace.store, name).events()) for name in taxonomy_names(workspace.store)}
+    labels = LabelStore(workspace.store, options.taxonomy)
+    taxonomy = labels.taxonomy()
+    with labels.tally() as tally:
+        return {
+            "taxonomy": taxonomy.name,
+            "version": taxonomy.version,
+            "events": len(labels.events()),
+            "classes": {one.name: tally.by_class[one.name] for one in taxonomy.classes},
+            "unsure": tally.by_class[None],
+            "people": {person: pace.events for person, pace in tally.pace().items()},
+        }
+
+
+def _create(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
+    parts = [given.partition(":") for given in options.classes]
+    classes = [LabelClass(name=name, key=key) for name, _, key in parts]
+    if options.dry_run:
+        return {"taxonomy": options.taxonomy, "classes": [one.name for one in classes]}
+    made = publish_taxonomy(workspace.store, options.taxonomy, classes)
+    return {"taxonomy": made.name, "version": made.version, "classes": [one.name for one in made.classes]}
+
+
+def _import(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
+    if options.input is None or options.person is None:
+        raise ConfigError("labels import needs --input FILE and --person NAME")
+    labels = LabelStore(workspace.store, options.taxonomy)
+    events = _events_of(_read(options.input), _person(options.person), labels)
+    if options.dry_run:
+        return {"events": len(events)}
+    done = [labels.append(events[start : start + _AT_ONCE]) for start in range(0, len(events), _AT_ONCE)]
+    return {"accepted": sum(one.accepted for one in done), "already": sum(one.already for one in done)}
+
+
+def _person(name: str) -> str:
+    try:
+        return check_person(name)
+    except ValueError as error:
+        raise ConfigError(f"--person: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--input {path}: {error.strerror}") from error
+
+
+def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]:
+    """Return an event for each row; its id follows from file and row, so that a file that is imported again brings nothing new."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"--input is no CSV in UTF-8: {error}") from None
+    if not rows or not {"tile_id", "label"} <= rows[0].keys():
+        raise ConfigError("--input has no rows with the columns tile_id and label; give it a header line with both")
+    version, now, digest = labels.taxonomy().version, datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
+    return [
+        LabelEvent(
+            event_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{labels.name} {person} {digest} {number}")),
+            tile_id=row["tile_id"],
+            kind="label" if row["label"] else "unsure",
+            label=row["label"] or None,
+            person=person,
+            at=now,
+            taxonomy_version=version,
+            origin="import",
+        )
+        for number, row in enumerate(rows)
+    ]
+
+
+def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
+    path: Path | None = options.output
+    if path is None or (path.suffix and path.suffix not in _FILES):
+        raise ConfigError(f"labels export needs --output: a file that ends in {', '.join(_FILES)}, or a folder")
+    with LabelStore(workspace.store, options.taxonomy).tally() as tally:
+        current = dict(tally.current)
+    if options.dry_run:
+        return {"tiles": len(current), "output": str(path)}
+    if not path.suffix:
+        source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
+        return {"written": str(path), "pictures": write_image_folder(current, source, path)}
+    content = _written(options, current, workspace)
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}") from error
+    return {"written": str(path), "tiles": len(current), "bytes": len(content)}
+
+
+def _written(options: argparse.Namespace, current: Mapping[str, Current], workspace: Workspace) -> bytes:
+    """Return the content of a file in the form of its ending."""
+    form = options.output.suffix
+    if options.triplets is not None:
+        if form == ".geojson":
+            raise ConfigError("--triplets is a table; export it to .csv or .parquet")
+        return _as_table(triplets(label_table(current), options.triplets), form)
+    if form == ".geojson":
+        return as_geojson(current, _grounds(current, workspace))
+    return as_csv(current) if form == ".csv" else _as_table(label_table(current), form)
+
+
+def _as_table(table: pa.Table, form: str) -> bytes:
+    sink = io.BytesIO()
+    if form == ".csv":
+        pyarrow.csv.write_csv(table, sink)
+    else:
+        pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _grounds(current: Mapping[str, Current], workspace: Workspace) -> dict[str, dict[str, Any] | None]:
+    """Return the footprints of labelled tiles, as the set knows them."""
+    source = workspace.set.require("footprints come from the set; run `rayjobs sample` first, or export to .csv")
+    tiles = read_tiles(source.read("tiles.parquet"))
+    known = zip(tiles["tile_id"].to_pylist(), tiles["geometry"].to_pylist(), strict=True)
+    return {
+        tile: None if ground is None else shapely.geometry.mapping(shapely.from_wkb(ground)) for tile, ground in known if tile in current
+    }
+
+
+ACTIONS = {"show": _show, "create": _create, "import": _import, "export": _export}
+"""What each word does."""

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from rayjobs.errors import ConfigError, LabelError
+from rayjobs.labelling import job
+from rayjobs.storage import open_store
+from tests.unit.labels.small_set import TILES, publish_set
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """Runs `rayjobs labels` in this process."""
+    config = tmp_path / "experiment.yaml"
+    config.write_text(
+        json.dumps(
+            {
+                "name": "small",
+                "workspace": {"uri": f"file:{tmp_path}/workspace"},
+                "rasters": {"sources": [{"kind": "files", "uris": [f"{tmp_path}/*.tif"]}]},
+            }
+        )
+    )
+
+    def run(action, *arguments):
+        options, overrides = job.parser().parse_known_args([action, "--config", str(config), *map(str, arguments)])
+        return job.run(options, overrides)
+
+    return run
+
+
+def test_labels_come_in_and_go_out(labels, tmp_path):
+    publish_set(open_store(f"file:{tmp_path}/workspace"), "small")
+    made = labels("create", "--taxonomy", "land", "--class", "field:f", "--class", "water")
+    assert made == {"taxonomy": "land", "version": 1, "classes": ["field", "water"]}
+    given = tmp_path / "given.csv"
+    names = ["field", "water", "", "field"]
+    given.write_text("tile_id,label\n" + "".join(f"{tile},{name}\n" for tile, name in zip(TILES, names, strict=False)))
+    arguments = ("--taxonomy", "land", "--input", given, "--person", "anna")
+    assert labels("import", *arguments, "--dry-run") == {"events": 4}
+    assert labels("import", *arguments) == {"accepted": 4, "already": 0}
+    assert labels("import", *arguments) == {"accepted": 0, "already": 4}
+    assert labels("show") == {"land": 4}
+    shown = labels("show", "--taxonomy", "land")
+    assert (shown["classes"], shown["unsure"], shown["people"]) == ({"field": 2, "water": 1}, 1, {"anna": 4})
+    for name in ("out.csv", "out.geojson", "out.parquet"):
+        assert labels("export", "--taxonomy", "land", "--output", tmp_path / name)["tiles"] == 4
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 3
+    features = json.loads((tmp_path / "out.geojson").read_text())["features"]
+    assert {feature["geometry"]["type"] for feature in features} == {"Polygon"}
+    assert labels("import", "--taxonomy", "land", "--input", tmp_path / "out.csv", "--person", "ben")["accepted"] == 4
+    pictures = labels("export", "--taxonomy", "land", "--output", tmp_path / "out")["pictures"]
+    assert pictures == {"field": 2, "unsure": 1, "water": 1}
+    labels("export", "--taxonomy", "land", "--output", tmp_path / "triplets.parquet", "--triplets", 5)
+    assert pq.read_table(tmp_path / "triplets.parquet").column_names == ["anchor_id", "positive_id", "negative_id"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("create",), "needs --taxonomy"),
+        (("import", "--taxonomy", "land"), "needs --input"),
+        (("import", "--taxonomy", "land", "--person", "<b>", "--input", "absent.csv"), "absent.csv"),
+        (("export", "--taxonomy", "land"), "needs --output"),
+        (("export", "--taxonomy", "land", "--output", "x.txt"), "needs --output"),
+    ],
+)
+def test_what_is_missing_is_said(labels, arguments, words):
+    labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
+    with pytest.raises(ConfigError, match=words):
+        labels(*arguments)
+
+
+def test_a_file_that_is_no_table_of_labels_is_refused(labels, tmp_path):
+    labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
+    for content, error in (("tile,name\nx,a\n", ConfigError), ("", ConfigError), ("tile_id,label\nx,c\n", LabelError)):
+        (tmp_path / "given.csv").write_text(content)
+        with pytest.raises(error):
+            labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
+    assert labels("show") == {"land": 0}

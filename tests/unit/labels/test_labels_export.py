@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from rayjobs.errors import LabelError
+from rayjobs.labels.current import current_labels
+from rayjobs.labels.export import as_csv, as_geojson, label_table, triplets, with_labels, write_image_folder
+from rayjobs.storage import open_store
+from tests.unit.labels.saying import said
+from tests.unit.labels.small_set import TILES, publish_set
+
+NAMES = ["field", "field", "water", None, "water", "field"]
+CURRENT = current_labels([said("anna", tile, name) for tile, name in zip(TILES, NAMES, strict=True)])
+
+
+@pytest.fixture
+def source(tmp_path):
+    return publish_set(open_store(f"file:{tmp_path}/workspace"))
+
+
+def test_csv_has_a_line_per_tile():
+    rows = list(csv.DictReader(io.StringIO(as_csv(CURRENT).decode())))
+    assert [(row["tile_id"], row["label"] or None) for row in rows] == list(zip(TILES, NAMES, strict=True))
+    assert {row["agreement"] for row in rows} == {"1.0"}
+
+
+def test_geojson_has_a_feature_per_tile():
+    ground = {"type": "Point", "coordinates": [1.0, 2.0]}
+    features = json.loads(as_geojson(CURRENT, {TILES[0]: ground}))["features"]
+    assert [feature["properties"]["label"] for feature in features] == NAMES
+    assert [feature["geometry"] for feature in features] == [ground, *[None] * 5]
+
+
+def test_an_image_folder_holds_copies(source, tmp_path):
+    assert write_image_folder(CURRENT, source, tmp_path / "out") == {"field": 3, "unsure": 1, "water": 2}
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    assert found == {f"{name or 'unsure'}/{tile}.png" for tile, name in zip(TILES, NAMES, strict=True)}
+    assert np.asarray(Image.open(tmp_path / "out" / "field" / f"{TILES[0]}.png")).shape == (8, 8, 3)
+    assert source.damage() is None, "nothing is moved"
+    changed = current_labels([said("anna", tile, "water") for tile in TILES])
+    write_image_folder(changed, source, tmp_path / "out")
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.png")) == ["water"] * 6
+
+
+def test_tiles_take_the_labels_of_people():
+    tiles = pa.table({"tile_id": [*TILES[::-1], "f" * 20], "label": pa.nulls(7, pa.string()), "row": list(range(7))})
+    found = with_labels(tiles, label_table(CURRENT))
+    assert found["label"].to_pylist() == [*NAMES[::-1], None]
+    assert found["row"] == tiles["row"]
+
+
+def test_triplets_are_of_two_classes():
+    labels = label_table(CURRENT)
+    known = dict(zip(labels["tile_id"].to_pylist(), labels["label"].to_pylist(), strict=True))
+    drawn = triplets(labels, 200, seed=3).to_pylist()
+    assert triplets(labels, 200, seed=3).to_pylist() == drawn
+    for row in drawn:
+        assert row["anchor_id"] != row["positive_id"]
+        assert known[row["anchor_id"]] == known[row["positive_id"]] != known[row["negative_id"]]
+    assert {known[row["anchor_id"]] for row in drawn} == {"field", "water"}
+    assert len({row["anchor_id"] for row in drawn}) == 5
+
+
+@pytest.mark.parametrize("names", [["field", "field"], ["field", "water"], []])
+def test_triplets_need_two_classes_and_a_pair(names):
+    labels = pa.table({"tile_id": pa.array(TILES[: len(names)], pa.string()), "label": pa.array(names, pa.string())})
+    with pytest.raises(LabelError, match="make no triplet"):
+        triplets(labels, 1)
