@@ -26,7 +26,7 @@ NAIVE = {
     "uncertain_balanced": naive_uncertain_balanced,
     "positive": lambda rows, sought: [row[sought] for row in rows],
 }
-DRAWN = {"random": lambda p: 1.0, "gaussian": lambda p: math.exp(-(((p - 0.5) / 0.2) ** 2) / 2) / (0.2 * math.sqrt(2 * math.pi))}
+DRAWN = {"random": lambda _: 1.0, "gaussian": lambda p: math.exp(-(((p - 0.5) / 0.2) ** 2) / 2) / (0.2 * math.sqrt(2 * math.pi))}
 """Weights of strategies that draw without replacement."""
 
 

@@ -58,7 +58,9 @@ def test_neighbours_follow_each_chosen_tile(vectors, rng):
     assert found[3] == 58
     others = [tile for tile in range(58) if tile not in found]
     for first, near in ((59, found[1:3]), (58, found[4:6])):
-        assert max(math.dist(vectors[first], vectors[tile]) for tile in near) <= min(math.dist(vectors[first], vectors[tile]) for tile in others)
+        assert max(math.dist(vectors[first], vectors[tile]) for tile in near) <= min(
+            math.dist(vectors[first], vectors[tile]) for tile in others
+        )
     assert next_tiles(rows, vectors, vectors[:0], 6, **arguments).tolist() == [59, 58, 57, 56, 55, 54]
 
 
