@@ -139,7 +139,7 @@ def _parser(verb, rest):
         made = command.parser(f"index {name}", "")
         importlib.import_module(actions.ACTIONS[name]).add_options(made)
         return made
-    job = importlib.import_module(f"rayjobs.{verb}.job")
+    job = importlib.import_module(f"rayjobs.{cli.PACKAGES.get(verb, verb)}.job")
     return job.parser() if hasattr(job, "parser") else command.parser(verb, "")
 
 

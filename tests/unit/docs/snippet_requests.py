@@ -9,7 +9,7 @@ import re
 import urllib.parse
 from http import HTTPMethod
 
-from rayjobs.serve import api, schema
+from rayjobs.serve import api, label_schema, schema
 from tests.unit.docs.snippets import WrongSnippetError, check_body
 
 _JSON = "application/json"
@@ -87,7 +87,7 @@ def _check_json(data, model):
         raw = json.loads(data)
     except json.JSONDecodeError as error:
         raise WrongSnippetError(f"no JSON: {error}") from None
-    check_body(getattr(schema, model), raw)
+    check_body(getattr(schema if hasattr(schema, model) else label_schema, model), raw)
 
 
 def _check_form(fields, taken):
