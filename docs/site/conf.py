@@ -30,7 +30,7 @@ exclude_patterns = ["docs/site", ".*", "build", "demo", "dist", "mlruns", "rayjo
 
 PARTS = {
     "Learn": ["docs/concepts", "docs/glossary", "docs/recipes", "configs/README"],
-    "Look up": ["docs/configuration", "docs/http", "docs/page", "docs/labels", "docs/indexes", "docs/tune"],
+    "Look up": ["docs/configuration", "docs/http", "docs/page", "docs/labels", "docs/active", "docs/indexes", "docs/tune"],
     "Run": ["docs/operations", "deploy/README", "docs/doctor", "docs/security", "docs/reliability", "docs/scale", "docs/performance"],
     "Why": ["docs/experiments", "ARCHITECTURE", "docs/adr/README", "CONTRIBUTING", "CHANGELOG"],
 }
