@@ -39,7 +39,7 @@ POOL, POOL_SOUGHT, HELD, HELD_SOUGHT = 40, 29, 20, 14
 """Pictures of each class, and of the class sought, that may be labelled, and that are held out."""
 FIRST, ROUND, LAST = 20, 20, 200
 """Labels at the beginning, of each round, and at the end."""
-SEEDS, CHOOSING_SEEDS = range(10), range(5)
+SEEDS, CHOOSING_SEEDS = range(10), range(3)
 """Of the classes that test, and of those that choose."""
 SHARE = 0.8
 """Of the first labels that are neighbours of the one picture."""
@@ -251,9 +251,8 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("label_efficiency.jsonl"), help="file of measurements, which a second run goes on from"
     )
-    parser.add_argument(
-        "--classes", nargs="+", help="measure some classes alone, those that test by random only: several processes may share one file"
-    )
+    parser.add_argument("--classes", nargs="+", help="measure some classes alone, and no more: several processes may share one file")
+    parser.add_argument("--strategies", nargs="+", choices=CANDIDATES, help="of these classes; default all, of those that test random")
     parser.add_argument("--plot", type=Path, help="where to draw the curves (PNG)")
     options = parser.parse_args()
     images, vectors = embedded(str(Path(DATA, "aid_15classes").resolve()), options.out.with_suffix(".npy"))
@@ -261,10 +260,8 @@ def main() -> None:
     seeds = SEEDS[:2] if options.quick else SEEDS
     choose, test = halves(np.unique(images.labels).tolist())
     if options.classes:
-        curves(
-            record, images, vectors, [name for name in choose if name in options.classes], list(CANDIDATES), CHOOSING_SEEDS[: len(seeds)]
-        )
-        curves(record, images, vectors, [name for name in test if name in options.classes], [RANDOM], seeds)
+        for classes, names, few in ((choose, list(CANDIDATES), CHOOSING_SEEDS[: len(seeds)]), (test, [RANDOM], seeds)):
+            curves(record, images, vectors, [name for name in classes if name in options.classes], options.strategies or names, few)
         return
     choosing = curves(record, images, vectors, choose, list(CANDIDATES), CHOOSING_SEEDS[: len(seeds)])
     chosen = show_choice(choosing)
