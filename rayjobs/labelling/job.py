@@ -124,6 +124,9 @@ def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]
         raise ConfigError(f"--input is no CSV in UTF-8: {error}") from None
     if not rows or not {"tile_id", "label"} <= rows[0].keys():
         raise ConfigError("--input has no rows with the columns tile_id and label; give it a header line with both")
+    short = next((number for number, row in enumerate(rows) if not row["tile_id"] or row["label"] is None), None)
+    if short is not None:
+        raise ConfigError(f"--input: row {short + 1} lacks its tile_id or its label; an empty label, after a comma, says unsure")
     version, now, digest = labels.taxonomy().version, datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
     return [
         LabelEvent(

@@ -14,13 +14,12 @@ import pyarrow as pa
 
 from rayjobs.errors import LabelError
 from rayjobs.labels.current import Current
+from rayjobs.labels.taxonomy import UNSURE
 from rayjobs.tiles.render import pictures_of, png
 
 if TYPE_CHECKING:
     from rayjobs.storage import Version
 
-UNSURE = "unsure"
-"""The folder of an image folder for tiles of which people are unsure."""
 _COLUMNS = ("tile_id", "label", "agreement", "votes", "people", "at")
 _AT_ONCE = 1000
 """Pictures that are held in memory."""
@@ -110,7 +109,7 @@ def triplets(labels: pa.Table, count: int, *, seed: int = 0) -> pa.Table:
 
 
 def write_image_folder(current: Mapping[str, Current], source: Version, folder: Path) -> dict[str, int]:
-    """Write the labelled tiles of a set as PNG, each in a folder named after its class: `<folder>/<class>/<tile_id>.png`.
+    """Write the labelled tiles of a set as PNG, each in a folder named after its class: `<folder>/<class>/<tile_id>.png`, or `unsure`.
 
     Tiles that were exported before under another class go to their new one.
 

@@ -27,6 +27,8 @@ _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _KEYS = "1234567890abcdefghijklmnopqrstvwxyz"
 """Keys for classes that name none; `u` means unsure."""
 _LONGEST_NAME, _LONGEST_DESCRIPTION, _MOST_CLASSES = 64, 500, 100
+UNSURE = "unsure"
+"""What nobody can call a class."""
 BINARY = ("positive", "negative")
 """Classes of a binary taxonomy."""
 
@@ -73,6 +75,8 @@ class LabelClass:
                 raise LabelError(
                     f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the ends"
                 )
+        if self.name.lower() == UNSURE:
+            raise LabelError(f"class {self.name!r}: it is always allowed to be unsure, and that is no class; leave it out")
         if self.colour and not _COLOUR.fullmatch(self.colour):
             raise LabelError(f"class {self.name!r}: {self.colour[:20]!r} is no colour; write #rrggbb in lower case")
         if len(self.key) > 1 or (self.key and (not self.key.isprintable() or self.key in {"u", " "})):

@@ -64,21 +64,21 @@ def taxonomies(service: Here, request: fastapi.Request, answers: Pinned) -> Taxo
 
 
 @router.post("/v1/labels", tags=["labels"], status_code=HTTPStatus.CREATED, response_class=JSONResponse)
-def publish(service: Here, given: NewTaxonomy) -> TaxonomyAnswer:
+def publish(service: Here, answers: Pinned, given: NewTaxonomy) -> TaxonomyAnswer:
     """Make a taxonomy, or the next version of one; the same classes again change nothing."""
-    return service.labelling.publish(given, service.answers)
+    return service.labelling.publish(given, answers)
 
 
 @router.post("/v1/labels/{taxonomy}/next", tags=["labels"], response_class=JSONResponse)
-def hand(service: Here, taxonomy: Named, asked: NextRequest, person: Person) -> Handed:
+def hand(service: Here, answers: Pinned, taxonomy: Named, asked: NextRequest, person: Person) -> Handed:
     """Hand out tiles that nobody has labelled; until its lease expires each is in no one else's hands."""
-    return service.labelling.hand(taxonomy, person, asked, service.answers)
+    return service.labelling.hand(taxonomy, person, asked, answers)
 
 
 @router.post("/v1/labels/{taxonomy}/events", tags=["labels"], response_class=JSONResponse)
-def add(service: Here, taxonomy: Named, said: SaidEvents, person: Person) -> Added:
+def add(service: Here, answers: Pinned, taxonomy: Named, said: SaidEvents, person: Person) -> Added:
     """Take down labels, unsure ones and undone ones; when this answers, they are kept. 409 names those that others labelled first."""
-    return service.labelling.add(taxonomy, person, said.events, service.answers)
+    return service.labelling.add(taxonomy, person, said.events, answers)
 
 
 @router.post("/v1/labels/{taxonomy}/release", tags=["labels"], response_class=JSONResponse)

@@ -100,7 +100,7 @@ class Labelling:
                 labelled = set(tally.current)
             renewed = [one.tile_id for one in own if one.lease in kept and one.tile_id not in labelled]
             again = [one.tile_id for one in own if asked.held is not None and one.lease not in kept and one.tile_id not in labelled]
-            again, busy = again[: asked.count], labelled.union(one.tile_id for one in held)
+            again, busy = answers.known(again)[: asked.count], labelled.union(one.tile_id for one in held)
             chosen = again + _fresh(asked, queue.tiles, answers, busy, asked.count - len(again))
             ours.clear()
             ours.update(chosen)

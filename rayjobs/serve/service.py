@@ -74,4 +74,4 @@ def naming(answers: Answers) -> dict[str, str]:
 
 
 Pinned = Annotated[Answers, fastapi.Depends(pinned_answers)]
-"""A parameter of a GET route: the index version to answer from."""
+"""A parameter of a route: the index version to answer from."""

@@ -76,7 +76,12 @@ def test_what_is_missing_is_said(labels, arguments, words):
 
 def test_a_file_that_is_no_table_of_labels_is_refused(labels, tmp_path):
     labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
-    for content, error in (("tile,name\nx,a\n", ConfigError), ("", ConfigError), ("tile_id,label\nx,c\n", LabelError)):
+    for content, error in (
+        ("tile,name\nx,a\n", ConfigError),
+        ("", ConfigError),
+        ("tile_id,label\nx\n", ConfigError),
+        ("tile_id,label\nx,c\n", LabelError),
+    ):
         (tmp_path / "given.csv").write_text(content)
         with pytest.raises(error):
             labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")

@@ -67,7 +67,16 @@ def test_names_that_are_no_folder_are_refused(local, name):
 
 
 @pytest.mark.parametrize(
-    "one", [{"name": " x"}, {"name": "a/b"}, {"name": ".."}, {"name": "x", "colour": "red"}, {"name": "x", "key": "u"}, {"name": "x\n"}]
+    "one",
+    [
+        {"name": " x"},
+        {"name": "a/b"},
+        {"name": ".."},
+        {"name": "x", "colour": "red"},
+        {"name": "x", "key": "u"},
+        {"name": "x\n"},
+        {"name": "Unsure"},
+    ],
 )
 def test_classes_that_cannot_be_shown_are_refused(one):
     with pytest.raises(LabelError):

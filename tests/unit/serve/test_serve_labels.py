@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+from rayjobs.labels.leases import Leases
 from rayjobs.labels.queue import FILE, queue_of
 from rayjobs.serve.api import current_service
 from rayjobs.serve.labelling import Labelling
@@ -122,6 +123,13 @@ def test_a_page_that_is_loaded_anew_gets_its_tiles_back(ask):
     ask("POST", "/v1/labels/ponds/events", {"events": [event(items[0]["tile_id"], lease=items[0]["lease"])]})
     again = ask("POST", "/v1/labels/ponds/next", {"count": 3, "held": []})["items"]
     assert {(one["tile_id"], one["lease"]) for one in again} == {(one["tile_id"], one["lease"]) for one in [*items[1:], *more]}
+
+
+def test_a_tile_that_has_left_the_index_is_not_handed_out_again(ask):
+    Leases(ask.store, "ponds").take("anna", lambda _: [IDS[3], IDS[4]])
+    items = ask("POST", "/v1/labels/ponds/next", {"count": 2, "held": []})["items"]
+    assert items[0]["tile_id"] == IDS[4]
+    assert IDS[3] not in [item["tile_id"] for item in items]
 
 
 def test_the_grid_shows_look_alikes(ask):
