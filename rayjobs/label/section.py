@@ -33,7 +33,9 @@ class LabelSection:
     """Share of these that are neighbours; the others are drawn."""
     round_tiles: _Count = 20
     """Tiles of each later queue."""
-    strategy: Literal["random", "least_confidence", "margin", "entropy", "uncertain_balanced", "positive", "gaussian"] = "uncertain_balanced"
+    strategy: Literal["random", "least_confidence", "margin", "entropy", "uncertain_balanced", "positive", "gaussian"] = (
+        "uncertain_balanced"
+    )
     """Which tiles are wanted, by the head's probabilities: any; the least likely best class, the closest two classes, or the most even
     spread (the same of two classes); by turns on either side of .5; the likeliest of the class sought; a sample of weights N(p; .5, .2)."""
     diversity: Literal["top_n", "proximity", "cluster", "core_set"] = "top_n"

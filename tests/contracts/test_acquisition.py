@@ -21,7 +21,7 @@ def naive_uncertain_balanced(rows, sought):
 
 NAIVE = {
     "least_confidence": lambda rows, _: [1 - max(row) for row in rows],
-    "margin": lambda rows, _: [sorted(row)[-2] - sorted(row)[-1] for row in rows],
+    "margin": lambda rows, _: [sorted(row)[-2] - max(row) for row in rows],
     "entropy": lambda rows, _: [-sum(p * math.log(p) for p in row if p > 0) for row in rows],
     "uncertain_balanced": naive_uncertain_balanced,
     "positive": lambda rows, sought: [row[sought] for row in rows],
