@@ -14,6 +14,7 @@ VERBS = {
     "evaluate": "measure retrieval on held-out ground, beside what needs no training",
     "embed": "write the embedding table of a set",
     "index": "embed a set and publish a searchable index of it",
+    "label": "learn from what people have labelled, and choose what they label next",
     "export": "write the chips of a set as image folders, Parquet or TFRecords",
     "serve": "answer queries over HTTP",
     "query": "ask a running service",

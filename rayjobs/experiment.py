@@ -12,6 +12,7 @@ from rayjobs.config import section
 from rayjobs.evaluate.section import EvaluateSection
 from rayjobs.fetch.section import FetchSection
 from rayjobs.index.section import IndexSection
+from rayjobs.label.section import LabelSection
 from rayjobs.metric.section import (
     ClusteringSection,
     HashingSection,
@@ -62,6 +63,7 @@ class Experiment:
     tune: TuneSection = TuneSection()
     evaluate: EvaluateSection = EvaluateSection()
     index: IndexSection = IndexSection()
+    label: LabelSection = LabelSection()
     serve: ServeSection = ServeSection()
     tracking: TrackingSection = TrackingSection()
     ray: RaySection = RaySection()

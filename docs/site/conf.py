@@ -29,13 +29,14 @@ include_patterns = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTIN
 exclude_patterns = ["docs/site", ".*", "build", "demo", "dist", "mlruns", "rayjobs", "tests", "workspace"]
 
 PARTS = {
-    "Learn": ["docs/concepts", "docs/glossary", "docs/recipes", "docs/imagery", "configs/README"],
+    "Learn": ["docs/concepts", "docs/glossary", "docs/curator", "docs/recipes", "docs/imagery", "configs/README"],
     "Look up": [
         "docs/configuration",
         "docs/http",
         "docs/page",
         "docs/labelling",
         "docs/labels",
+        "docs/active",
         "docs/worldview",
         "docs/indexes",
         "docs/tune",

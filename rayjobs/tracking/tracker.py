@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Verb = Literal["train", "tune", "evaluate"]
+Verb = Literal["train", "tune", "evaluate", "label"]
 
 _AGAIN_S = 5.0
 """Least time between two tries to reach an MLflow that is away."""
@@ -272,7 +272,7 @@ def tracked(
     Args:
         settings: the experiment's tracking section.
         workspace: the workspace's URI; files are kept below it.
-        verb: whose run it is; each evaluation is a run of its own, the others go on with theirs.
+        verb: whose run it is; each evaluation and each command of labelling is a run of its own, the others go on with theirs.
         run: name of the run.
         parameters: nested; logged under dotted keys.
         say: tells the person what is wrong with MLflow.
@@ -316,7 +316,7 @@ def tracker_of(
         return Tracker(None, _NOWHERE, say)
     try:
         uri = tracking_uri(settings, workspace)
-        spool = spool_of(uri, workspace, f"{verb} {run}", goes_on=verb != "evaluate")
+        spool = spool_of(uri, workspace, f"{verb} {run}", goes_on=verb not in {"evaluate", "label"})
         if spool.folder.exists() and not spool.claim():
             spool = spool.another()
         tracker = Tracker(Client(uri), spool, say, run_id=run_id or spool.run_id, opened=opened)

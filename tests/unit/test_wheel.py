@@ -14,7 +14,7 @@ import yaml
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("sample", "train", "evaluate", "embed", "index", "serve", "query", "doctor", "demo")
+VERBS = ("sample", "train", "evaluate", "embed", "index", "label", "serve", "query", "doctor", "demo")
 
 
 @pytest.fixture(scope="module")

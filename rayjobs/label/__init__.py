@@ -1,0 +1,1 @@
+"""The verb that learns from what people have labelled so far, and says what they should label next."""
