@@ -9,7 +9,7 @@ import socketserver
 import threading
 import warnings
 import wsgiref.simple_server
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,15 @@ import yaml
 
 SIDE = 64
 """Pixels of a tile."""
-LEVELS = {"geo": [4.5 / 2**level for level in range(8)], "mercator": [2 * 20037508.342789244 / SIDE / 2**level for level in range(8)]}
+LEVELS = {
+    "geo": [4.5 / 2**level for level in range(8)],
+    "fine": [4.5 / 2**level for level in range(7, 15)],
+    "mercator": [2 * 20037508.342789244 / SIDE / 2**level for level in range(8)],
+}
 """Resolutions, in degrees and metres. Those in degrees make tiles as large as GIBS's, whose matrices end beyond where the Earth does."""
 _GRIDS = {
     "geo": {"srs": "EPSG:4326", "bbox": [-180, -90, 180, 90], "res": LEVELS["geo"], "tile_size": [SIDE, SIDE], "origin": "nw"},
+    "fine": {"srs": "EPSG:4326", "bbox": [-180, -90, 180, 90], "res": LEVELS["fine"], "tile_size": [SIDE, SIDE], "origin": "nw"},
     "mercator": {
         "srs": "EPSG:3857",
         "bbox": [-20037508.342789244, -20037508.342789244, 20037508.342789244, 20037508.342789244],
@@ -91,13 +96,14 @@ class _Quiet(wsgiref.simple_server.WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder: Path, layers: dict[str, dict[str, Any]]) -> Iterator[MapServer]:
+def serve(folder: Path, layers: dict[str, dict[str, Any]], grids: Sequence[str] = ("geo", "mercator")) -> Iterator[MapServer]:
     """Run MapProxy in a thread until the block ends.
 
     Args:
         folder: empty; for tiles and the configuration.
         layers: by name `title`, `format` and `times` (values of the time dimension). Where one has any, MapProxy 7.0 answers no requests
             with parameters, but those for addresses that hold the date (`rest`); where none has, the reverse (`kvp`).
+        grids: on which all layers are.
     """
     template = "/{Layer}/default/{time}/{TileMatrixSet}/{TileMatrix}/{TileRow}/{TileCol}.{Format}"
     config = {
@@ -106,7 +112,7 @@ def serve(folder: Path, layers: dict[str, dict[str, Any]]) -> Iterator[MapServer
             {
                 "name": name,
                 "title": layer["title"],
-                "tile_sources": [f"{name}_{grid}" for grid in _GRIDS],
+                "tile_sources": [f"{name}_{grid}" for grid in grids],
                 **({"dimensions": {"time": {"values": layer["times"], "default": layer["times"][-1]}}} if layer["times"] else {}),
             }
             for name, layer in layers.items()
@@ -119,9 +125,9 @@ def serve(folder: Path, layers: dict[str, dict[str, Any]]) -> Iterator[MapServer
                 "cache": {"type": "file", "directory": str(folder / f"{name}_{grid}"), "directory_layout": "tms"},
             }
             for name, layer in layers.items()
-            for grid in _GRIDS
+            for grid in grids
         },
-        "grids": _GRIDS,
+        "grids": {grid: _GRIDS[grid] for grid in grids},
         "globals": {"image": {"paletted": False}},
     }
     path = folder / "mapproxy.yaml"

@@ -18,7 +18,8 @@ ALSO_PLAIN = {"console", "tracking", "workspace"}
 PIXELS = {"rasters", "tiles", "labels"}
 VECTORS = {"models", "metric", "retrieval"}
 VERBS = {
-    "cluster", "demo", "doctor", "embed", "evaluate", "export", "fetch", "index", "label", "labelling", "query", "sample", "serve", "train", "tune",
+    "cluster", "demo", "doctor", "embed", "evaluate", "export", "fetch", "index", "label", "labelling",
+    "query", "sample", "serve", "train", "tune",
 }  # fmt: skip
 COMMANDS = {"experiment", "command", "cli"}
 
