@@ -119,7 +119,7 @@ def test_two_people_label_while_the_service_is_killed(row, tmp_path):
         assert [person.fault for person in people] == [None, None]
         served.wait_for(lambda: served.get("/v1/labels/ponds/progress").status_code == 200, "the service after the last kill")
         audit = served.get("/v1/labels/ponds/events", params={"limit": 10_000}).json()["events"]
-    assert kills >= row.tries // 40, "the kills fell into the work"
+    assert kills >= max(1, row.tries // 40), "the kills fell into the work"
     kept = [event["event_id"] for person in people for event in person.kept]
     assert sorted(event["event_id"] for event in audit) == sorted(kept), "each acknowledged event is there once, and no other"
     assert _ids_in_segments(store, "ponds") == collections.Counter(kept)
