@@ -4,11 +4,13 @@ import collections
 import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayjobs.labels.current import Tally, current_labels
 from tests.unit.labels.saying import said
+
+UNHURRIED = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def naive(events, renamed):
@@ -42,12 +44,14 @@ def histories(draw):
 
 
 @pytest.mark.parametrize("renamed", [{}, {"meadow": "field"}])
+@UNHURRIED
 @given(events=histories())
 def test_current_labels_are_those_of_a_naive_model(renamed, events):
     found = current_labels(events, renamed=renamed)
     assert {tile: (one.label, one.agreement, one.people) for tile, one in found.items()} == naive(events, renamed)
 
 
+@UNHURRIED
 @given(events=histories())
 def test_counts_follow_each_event(events):
     tally = Tally()

@@ -5,7 +5,7 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -130,4 +130,6 @@ class Handing(RuleBasedStateMachine):
 
 def test_leases_are_those_of_a_naive_model(tmp_path):
     Handing.folder = tmp_path
-    run_state_machine_as_test(Handing, settings=settings(max_examples=20, stateful_step_count=15, deadline=None))
+    run_state_machine_as_test(
+        Handing, settings=settings(max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+    )

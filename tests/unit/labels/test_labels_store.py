@@ -38,7 +38,7 @@ def test_a_repeated_delivery_is_one_event(store):
 def test_two_writers_keep_one_order(store):
     land(store)
     writers = [LabelStore(store, "land") for _ in range(4)]
-    sent = [[said(str(place), f"t{place}-{number}", "field") for number in range(12)] for place in range(4)]
+    sent = [[said(str(place), f"t{place}-{number}", "field") for number in range(6)] for place in range(4)]
     twice = said("x", "t", "field")
 
     def write(place):
