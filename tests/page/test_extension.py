@@ -9,12 +9,13 @@ import urllib.request
 
 import pytest
 
-from tests.page.conftest import eventually
+from tests.page.conftest import WAIT_MS, eventually
 from tests.page.loaded_extension import EXTENSION, Worldview, loaded, worldview_page
 
 pytestmark = pytest.mark.slow
 
 LAYERS = "Coastlines,MODIS_Aqua_CorrectedReflectance_TrueColor(hidden),VIIRS_SNPP_CorrectedReflectance_TrueColor(opacity=0.9,palettes=a,b)"
+PAUSE_MS = 250
 CONTEXT = "?p=geographic&v={v}&l={layers}&z=3&t=2018-07-16-T00%3A00%3A00Z"
 
 
@@ -159,6 +160,27 @@ def test_what_is_wrong_is_said(opened):
     assert "has no tile at 5.00° S 100.00° E: it covers" in fault(opened(v="90,-10,110,0"))
     assert "Give its address in the options" in fault(opened(address=""))
     assert "may not ask http://127.0.0.1:9 yet" in fault(opened(address="http://127.0.0.1:9"))
+
+
+def test_the_side_panel_reads_the_tab_beside_it(opened):
+    panel = opened(v="10,20,30,40")
+    panel.evaluate("""document.querySelector("h1").addEventListener("click", async () =>
+        chrome.sidePanel.open({ windowId: (await chrome.windows.getCurrent()).id }))""")
+    panel.locator("h1").click()  # a browser opens it at a person's click alone
+    panel.worldview.bring_to_front()
+    browser = panel.context.new_cdp_session(panel)
+    answers = []
+    browser.on("Target.receivedMessageFromTarget", lambda message: answers.append(json.loads(message["message"])))
+    ask = json.dumps({"id": 1, "method": "Runtime.evaluate", "params": {"expression": "document.querySelector('#view').textContent"}})
+    for _ in range(WAIT_MS // PAUSE_MS):
+        beside = [one for one in browser.send("Target.getTargets")["targetInfos"] if one["url"].endswith("/panel.html")]
+        for target in beside:
+            session = browser.send("Target.attachToTarget", {"targetId": target["targetId"], "flatten": False})["sessionId"]
+            browser.send("Target.sendMessageToTarget", {"sessionId": session, "message": ask})
+        panel.wait_for_timeout(PAUSE_MS)
+        if any("30.00° N 20.00° E" in answer["result"]["result"].get("value", "") for answer in answers):
+            return
+    pytest.fail(f"the side panel never showed the view; it said {answers[-3:]}")
 
 
 def test_the_options_try_what_they_save(browser, naip, worldview, tmp_path):
