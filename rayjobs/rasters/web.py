@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import functools
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -103,6 +105,12 @@ class Answer:
     """In their order; of a request that succeeded, those before."""
 
 
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Return whom to trust, read once: each client would read all certificates anew, which takes longer than many a request."""
+    return httpx.create_ssl_context()
+
+
 class Asker:
     """Asks one service; for many threads. Use it in a `with` block, or close it."""
 
@@ -110,7 +118,7 @@ class Asker:
         """Take how patient and how fast to be (None: as fast as it goes), and what waits."""
         self._patience, self._pace, self._sleep = patience or Patience(), pace, sleep
         headers = {"User-Agent": "rayjobs", "Accept-Encoding": "gzip, deflate"}
-        self._client = httpx.Client(follow_redirects=True, timeout=self._patience.timeout_s, headers=headers)
+        self._client = httpx.Client(follow_redirects=True, timeout=self._patience.timeout_s, headers=headers, verify=_trusted())
 
     def __enter__(self) -> Self:
         """Return the asker."""
