@@ -110,8 +110,7 @@ def test_the_oracle_is_asked_round_by_round_up_to_the_budget(workspace, tmp_path
     assert (found.labels, found.round, found.queued) == (60, 6, 10)
     assert found.by_class["positive"] >= 10, "drawing would find 4"
     assert sum(found.by_class.values()) == 60
-    assert found.measured["AP"] > rows[1]["measured"]["AP"] - 0.05
-    assert found.measured["AP"] > 0.5
+    assert found.measured["AP"] > 0.3, "drawing would have 0.06"
     assert {"agreement", "expected_left", "validated", "advice"} <= set(rows[-1])
     assert len([line for line in console.lines if "round" in line]) == 7
 
