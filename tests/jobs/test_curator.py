@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import re
 import secrets
 import shlex
-import string
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LAYER, DATE, GRID, LEVEL = "HLS_S30_Nadir_BRDF_Adjusted_Reflectance", "2024-06-15", "fine", 7
 PIXEL = map_server.LEVELS[GRID][LEVEL]
 COVER = {41: "forest", 42: "forest", 43: "forest", 52: "shrub", 71: "grassland", 31: "barren", 21: "developed", 22: "developed"}
+ITEMS, TILE = "workspace/imagery/curator/0123456789abcdef/items.json", "0123456789abcdef0123"
+"""In the document."""
 WHOLE = os.environ.get("RAYJOBS_WALK") == "whole"
 SIZE, BUDGET = ((704, 1128), 200) if WHOLE else ((256, 320), 24)
 """Rows and columns of the scene that are served, and labels that are given."""
@@ -78,7 +80,9 @@ def test_from_an_archive_to_a_labelled_set_and_a_better_model(cluster, s3_server
     os.environ.update(s3_server.environment)
     workspace = s3_server.bucket(f"curator-{secrets.token_hex(4)}")
     picture, at, bbox = served_picture(data)
-    with map_server.serve(tmp_path, {LAYER: {"title": "HLS nadir", "format": "image/png", "times": [DATE]}}, [GRID]) as server:
+    with map_server.serve(
+        tmp_path, {LAYER: {"title": "HLS nadir", "format": "image/png", "times": [DATE, "2024-06-20"]}}, [GRID]
+    ) as server:
         server.publish(LAYER, GRID, DATE, LEVEL, at, picture)
         source = {"kind": "gibs", "layer": LAYER, "dates": [DATE], "url": server.rest, "channels": 3, "nodata": 0}
         keys = {"rasters.sources": [source], "rasters.aoi": bbox, "fetch.requests_per_second": 500, "serve.port": free_port()}
@@ -111,13 +115,13 @@ class Walk:
     stack: contextlib.ExitStack
     """Ends the service."""
     known: dict[str, str] = field(default_factory=dict)
-    """What earlier commands named, by the name of the document's variable."""
+    """What earlier commands named, by what stands for it in the document."""
     done: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
 
     def step(self, words):
-        verb, *rest = [string.Template(word).safe_substitute(self.known) for word in words]
+        verb, *rest = [functools.reduce(lambda text, name: text.replace(name, self.known[name]), self.known, word) for word in words]
         begun = time.monotonic()
         if verb == "serve":
             service = Running(self.cluster.start("serve", *self.told(rest)))
@@ -140,12 +144,12 @@ class Walk:
     def learn(self, verb, result):
         if verb == "fetch" and result.get("items"):
             assert result["complete"]
-            self.known["ITEMS"] = result["items"]
+            self.known[ITEMS] = result["items"]
         if verb == "sample":
             tiles = read_tiles(Artefact(open_store(self.workspace), "sets", "curator").current().read("tiles.parquet")).to_pylist()
             forest = [tile for tile in tiles if tile["label"] == "forest"]
-            self.known["TILE"] = max(forest, key=lambda tile: tile["label_purity"])["tile_id"]
+            self.known[TILE] = max(forest, key=lambda tile: tile["label_purity"])["tile_id"]
         if verb == "query":
-            assert self.known["TILE"] not in {feature["id"] for feature in result["features"]}
+            assert self.known[TILE] not in {feature["id"] for feature in result["features"]}
         if verb == "label":
             self.measured = result["measured"]
