@@ -66,6 +66,8 @@ class Result:
     """How far from its query what is found lies, by row, where tiles lie anywhere."""
     dates: dict[str, list[dict[str, Any]]]
     """Of each row, retrieval across dates, pair by pair; empty where no other date is asked."""
+    ranks: dict[str, list[float]]
+    """Of each row, the precision at rank 1, 2, ... up to `evaluate.ranks`; empty where nothing has a class."""
     protocol: dict[str, Any]
     """Queries, gallery, relevance, exclusion, resampling unit, seeds."""
     report: str
