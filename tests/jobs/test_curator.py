@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_from_an_archive_to_a_labelled_set_and_a_better_model(cluster, s3_server
     logging.getLogger(__name__).info("%s s; measured %s", dict(zip(walk.done, walk.seconds, strict=True)), walk.measured)
 
 
+def ended(service):
+    """End a service as a person does; one that is killed leaves its application on the cluster."""
+    service.signal(signal.SIGTERM)
+    try:
+        assert service.ended(120).code == 0, service.err
+    finally:
+        service.kill()
+
+
 @dataclass
 class Walk:
     """The commands of the document, on a cluster and a workspace of ours."""
@@ -125,7 +135,7 @@ class Walk:
         begun = time.monotonic()
         if verb == "serve":
             service = Running(self.cluster.start("serve", *self.told(rest)))
-            self.stack.callback(service.kill)
+            self.stack.callback(ended, service)
             service.wait_for("ready: ", seconds=300)
         else:
             rest = [*rest, "--url", self.capabilities, "--json"] if "--layers" in rest else self.told(rest)
