@@ -70,7 +70,8 @@ def test_the_oracle_labels_and_the_next_command_goes_on(cluster, given):
     with contextlib.closing(sqlite3.connect(cluster.environment["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///"))) as tracked:
         of_run = "FROM metrics JOIN runs USING (run_uuid) WHERE runs.name LIKE 'ports-0003%' AND key = 'measured/AP'"
         assert tracked.execute(f"SELECT step {of_run} ORDER BY step").fetchall() == [(8,), (12,), (16,)]
-    assert [key for key in store.list("mlflow/") if key.endswith("/curve.png")]
+        [(files,)] = tracked.execute("SELECT artifact_uri FROM runs WHERE name LIKE 'ports-0003%'").fetchall()
+    assert [key for key in open_store(files).list() if key.endswith("curve.png")]
 
     more = cluster.run("label", *options(config, workspace, "--label.budget", "20", "--tracking.enabled", "false"))
     assert more.code == 0, more.err
