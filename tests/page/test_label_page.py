@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
+import http.server
 import json
 import re
+import threading
 import urllib.request
 
 import pytest
 
 from rayjobs.serve.label_routes import PERSON_HEADER
-from tests.page.conftest import eventually
+from tests.page.conftest import WAIT_MS, eventually
 from tests.page.test_page import CONTRAST, NAMELESS, click_map, hits, searched
 
 pytestmark = pytest.mark.slow
@@ -195,7 +198,29 @@ def test_two_people_label_at_once(labelling, service, taxonomy):
     pages[0].get_by_role("row", name="Zoë Ä 25").wait_for()
 
 
-def test_what_was_said_outlives_a_service_that_is_killed(naip, opened):
+@contextlib.contextmanager
+def without_routes(port):
+    """A proxy whose application is not up yet: 404 for whatever is asked. Yields an event that is set once labels were sent there."""
+    told = threading.Event()
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_error(404)
+            if self.path.endswith("/events"):
+                told.set()
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield told
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_was_said_outlives_a_service_that_is_killed_and_starts_slowly(naip, opened):
     from tests.page import small_index
 
     with small_index.served(naip) as address:
@@ -210,7 +235,11 @@ def test_what_was_said_outlives_a_service_that_is_killed(naip, opened):
     page.get_by_role("alert").filter(has_text="does not answer").wait_for()
     page.keyboard.press("z")  # while nobody listens
     eventually(page, f"document.querySelector('#frame').dataset.id === '{tiles[-1]}'")
-    with small_index.served(naip, port=int(address.rpartition(":")[2])):
+    port = int(address.rpartition(":")[2])
+    with without_routes(port) as told:
+        assert told.wait(WAIT_MS / 1000)
+        page.get_by_role("alert").filter(has_text="answered 404").wait_for()
+    with small_index.served(naip, port=port):
         sent(page)
         assert [(one["tile_id"], one["kind"]) for one in events(address, "killed")] == [
             *((tile, "label") for tile in tiles),

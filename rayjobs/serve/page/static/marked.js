@@ -12,7 +12,12 @@ import { get } from "./service.js";
 export function marked(store) {
   /** Taken down in this visit: what is saved again says nothing new. @type {Set<string>} */
   const saved = new Set();
-  const outbox = new Outbox({ onTrouble: (trouble) => trouble && notice(`${trouble} The labels are kept here and are sent later.`), onTaken: () => {}, onRefused: () => {} });
+  const outbox = new Outbox({
+    person: () => person,
+    onTrouble: (trouble) => trouble && notice(`${trouble} The labels are kept here and are sent later.`),
+    onTaken: () => {},
+    onRefused: () => {},
+  });
   /** @type {any[]} */
   let taxonomies = [];
   let person = "";
