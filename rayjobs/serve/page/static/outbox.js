@@ -23,7 +23,7 @@ const LOST = 409;
 const REFUSED = new Set([400, LOST, 422]);
 
 export class Outbox {
-  /** @type {Promise<boolean> | null} */
+  /** @type {Promise<void> | null} */
   #sending = null;
   #pause = FIRST_PAUSE_MS;
   #most = MOST;
@@ -75,7 +75,7 @@ export class Outbox {
     this.send();
   }
 
-  /** Send what waits. @returns {Promise<boolean>} whether nothing of who labels now is left */
+  /** Send what waits of who labels now, as far as the service takes it. @returns {Promise<void>} */
   send() {
     clearTimeout(this.#again);
     this.#sending ??= this.#sendAll().finally(() => (this.#sending = null));
@@ -88,7 +88,7 @@ export class Outbox {
     for (;;) {
       const person = this.person();
       const waiting = this.waiting.filter((entry) => entry.person === person && !unknown.has(entry.taxonomy));
-      if (!waiting.length) return !unknown.size;
+      if (!waiting.length) return;
       const [{ taxonomy }] = waiting;
       const batch = waiting.filter((entry) => entry.taxonomy === taxonomy).slice(0, this.#most);
       try {
@@ -103,7 +103,7 @@ export class Outbox {
         if (isRefusal(told)) this.#refused(told, batch);
         else this.#later(told);
         if (told.status === NOT_FOUND) unknown.add(taxonomy);
-        else if (!isRefusal(told)) return false;
+        else if (!isRefusal(told)) return;
       }
     }
   }
