@@ -70,10 +70,7 @@ function states() {
   store.watch(["person"], ({ person }) => (the("who").textContent = person || "Who?"));
   the("who").addEventListener("click", async () => {
     const person = await whoLabels({ again: true });
-    if (person === store.state.person) return;
-    await session.stop(); // what one person has in hand is not another's
-    store.update({ person });
-    session.goOn();
+    if (person !== store.state.person) await session.handOver(person);
   });
 }
 
