@@ -1,13 +1,12 @@
 /** The panel: the open view, what is looked for, and the places that look like it. */
 
 import { make, the } from "./dom.js";
-import { embedded, pictureOf, placeSaid, post, tileAt } from "./service.js";
+import { around, embedded, pictureOf, placeSaid, post, tileAt } from "./service.js";
 import { settings } from "./settings.js";
 import { addressOf, boxOf, middleOf, snapshotOf, Unsearchable, viewOf } from "./worldview.js";
 
 const LIMIT = 24;
 const MOST_EXAMPLES = 64;
-const DAY_MS = 86_400_000;
 
 /**
  * @typedef {import("./worldview.js").View} View
@@ -100,9 +99,7 @@ async function search() {
  * @param {string} days  on both sides
  */
 function datesOf(view, days) {
-  if (days === "" || !view?.day) return null;
-  const at = (/** @type {number} */ sign) => new Date(Date.parse(view.day) + sign * Number(days) * DAY_MS).toISOString().slice(0, 10);
-  return `${at(-1)}/${at(1)}`;
+  return days === "" || !view?.day ? null : around(view.day, Number(days));
 }
 
 /** @param {Feature} tile */
@@ -151,8 +148,17 @@ function show(changes, said) {
   say(said);
   the("again").hidden = true;
   the("query").hidden = !state.positives.length && !state.negatives.length;
+  forgetPictures();
   the("examples").replaceChildren(...state.positives.map((one) => entry(one, "positives")), ...state.negatives.map((one) => entry(one, "negatives")));
   the("hits").replaceChildren(...state.features.map(card));
+}
+
+/** Pictures that were shown lie in memory until they are let go of; those of examples are shown again. */
+function forgetPictures() {
+  const kept = new Set([...state.positives, ...state.negatives].map(({ picture }) => picture));
+  for (const { src } of document.querySelectorAll("#examples img, #hits img")) {
+    if (!kept.has(src)) URL.revokeObjectURL(src);
+  }
 }
 
 /**
@@ -179,7 +185,8 @@ function entry(example, list) {
  */
 function card(feature, index) {
   const picture = /** @type {HTMLImageElement} */ (make("img", { alt: "", width: 96, height: 96 }));
-  pictureOf(feature.id).then((address) => (picture.src = address), () => picture.classList.add("missing"));
+  const put = (/** @type {string} */ address) => (picture.isConnected ? (picture.src = address) : URL.revokeObjectURL(address));
+  pictureOf(feature.id).then(put, () => picture.classList.add("missing"));
   const name = nameOf(feature);
   const take = (/** @type {"positives" | "negatives"} */ list) => () => work(async () => move(await fromTile(feature), list));
   const link = state.view && feature.geometry ? addressOf(state.view, feature) : null;

@@ -5,6 +5,8 @@ import { middleOf, Unsearchable } from "./worldview.js";
 
 const LONGEST_MS = 30_000;
 const DAY_MS = 86_400_000;
+const MOST_TILES = 100;
+const AROUND_DAYS = [0, 3, 30, 365];
 
 /** What went wrong. */
 export class Problem extends Error {
@@ -73,12 +75,26 @@ export async function post(path, body) {
  */
 export async function tileAt(view) {
   const { lon, lat } = middleOf(view);
-  const there = `/v1/tiles?bbox=${lon},${lat},${lon},${lat}&limit=100`;
-  const tiles = async (/** @type {string} */ path) => (await (await ask(path)).json()).features;
-  const sameDay = view.day ? await tiles(`${there}&datetime=${view.day}`) : [];
-  const found = sameDay.length ? sameDay : await tiles(there);
+  const there = `/v1/tiles?bbox=${lon},${lat},${lon},${lat}&limit=${MOST_TILES}`;
+  const { day } = view;
+  const windows = day ? AROUND_DAYS.map((days) => `&datetime=${around(day, days)}`) : [];
+  let found = [];
+  for (const window of [...windows, ""]) { // a place may have more tiles than one answer holds
+    found = (await (await ask(there + window)).json()).features;
+    if (found.length) break;
+  }
   if (!found.length) throw new Unsearchable(await nothingAt(lon, lat));
   return found.sort((/** @type {any} */ one, /** @type {any} */ other) => farness(one, view.day) - farness(other, view.day))[0];
+}
+
+/**
+ * The interval of some days on both sides of a day.
+ * @param {string} day
+ * @param {number} days
+ */
+export function around(day, days) {
+  const at = (/** @type {number} */ sign) => new Date(Date.parse(day) + sign * days * DAY_MS).toISOString().slice(0, 10);
+  return `${at(-1)}/${at(1)}`;
 }
 
 /**

@@ -102,6 +102,35 @@ def test_the_open_view_is_searched_and_hits_open_in_worldview(opened, service):
     assert words["t"][:10] == found[0]["properties"]["datetime"][:10]
 
 
+def test_the_nearest_date_is_found_among_any_number(opened, service):
+    panel = opened()
+    panel.worldview.evaluate("history.replaceState(null, '', location.search.replace('2018-07-16', '2018-08-01'))")
+    panel.get_by_text("2018-08-01").wait_for()
+    windows = []
+    panel.on("request", lambda request: "/v1/tiles?" in request.url and windows.append(request.url.rpartition("datetime=")[2]))
+    request, _ = searched(panel)
+    tile = asked(service, f"/v1/tiles/{request['positives'][0]['tile_id']}")
+    assert tile["properties"]["datetime"].startswith("2018-07-16")
+    assert windows == ["2018-08-01/2018-08-01", "2018-07-29/2018-08-04", "2018-07-02/2018-08-31"]
+
+
+def test_pictures_that_are_shown_no_more_are_let_go_of(opened):
+    panel = opened()
+    panel.evaluate("""() => {
+        const { createObjectURL, revokeObjectURL } = URL;
+        window.held = new Set();
+        URL.createObjectURL = (blob) => { const made = createObjectURL(blob); window.held.add(made); return made; };
+        URL.revokeObjectURL = (address) => { window.held.delete(address); revokeObjectURL(address); };
+    }""")
+    searched(panel)
+    searched(panel)
+    eventually(panel, "[...document.querySelectorAll('#hits img')].every(one => one.src)")
+    shown_now = "[...document.querySelectorAll('#hits img, #examples img')].map(one => one.src)"
+    eventually(panel, f"window.held.size === new Set({shown_now}).size")
+    panel.get_by_role("button", name="Clear").click()
+    eventually(panel, "window.held.size === 0")
+
+
 def test_hits_become_examples_and_teach_the_next_search(opened):
     panel = opened()
     _, found = searched(panel)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
+import http.server
 import json
 import re
+import threading
 import urllib.request
 
 import pytest
 
+from rayjobs.labels.events import check_person
 from rayjobs.serve.label_routes import PERSON_HEADER
-from tests.page.conftest import eventually
+from tests.page.conftest import WAIT_MS, eventually
 from tests.page.test_page import CONTRAST, NAMELESS, click_map, hits, searched
 
 pytestmark = pytest.mark.slow
@@ -180,6 +184,67 @@ def test_a_page_that_is_loaded_anew_goes_on_where_it_was(labelling, service, tax
     page.wait_for_selector("#frame:not([hidden]) img")
 
 
+def handed_over(page, person):
+    page.locator("#who").click()
+    page.locator("#person-value").fill(person)
+    page.get_by_role("button", name="Begin").click()
+    eventually(page, f"document.querySelector('#who').textContent === '{person}'")
+    page.wait_for_selector("#frame:not([hidden]) img")
+
+
+def test_one_browser_is_handed_over(labelling, service, taxonomy):
+    page = labelling("anna")
+    first = said(page, lambda: page.keyboard.press("ArrowRight"))
+    sent(page)
+    page.keyboard.press("g")
+    page.wait_for_selector("#grid-items li:nth-child(24)")
+    event = {"event_id": "00000000-0000-4000-8000-00000000000b", "tile_id": first, "kind": "unsure", "origin": "page"}
+    kept = json.dumps({"taxonomy": taxonomy, "person": "anna", "event": event})
+    page.evaluate("kept => localStorage.setItem('rayjobs-event/0', kept)", kept)
+    handed_over(page, "ben")
+    assert page.get_by_role("button", name="Undo").is_disabled()  # what anna said is not his to take back
+    assert asked(service, f"/v1/labels/{taxonomy}/progress")["leased"] <= 8
+    second = said(page, lambda: page.keyboard.press("ArrowLeft"))
+    eventually(page, "Object.keys(localStorage).filter(key => key.startsWith('rayjobs-event/')).length === 1")
+    assert [(one["tile_id"], one["person"]) for one in events(service, taxonomy)] == [(first, "anna"), (second, "ben")]
+    handed_over(page, "anna")
+    sent(page)
+    assert [(one["kind"], one["person"]) for one in events(service, taxonomy)][2:] == [("unsure", "anna")]
+
+
+def test_a_storage_that_is_full_keeps_all_or_none(labelling):
+    page = labelling()
+    page.keyboard.press("g")
+    page.wait_for_selector("#grid-items li:nth-child(24)")
+    page.evaluate("""() => {
+        for (let size = 2 ** 22; size >= 1; size /= 2) {
+            try { localStorage.setItem(`filler-${size}`, "x".repeat(size)); } catch { /* a smaller one */ }
+        }
+        localStorage.removeItem("filler-1024");
+        localStorage.setItem("filler-last", "");
+    }""")
+    page.get_by_role("button", name="Accept 24 as positive").click()
+    page.get_by_role("alert").filter(has_text="nothing was taken down").wait_for()
+    sent(page)
+    assert page.locator("#grid-items li").count() == 24
+
+
+@pytest.mark.parametrize("path", ["", "label"])
+def test_the_page_takes_the_names_that_the_service_takes(opened, path):
+    page = opened(path)
+    names = ["Anna", "Zoë Ä", "李雷", "7", "a.b_c@d-e'f", "Anna (field)", "_a", "-a", "a/b", "x" * 64, "x" * 65]
+    takes = "name => Object.assign(document.querySelector('#person-value'), { value: name }).validity.valid"
+    found = [page.evaluate(takes, name) for name in names]
+    assert found == [may_be(name) for name in names]
+
+
+def may_be(name):
+    try:
+        return check_person(name) == name
+    except ValueError:
+        return False
+
+
 def test_two_people_label_at_once(labelling, service, taxonomy):
     pages = [labelling("anna"), labelling("Zoë Ä")]
     for page in pages:
@@ -195,7 +260,29 @@ def test_two_people_label_at_once(labelling, service, taxonomy):
     pages[0].get_by_role("row", name="Zoë Ä 25").wait_for()
 
 
-def test_what_was_said_outlives_a_service_that_is_killed(naip, opened):
+@contextlib.contextmanager
+def without_routes(port):
+    """A proxy whose application is not up yet: 404 for whatever is asked. Yields an event that is set once labels were sent there."""
+    told = threading.Event()
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_error(404)
+            if self.path.endswith("/events"):
+                told.set()
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield told
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_was_said_outlives_a_service_that_is_killed_and_starts_slowly(naip, opened):
     from tests.page import small_index
 
     with small_index.served(naip) as address:
@@ -210,7 +297,11 @@ def test_what_was_said_outlives_a_service_that_is_killed(naip, opened):
     page.get_by_role("alert").filter(has_text="does not answer").wait_for()
     page.keyboard.press("z")  # while nobody listens
     eventually(page, f"document.querySelector('#frame').dataset.id === '{tiles[-1]}'")
-    with small_index.served(naip, port=int(address.rpartition(":")[2])):
+    port = int(address.rpartition(":")[2])
+    with without_routes(port) as told:
+        assert told.wait(WAIT_MS / 1000)
+        page.get_by_role("alert").filter(has_text="answered 404").wait_for()
+    with small_index.served(naip, port=port):
         sent(page)
         assert [(one["tile_id"], one["kind"]) for one in events(address, "killed")] == [
             *((tile, "label") for tile in tiles),
@@ -388,3 +479,10 @@ def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
     page.get_by_text("saved already").wait_for()
     sent(page)
     assert len(events(service, taxonomy)) == 3
+    for label in ("negative", "positive"):  # there and back: the last word counts
+        page.get_by_role("button", name="Save right and wrong as labels").click()
+        page.get_by_label("Taxonomy").select_option(taxonomy)
+        page.locator("#labels-right").select_option(label)
+        page.get_by_role("button", name="Save", exact=True).click()
+        sent(page)
+    assert [one["label"] for one in events(service, taxonomy)][3:] == ["negative"] * 2 + ["positive"] * 2

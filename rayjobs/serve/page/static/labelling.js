@@ -24,9 +24,10 @@ const store = new Store({
   batch: Number(localStorage.getItem(BATCH) ?? 25), done: 0, canUndo: false, trouble: "",
 });
 const outbox = new Outbox({
+  person: () => store.state.person,
   onTrouble: (trouble) => store.update({ trouble }),
   onTaken: (taxonomy, progress) => taxonomy === store.state.taxonomy?.name && store.update({ progress }),
-  onRefused: (events) => session.forget(events),
+  onRefused: (entries) => session.forget(entries.map(({ event }) => event)),
 });
 const session = new Session(store, outbox);
 
@@ -69,10 +70,7 @@ function states() {
   store.watch(["person"], ({ person }) => (the("who").textContent = person || "Who?"));
   the("who").addEventListener("click", async () => {
     const person = await whoLabels({ again: true });
-    if (person === store.state.person) return;
-    await session.stop(); // what one person has in hand is not another's
-    store.update({ person });
-    session.goOn();
+    if (person !== store.state.person) await session.handOver(person);
   });
 }
 

@@ -10,9 +10,14 @@ import { get } from "./service.js";
 
 /** @param {Store} store */
 export function marked(store) {
-  /** Taken down in this visit: what is saved again says nothing new. @type {Set<string>} */
-  const saved = new Set();
-  const outbox = new Outbox({ onTrouble: (trouble) => trouble && notice(`${trouble} The labels are kept here and are sent later.`), onTaken: () => {}, onRefused: () => {} });
+  /** The last label of each tile in this visit: what is saved again says nothing new. @type {Map<string, string | undefined>} */
+  const saved = new Map();
+  const outbox = new Outbox({
+    person: () => person,
+    onTrouble: (trouble) => trouble && notice(`${trouble} The labels are kept here and are sent later.`),
+    onTaken: () => {},
+    onRefused: (entries) => entries.forEach((entry) => saved.delete(named(entry))),
+  });
   /** @type {any[]} */
   let taxonomies = [];
   let person = "";
@@ -49,14 +54,21 @@ export function marked(store) {
     const given = /** @type {[1 | -1, string][]} */ ([[1, the("labels-right").value], [-1, the("labels-wrong").value]]);
     const events = given.flatMap(([sign, label]) =>
       (label ? tilesOf(store.state, sign) : [])
-        .filter((tile) => !saved.has(`${taxonomy}/${tile}/${label}`))
+        .filter((tile) => saved.get(named({ person, taxonomy, event: { tile_id: tile } })) !== label)
         .map((tile) => ({ event_id: newId(), tile_id: tile, kind: /** @type {const} */ ("label"), label, origin: "search" })),
     );
-    for (const { tile_id: tile, label } of events) saved.add(`${taxonomy}/${tile}/${label}`);
-    outbox.add(taxonomy, person, events);
+    try {
+      outbox.add(taxonomy, person, events);
+    } catch (fault) {
+      return notice(fault.message);
+    }
+    for (const event of events) saved.set(named({ person, taxonomy, event }), event.label);
     notice(events.length ? `${events.length} labels for ${taxonomy}.` : "These were saved already.");
   }
 }
+
+/** @param {{ person: string, taxonomy: string, event: { tile_id: string } }} entry */
+const named = ({ person, taxonomy, event }) => `${person}/${taxonomy}/${event.tile_id}`;
 
 /**
  * Tiles that are right (1) or wrong (-1): examples and marks. An image has no tile.

@@ -17,12 +17,13 @@ const PREFIX = "rayjobs-event/";
 const MOST = 200;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
-const TEMPORARY = new Set([0, 408, 429, 500, 502, 503, 504]);
 const NOT_ALLOWED = 403;
+const NOT_FOUND = 404;
 const LOST = 409;
+const REFUSED = new Set([400, LOST, 422]);
 
 export class Outbox {
-  /** @type {Promise<boolean> | null} */
+  /** @type {Promise<void> | null} */
   #sending = null;
   #pause = FIRST_PAUSE_MS;
   #most = MOST;
@@ -31,11 +32,13 @@ export class Outbox {
 
   /**
    * @param {object} given
+   * @param {() => string} given.person  who labels now: what others have said waits until they are back
    * @param {(trouble: string) => void} given.onTrouble  what keeps events from being sent; empty when nothing does any more
    * @param {(taxonomy: string, progress: any) => void} given.onTaken
-   * @param {(events: LabelEvent[]) => void} given.onRefused  events that the service will never take
+   * @param {(entries: Entry[]) => void} given.onRefused  what the service will never take
    */
-  constructor({ onTrouble, onTaken, onRefused }) {
+  constructor({ person, onTrouble, onTaken, onRefused }) {
+    this.person = person;
     this.onTrouble = onTrouble;
     this.onTaken = onTaken;
     this.onRefused = onRefused;
@@ -49,20 +52,30 @@ export class Outbox {
   }
 
   /**
-   * Keep events, and send them.
+   * Keep events, all or none, and send them.
    * @param {string} taxonomy
    * @param {string} person
    * @param {LabelEvent[]} events
+   * @throws {Error} the storage is full
    */
   add(taxonomy, person, events) {
-    for (const event of events) {
-      this.#latest = Math.max(this.#latest + 1, Date.now() * 1000);
-      localStorage.setItem(`${PREFIX}${String(this.#latest).padStart(20, "0")}-${event.event_id}`, JSON.stringify({ taxonomy, person, event }));
+    /** @type {string[]} */
+    const kept = [];
+    try {
+      for (const event of events) {
+        this.#latest = Math.max(this.#latest + 1, Date.now() * 1000);
+        const key = `${PREFIX}${String(this.#latest).padStart(20, "0")}-${event.event_id}`;
+        localStorage.setItem(key, JSON.stringify({ taxonomy, person, event }));
+        kept.push(key);
+      }
+    } catch {
+      for (const key of kept) localStorage.removeItem(key);
+      throw new Error("The browser's storage is full: nothing was taken down. Wait until the service has what was said before.");
     }
     this.send();
   }
 
-  /** Send what waits. @returns {Promise<boolean>} whether nothing is left */
+  /** Send what waits of who labels now, as far as the service takes it. @returns {Promise<void>} */
   send() {
     clearTimeout(this.#again);
     this.#sending ??= this.#sendAll().finally(() => (this.#sending = null));
@@ -70,41 +83,49 @@ export class Outbox {
   }
 
   async #sendAll() {
-    for (let waiting = this.waiting; waiting.length; waiting = this.waiting) {
-      const [{ taxonomy, person }] = waiting;
-      const batch = waiting.filter((entry) => entry.taxonomy === taxonomy && entry.person === person).slice(0, this.#most);
+    /** Taxonomies that the service does not know now: they hold up no other. @type {Set<string>} */
+    const unknown = new Set();
+    for (;;) {
+      const person = this.person();
+      const waiting = this.waiting.filter((entry) => entry.person === person && !unknown.has(entry.taxonomy));
+      if (!waiting.length) return;
+      const [{ taxonomy }] = waiting;
+      const batch = waiting.filter((entry) => entry.taxonomy === taxonomy).slice(0, this.#most);
       try {
         const answer = await post(`v1/labels/${encodeURIComponent(taxonomy)}/events`, { events: batch.map(({ event }) => event) }, { headers: asPerson(person) });
         for (const { key } of batch) localStorage.removeItem(key);
         this.#most = MOST;
         this.#pause = FIRST_PAUSE_MS;
         this.onTaken(taxonomy, (await answer.json()).progress);
-        this.onTrouble("");
+        if (!unknown.size) this.onTrouble("");
       } catch (fault) {
-        if (!this.#dealtWith(fault, batch)) return false;
+        const told = fault instanceof Problem ? fault : new Problem(0, String(fault));
+        if (isRefusal(told)) this.#refused(told, batch);
+        else this.#later(told);
+        if (told.status === NOT_FOUND) unknown.add(taxonomy);
+        else if (!isRefusal(told)) return;
       }
     }
-    return true;
+  }
+
+  /** @param {Problem} told */
+  #later(told) {
+    this.onTrouble(told.message);
+    if (told.status === NOT_ALLOWED) return;
+    clearTimeout(this.#again);
+    this.#again = setTimeout(() => this.send(), this.#pause);
+    this.#pause = Math.min(2 * this.#pause, LONGEST_PAUSE_MS);
   }
 
   /**
-   * @param {unknown} fault
+   * @param {Problem} told
    * @param {Entry[]} batch
-   * @returns {boolean} whether to go on at once
    */
-  #dealtWith(fault, batch) {
-    const told = fault instanceof Problem ? fault : new Problem(0, String(fault));
-    if (told.status === NOT_ALLOWED || TEMPORARY.has(told.status)) {
-      this.onTrouble(told.message);
-      if (told.status !== NOT_ALLOWED) this.#again = setTimeout(() => this.send(), this.#pause);
-      this.#pause = Math.min(2 * this.#pause, LONGEST_PAUSE_MS);
-      return false;
-    }
+  #refused(told, batch) {
     const lost = told.status === LOST ? new Set((told.said.lost ?? []).map((/** @type {any} */ one) => one.tile_id)) : new Set();
     if (lost.size) this.#drop(batch.filter(({ event }) => lost.has(event.tile_id)), "somebody else labelled it first");
     else if (batch.length > 1) this.#most = 1; // to find out which of them it is
     else this.#drop(batch, told.message);
-    return true;
   }
 
   /**
@@ -114,9 +135,16 @@ export class Outbox {
   #drop(entries, why) {
     for (const { key } of entries) localStorage.removeItem(key);
     notice(entries.length === 1 ? `One label was not taken: ${why}.` : `${entries.length} labels were not taken: ${why}.`);
-    this.onRefused(entries.map(({ event }) => event));
+    this.onRefused(entries);
   }
 }
+
+/**
+ * Whether the service itself will never take it. Whatever else comes may pass: a proxy answers 404 while the service starts, and a service
+ * in front of another workspace knows no such taxonomy.
+ * @param {Problem} told
+ */
+const isRefusal = ({ status, said }) => REFUSED.has(status) && said.detail !== undefined;
 
 /** A UUID of version 4; browsers have one of their own only where the address is secure. */
 export function newId() {

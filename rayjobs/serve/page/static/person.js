@@ -23,8 +23,14 @@ export const asPerson = (person) => ({ [HEADER]: encodeURIComponent(person) });
 export async function whoLabels({ again = false } = {}) {
   const { person } = await get("v1/labels");
   if (person) return person;
-  if (again || !givenName()) localStorage.setItem(KEY, await askForName(again));
+  if (again || !mayBe(givenName())) localStorage.setItem(KEY, await askForName(again));
   return givenName();
+}
+
+/** Whether the service takes it as a name. @param {string} name */
+function mayBe(name) {
+  the("person-value").value = name;
+  return the("person-value").validity.valid;
 }
 
 /** @param {boolean} mayStay  whether the dialog can be left without a name */

@@ -4,6 +4,7 @@ import { askForToken } from "./token.js";
 
 const ROOT = new URL("../", import.meta.url);
 const KEY = "rayjobs-token";
+const LONGEST_MS = 30_000;
 
 /** What the service said is wrong. */
 export class Problem extends Error {
@@ -70,8 +71,10 @@ async function sent(path, options) {
   const headers = new Headers(options.headers);
   const token = sessionStorage.getItem(KEY);
   if (token) headers.set("authorization", `Bearer ${token}`);
+  const isUpload = options.body instanceof FormData; // which takes as long as the line is slow
+  const signal = options.signal ?? (isUpload ? undefined : AbortSignal.timeout(LONGEST_MS));
   try {
-    return await fetch(addressOf(path), { ...options, headers });
+    return await fetch(addressOf(path), { ...options, headers, signal });
   } catch (fault) {
     if (options.signal?.aborted) throw fault;
     throw new Problem(0, "The service does not answer. Is it still running?");

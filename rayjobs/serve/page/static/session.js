@@ -63,8 +63,8 @@ export class Session {
    * @param {Taxonomy} taxonomy
    */
   async open(taxonomy) {
-    const left = this.#deck;
-    const before = this.store.state.taxonomy;
+    const { taxonomy: before, alike } = this.store.state;
+    const left = [...this.#deck, ...alike];
     this.#deck = [];
     this.#history = [];
     this.#stopped = false;
@@ -98,11 +98,11 @@ export class Session {
   undo() {
     const last = this.#history.at(-1);
     if (!last || this.store.state.phase === "grid") return;
-    const { taxonomy, person, moments, done } = this.store.state;
+    const { moments, done } = this.store.state;
     const events = last.map(({ event }) => /** @type {LabelEvent} */ ({ event_id: newId(), tile_id: event.tile_id, kind: "undo", undoes: event.event_id, origin: event.origin }));
+    if (!this.#kept(events)) return;
     this.#history.pop();
     this.#stopped = false;
-    this.outbox.add(taxonomy.name, person, events);
     this.store.update({ moments: moments.slice(0, -last.length), done: Math.max(0, done - last.length), canUndo: this.#history.length > 0 });
     const items = last.map(({ item }) => item);
     if (last[0].event.origin === "grid") return this.store.update({ phase: "grid", alike: items });
@@ -112,6 +112,7 @@ export class Session {
 
   /** Begin the next batch. */
   goOn() {
+    if (!this.store.state.taxonomy) return;
     this.#stopped = false;
     this.store.update({ done: 0, phase: "starting" });
     this.#show();
@@ -120,20 +121,36 @@ export class Session {
 
   /** Leave off: what is in hand may go to others. */
   async stop() {
-    const left = this.#deck;
+    const { taxonomy, alike } = this.store.state;
+    if (!taxonomy) return;
+    const left = [...this.#deck, ...alike];
     this.#deck = [];
     this.#stopped = true;
-    this.store.update({ item: null, phase: "pause" });
-    await this.#release(this.store.state.taxonomy.name, left);
+    this.store.update({ item: null, alike: [], phase: "pause" });
+    await this.#release(taxonomy.name, left);
+  }
+
+  /**
+   * Somebody else labels: what one person has in hand or has said is not another's.
+   * @param {string} person
+   */
+  async handOver(person) {
+    const released = this.stop();
+    this.#history = [];
+    this.store.update({ person, canUndo: false, moments: [], done: 0 });
+    await released;
+    this.outbox.send();
+    this.goOn();
   }
 
   /** Show the picture in hand beside those that look like it. */
   async openGrid() {
     const [seed] = this.#deck;
+    const { taxonomy, person } = this.store.state;
     if (this.store.state.phase !== "picture" || !seed) return;
     try {
       const { items } = await this.#asked({ count: GRID - 1, like: seed.tile_id });
-      if (this.#deck[0] !== seed) return void this.#release(this.store.state.taxonomy.name, items);
+      if (this.#deck[0] !== seed) return void this.#release(taxonomy.name, items, person);
       this.#deck.shift();
       this.store.update({ phase: "grid", alike: [seed, ...items] });
     } catch (fault) {
@@ -185,24 +202,29 @@ export class Session {
     return this.#filling;
   }
 
-  /** @returns {Promise<boolean>} whether there were any */
+  /** @returns {Promise<boolean>} whether there were new ones */
   async #fill() {
     const { taxonomy, person, batch, done } = this.store.state;
     const wanted = Math.min(AHEAD, batch ? batch - done : AHEAD) - this.#deck.length;
     if (wanted < 1 || this.#stopped || this.store.state.phase === "pause") return false;
+    const inHand = () => {
+      const waiting = this.outbox.waiting.filter((entry) => entry.taxonomy === taxonomy.name && entry.person === person);
+      return [...this.#deck, ...this.store.state.alike, ...waiting.map(({ event }) => event)];
+    };
     try {
-      const waiting = this.outbox.waiting.map(({ event }) => event);
-      const held = [...this.#deck, ...this.store.state.alike, ...waiting].map(({ lease }) => lease).filter(Boolean);
+      const held = inHand().map(({ lease }) => lease).filter(Boolean);
       const { items, progress } = await this.#asked({ count: wanted, held });
-      if (this.#stopped || this.store.state.taxonomy !== taxonomy) {
+      if (this.#stopped || this.store.state.taxonomy !== taxonomy || this.store.state.person !== person) {
         this.#release(taxonomy.name, items, person); // they came too late
         return !this.#stopped;
       }
-      const known = new Set([...this.#deck, ...this.store.state.alike, ...this.outbox.waiting.map(({ event }) => event)].map(({ tile_id: id }) => id));
-      this.#deck.push(...items.filter((/** @type {Item} */ item) => !known.has(item.tile_id)));
+      const known = new Set(inHand().map(({ tile_id: id }) => id));
+      const fresh = items.filter((/** @type {Item} */ item) => !known.has(item.tile_id));
+      this.#deck.push(...fresh);
       this.store.update({ progress, trouble: "" });
-      if (this.store.state.phase !== "grid") this.#show({ empty: "end" });
-      return items.length > 0;
+      if (this.store.state.phase !== "grid") this.#show({ empty: items.length ? "waiting" : "end" });
+      if (items.length && !fresh.length) this.#again = setTimeout(() => this.fill(), PAUSE_MS); // once the service has what was said of them
+      return fresh.length > 0;
     } catch (fault) {
       this.store.update({ trouble: fault.message });
       if (!this.#deck.length && this.store.state.phase !== "grid") this.store.update({ phase: "waiting", item: null });
@@ -218,18 +240,29 @@ export class Session {
   }
 
   /**
-   * Keep what was said for sending.
+   * Keep events for sending.
+   * @param {LabelEvent[]} events
+   * @returns {boolean} whether they could be kept
+   */
+  #kept(events) {
+    const { taxonomy, person } = this.store.state;
+    try {
+      this.outbox.add(taxonomy.name, person, events);
+      return true;
+    } catch (fault) {
+      notice(fault.message);
+      return false;
+    }
+  }
+
+  /**
+   * Keep what was said, for sending and for taking it back.
    * @param {Said[]} entry
    * @returns {boolean} whether it could be kept
    */
   #keep(entry) {
-    const { taxonomy, person, moments, done } = this.store.state;
-    try {
-      this.outbox.add(taxonomy.name, person, entry.map(({ event }) => event));
-    } catch {
-      notice("The browser's storage is full: nothing was taken down. Wait until the service has what was said before.");
-      return false;
-    }
+    if (!this.#kept(entry.map(({ event }) => event))) return false;
+    const { moments, done } = this.store.state;
     this.#history.push(entry);
     const now = Date.now();
     const last = entry[0].event.label ?? this.store.state.last;

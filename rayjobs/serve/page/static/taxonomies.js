@@ -29,7 +29,7 @@ export async function taxonomies(store, session) {
   the("taxonomy-form").addEventListener("submit", async (/** @type {Event} */ event) => {
     event.preventDefault();
     try {
-      await session.outbox.send(); // while the classes still have the names that were seen
+      if (changed) await allSent(the("taxonomy-name").value); // while the classes still have the names that were seen
       const made = await (await post("v1/labels", { name: the("taxonomy-name").value, classes: given(changed) })).json();
       await load();
       the("taxonomy-dialog").close();
@@ -38,6 +38,14 @@ export async function taxonomies(store, session) {
       the("taxonomy-fault").textContent = fault.message;
     }
   });
+
+  /** @param {string} name */
+  async function allSent(name) {
+    await session.outbox.send();
+    const { person } = store.state;
+    const left = session.outbox.waiting.some((entry) => entry.taxonomy === name && entry.person === person);
+    if (left) throw new Error("The service has not got all your labels of this taxonomy yet. Save again once it has.");
+  }
 
   /** @param {any} taxonomy */
   function ask(taxonomy) {
