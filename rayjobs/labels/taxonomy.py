@@ -121,10 +121,8 @@ class Taxonomy:
         return {former: one.name for one in self.classes for former in one.formerly}
 
     def check(self, label: str) -> None:
-        """Raise `LabelError` where a label is none of the classes, or was one under an earlier name."""
-        if label in self.renamed:
-            raise LabelError(f"class {label!r} is called {self.renamed[label]!r} since; take the taxonomy's version {self.version}")
-        if label not in {one.name for one in self.classes}:
+        """Raise `LabelError` where a label is none of the classes, by the names that they have or had."""
+        if not any(label in one.names for one in self.classes):
             names = ", ".join(one.name for one in self.classes)
             raise LabelError(f"taxonomy {self.name!r} has no class {label[:80]!r}; it has {names}")
 

@@ -102,9 +102,9 @@ def test_a_renamed_class_keeps_its_labels(local):
     labels = LabelStore(local, "land")
     labels.append([said("a", "t", "field"), said("b", "t", "field")])
     publish_taxonomy(local, "land", [LabelClass(name="meadow", formerly=("field",)), LabelClass(name="forest"), LabelClass(name="water")])
-    labels.append([said("c", "t", "meadow")])
+    labels.append([said("c", "t", "meadow"), said("d", "t", "field")])  # d's page was opened before
     with labels.tally() as tally:
-        assert tally.current["t"].votes == {"meadow": 3}
+        assert tally.current["t"].votes == {"meadow": 4}
 
 
 def test_a_history_stands_for_the_segments_before_it(store):
