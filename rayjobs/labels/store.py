@@ -171,7 +171,7 @@ class LabelStore:
         if lost:
             tile, others = next(iter(lost.items()))
             raise LabelLostError(
-                f"tile {tile} was labelled by {others[0]} after the lease on it had ended; leave it out, and send the others again", lost
+                f"tile {tile} was labelled by {others[0]} meanwhile; leave it out, and send the others again", lost
             )
 
     def _keep_short(self) -> None:
