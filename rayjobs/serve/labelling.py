@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from rayjobs.serve.answers import Answers
     from rayjobs.storage import Store
 
+_MOST_IN_HAND = 1000
+"""Tiles that one person may have in hand without having labelled them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Room:
@@ -86,7 +89,7 @@ class Labelling:
         Raises:
             UnknownTaxonomyError: there is no such taxonomy.
             UnknownTileError: the index does not hold the tile that others should be like.
-            LabelError: others should be alike, and no tile is named.
+            LabelError: others should be alike, and no tile is named; the person has too many tiles in hand.
         """
         if asked.order == "similar" and asked.like is None:
             raise LabelError("order similar needs a tile to be similar to; give its id as `like`")
@@ -102,6 +105,9 @@ class Labelling:
             again = [one.tile_id for one in own if asked.held is not None and one.lease not in kept and one.tile_id not in labelled]
             again, busy = answers.known(again)[: asked.count], labelled.union(one.tile_id for one in held)
             chosen = again + _fresh(asked, queue.tiles, answers, busy, asked.count - len(again))
+            in_hand = len({one.tile_id for one in own if one.tile_id not in labelled}.union(chosen))
+            if in_hand > _MOST_IN_HAND:
+                raise LabelError(f"{person} would have {in_hand} tiles in hand, and may have {_MOST_IN_HAND}; label or release some first")
             ours.clear()
             ours.update(chosen)
             return renewed + chosen

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from rayjobs.labels.leases import Leases
 from rayjobs.labels.queue import FILE, queue_of
+from rayjobs.serve import labelling
 from rayjobs.serve.api import current_service
 from rayjobs.serve.bodies import BodyLimits
 from rayjobs.serve.labelling import Labelling
@@ -135,6 +136,16 @@ def test_a_tile_that_has_left_the_index_is_not_handed_out_again(ask):
     items = ask("POST", "/v1/labels/ponds/next", {"count": 2, "held": []})["items"]
     assert items[0]["tile_id"] == IDS[4]
     assert IDS[3] not in [item["tile_id"] for item in items]
+
+
+def test_nobody_holds_everything(ask, monkeypatch):
+    monkeypatch.setattr(labelling, "_MOST_IN_HAND", 4)
+    items = ask("POST", "/v1/labels/ponds/next", {"count": 4})["items"]
+    assert "would have 5 tiles in hand, and may have 4; label or release some" in ask("POST", "/v1/labels/ponds/next", {}, status=400)["detail"]
+    assert len(ask("POST", "/v1/labels/ponds/next", {"count": 4}, person="ben")["items"]) == 4
+    ask("POST", "/v1/labels/ponds/events", {"events": [event(items[0]["tile_id"], lease=items[0]["lease"])]})
+    ask("POST", "/v1/labels/ponds/release", {"leases": [items[1]["lease"]]})
+    assert len(ask("POST", "/v1/labels/ponds/next", {"count": 2})["items"]) == 2
 
 
 def test_the_grid_shows_look_alikes(ask):
