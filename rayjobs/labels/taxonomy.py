@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import pydantic
 
-from rayjobs.errors import LabelError, PublishConflictError, UnknownTaxonomyError
+from rayjobs.errors import DamagedError, LabelError, PublishConflictError, UnknownTaxonomyError
 
 if TYPE_CHECKING:
     from rayjobs.storage import Store
@@ -183,8 +183,8 @@ def taxonomy_names(store: Store) -> list[str]:
 def _newest(store: Store, name: str, known: Taxonomy | None = None) -> Taxonomy | None:
     """Versions are numbered without gaps, so that the newest is the last that is there."""
     newest = known
-    while (found := store.read_tagged(_key(name, 1 if newest is None else newest.version + 1))) is not None:
-        newest = _taxonomy(found.data)
+    while (found := store.read_tagged(key := _key(name, 1 if newest is None else newest.version + 1))) is not None:
+        newest = _taxonomy(found.data, store.address(key))
     return newest
 
 
@@ -196,10 +196,14 @@ def _bytes(taxonomy: Taxonomy) -> bytes:
     return json.dumps(asdict(taxonomy), indent=1, sort_keys=True).encode()
 
 
-def _taxonomy(data: bytes) -> Taxonomy:
-    fields = json.loads(data)
-    classes = tuple(LabelClass(**{**one, "formerly": tuple(one["formerly"])}) for one in fields["classes"])
-    return Taxonomy(name=fields["name"], version=fields["version"], classes=classes)
+def _taxonomy(data: bytes, address: str) -> Taxonomy:
+    """Return what an object holds. Raises `DamagedError`."""
+    try:
+        fields = json.loads(data)
+        classes = tuple(LabelClass(**{**one, "formerly": tuple(one["formerly"])}) for one in fields["classes"])
+        return Taxonomy(name=fields["name"], version=fields["version"], classes=classes)
+    except (ValueError, TypeError, KeyError, LabelError) as error:
+        raise DamagedError(f"{address} is no version of a taxonomy ({error}); bring it back from a copy of the workspace") from None
 
 
 def _carried(classes: Sequence[LabelClass], before: Taxonomy | None) -> list[LabelClass]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayjobs.errors import LabelError
+from rayjobs.errors import DamagedError, LabelError
 from rayjobs.labels.events import LabelEvent
 from rayjobs.labels.export import as_csv, as_geojson
 from rayjobs.labels.leases import Leases, TileLease
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rayjobs.serve.answers import Answers
     from rayjobs.storage import Store
 
+_LOG = logging.getLogger(__name__)
 _MOST_IN_HAND = 1000
 """Tiles that one person may have in hand without having labelled them."""
 
@@ -75,8 +77,14 @@ class Labelling:
         self._lock = threading.Lock()
 
     def taxonomies(self, answers: Answers) -> list[TaxonomyAnswer]:
-        """Return all taxonomies with their progress."""
-        return [self._answer(name, answers) for name in taxonomy_names(self._store)]
+        """Return all taxonomies with their progress; one that is damaged is left out, and the log says why."""
+        found = []
+        for name in taxonomy_names(self._store):
+            try:
+                found.append(self._answer(name, answers))
+            except (DamagedError, LabelError):
+                _LOG.exception("taxonomy %s is not listed", name)
+        return found
 
     def publish(self, given: NewTaxonomy, answers: Answers) -> TaxonomyAnswer:
         """Make a taxonomy, or the next version of it. Raises `LabelError`, `PublishConflictError`."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayjobs.errors import LabelError, UnknownTaxonomyError
+from rayjobs.errors import DamagedError, LabelError, UnknownTaxonomyError
 from rayjobs.labels.taxonomy import LabelClass, Taxonomy, publish_taxonomy, read_taxonomy, taxonomy_names
 from tests.unit.labels.saying import LAND, land
 
@@ -98,3 +98,11 @@ def test_a_kill_between_version_and_list_is_healed(local):
     assert taxonomy_names(local) == []
     assert [one.name for one in land(local).classes] == list(LAND)
     assert taxonomy_names(local) == ["land"]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b'{"name": "land"}', b'{"name": "land", "version": 1, "classes": [1]}'])
+def test_a_damaged_version_is_named(local, data):
+    land(local)
+    local.write("labels/land/taxonomy/00001.json", data)
+    with pytest.raises(DamagedError, match=r"land/taxonomy/00001\.json is no version"):
+        read_taxonomy(local, "land")

@@ -65,6 +65,17 @@ def test_a_taxonomy_is_listed_with_its_progress(ask):
     assert found["progress"] == {"labelled": 0, "unsure": 0, "leased": 0, "left": 11, "total": 11}
 
 
+def test_a_damaged_taxonomy_hides_no_other(ask):
+    ask("POST", "/v1/labels", {"name": "seas", "classes": CLASSES}, status=201)
+    ask.store.write("labels/lakes/taxonomy/00001.json", b"[")
+    for name in ("lakes", "gone"):
+        ask.store.write(f"labels/taxonomies/{name}.json", b"{}")
+    ask.store.write("labels/seas/events/000000001.parquet", b"PAR1")
+    ask.store.write("labels/ponds/leases/current.json", b"[1")
+    assert [one["name"] for one in ask("GET", "/v1/labels")["taxonomies"]] == ["ponds"]
+    assert "lakes/taxonomy/00001.json is no version" in ask("GET", "/v1/labels/lakes/progress", status=503)["detail"]
+
+
 def test_a_taxonomy_has_versions(ask):
     assert ask("POST", "/v1/labels", {"name": "ponds", "classes": CLASSES}, status=201)["version"] == 1
     more = [*CLASSES, {"name": "lake", "description": "larger than a tile"}]
