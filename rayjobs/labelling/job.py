@@ -6,6 +6,7 @@ import csv
 import datetime
 import hashlib
 import io
+import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ _DESCRIPTION = """Make a taxonomy, show how far it is labelled, and take labels 
   export   current labels to --output: .csv, .geojson, .parquet (tile_id, label), or a folder of pictures, one folder per class"""
 _AT_ONCE = 10_000
 """Imported events that become one segment."""
+_TILE_ID = re.compile(r"[0-9a-f]{20}")
 _FILES = (".csv", ".geojson", ".parquet")
 
 
@@ -127,7 +129,12 @@ def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]
     short = next((number for number, row in enumerate(rows) if not row["tile_id"] or row["label"] is None), None)
     if short is not None:
         raise ConfigError(f"--input: row {short + 1} lacks its tile_id or its label; an empty label, after a comma, says unsure")
-    version, now, digest = labels.taxonomy().version, datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
+    wrong = next((number for number, row in enumerate(rows) if not _TILE_ID.fullmatch(row["tile_id"])), None)
+    if wrong is not None:
+        raise ConfigError(f"--input: row {wrong + 1} has the tile_id {rows[wrong]['tile_id'][:40]!r}; one has 20 digits of 0-9 and a-f")
+    taxonomy, now, digest = labels.taxonomy(), datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
+    for label in filter(None, dict.fromkeys(row["label"] for row in rows)):
+        taxonomy.check(label)  # of all rows, before the first is taken down
     return [
         LabelEvent(
             event_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{labels.name} {person} {digest} {number}")),
@@ -136,7 +143,7 @@ def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]
             label=row["label"] or None,
             person=person,
             at=now,
-            taxonomy_version=version,
+            taxonomy_version=taxonomy.version,
             origin="import",
         )
         for number, row in enumerate(rows)

@@ -80,9 +80,24 @@ def test_a_file_that_is_no_table_of_labels_is_refused(labels, tmp_path):
         ("tile,name\nx,a\n", ConfigError),
         ("", ConfigError),
         ("tile_id,label\nx\n", ConfigError),
-        ("tile_id,label\nx,c\n", LabelError),
+        (f"tile_id,label\n{TILES[0]},a\nx,a\n", ConfigError),
+        (f"tile_id,label\n{TILES[0].upper()}A,a\n", ConfigError),
+        (f"tile_id,label\n{TILES[0]},a\n{TILES[1]},c\n", LabelError),
     ):
         (tmp_path / "given.csv").write_text(content)
-        with pytest.raises(error):
-            labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
+        for how in (["--dry-run"], []):
+            with pytest.raises(error):
+                labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna", *how)
     assert labels("show") == {"land": 0}
+
+
+def test_a_file_is_taken_whole_or_not_at_all(labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_AT_ONCE", 2)
+    labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
+    (tmp_path / "given.csv").write_text("tile_id,label\n" + "".join(f"{tile},a\n" for tile in TILES[:5]) + f"{TILES[5]},c\n")
+    with pytest.raises(LabelError, match="no class 'c'"):
+        labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
+    assert labels("show") == {"land": 0}
+    (tmp_path / "given.csv").write_text(f"tile_id,label\n{TILES[0]},a\nfirst,a\n")
+    with pytest.raises(ConfigError, match="row 2 has the tile_id 'first'"):
+        labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
