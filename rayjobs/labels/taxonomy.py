@@ -62,7 +62,7 @@ class LabelClass:
     """Names that it had in earlier versions: labels under these are its own."""
 
     def __post_init__(self) -> None:
-        """Refuse what the page or an image folder could not show."""
+        """Refuse what the page or an image folder could not show, and what a spreadsheet would take for a formula."""
         for name in (self.name, *self.formerly):
             if (
                 not name.strip()
@@ -70,10 +70,12 @@ class LabelClass:
                 or len(name) > _LONGEST_NAME
                 or not name.isprintable()
                 or "/" in name
-                or name[0] == "."
+                or "." in {name[0], name[-1]}
+                or name[0] in "=+-@"
             ):
                 raise LabelError(
-                    f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the ends"
+                    f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the ends, "
+                    "none of = + - @ first"
                 )
         if self.name.lower() == UNSURE:
             raise LabelError(f"class {self.name!r}: it is always allowed to be unsure, and that is no class; leave it out")
@@ -99,16 +101,17 @@ class Taxonomy:
     version: int
     """From 1."""
     classes: tuple[LabelClass, ...]
-    """In the order in which they are shown; their names and keys differ."""
+    """In the order in which they are shown; their keys differ, and their names by more than upper and lower case."""
 
     def __post_init__(self) -> None:
         """Refuse classes that cannot be told apart."""
         if not 2 <= len(self.classes) <= _MOST_CLASSES:  # noqa: PLR2004  one class tells nothing apart
             raise LabelError(f"taxonomy {self.name!r} has {len(self.classes)} classes; give 2 to {_MOST_CLASSES}")
-        for what, values in (("name", [name for one in self.classes for name in one.names]), ("key", [one.key for one in self.classes])):
+        names = [name for one in self.classes for name in {name.casefold() for name in one.names}]
+        for what, values in (("name", names), ("key", [one.key for one in self.classes])):
             doubles = sorted({value for value in values if value and values.count(value) > 1})
             if doubles:
-                raise LabelError(f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own")
+                raise LabelError(f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own, whatever the case")
 
     @property
     def binary(self) -> bool:

@@ -74,6 +74,11 @@ def test_names_that_are_no_folder_are_refused(local, name):
         {"name": " x"},
         {"name": "a/b"},
         {"name": ".."},
+        {"name": "x."},
+        {"name": "=1+1"},
+        {"name": "+x"},
+        {"name": "-x"},
+        {"name": "@x"},
         {"name": "x", "colour": "red"},
         {"name": "x", "key": "u"},
         {"name": "x\n"},
@@ -90,6 +95,14 @@ def test_one_class_is_no_taxonomy(local):
         land(local, classes=("field",))
     with pytest.raises(LabelError, match="two classes have the key"):
         Taxonomy(name="x", version=1, classes=(LabelClass(name="a", key="1"), LabelClass(name="b", key="1")))
+
+
+def test_classes_differ_by_more_than_their_case(local):
+    for names in (("Field", "field"), ("stra\xdfe", "STRASSE")):
+        with pytest.raises(LabelError, match="two classes have the name"):
+            publish_taxonomy(local, "land", classes(*names))
+    land(local)
+    assert publish_taxonomy(local, "land", classes("Field", "forest", "water", Field=["field"])).renamed == {"field": "Field"}
 
 
 def test_a_kill_between_version_and_list_is_healed(local):
