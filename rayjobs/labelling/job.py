@@ -42,6 +42,7 @@ _AT_ONCE = 10_000
 """Imported events that become one segment."""
 _TILE_ID = re.compile(r"[0-9a-f]{20}")
 _FILES = (".csv", ".geojson", ".parquet")
+_TABLES = (".csv", ".parquet")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,18 +155,20 @@ def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]
     path: Path | None = options.output
     if path is None or (path.suffix and path.suffix not in _FILES):
         raise ConfigError(f"labels export needs --output: a file that ends in {', '.join(_FILES)}, or a folder")
+    if options.triplets is not None and path.suffix not in _TABLES:
+        raise ConfigError(f"--triplets is a table; export it to {' or '.join(_TABLES)}")
     with LabelStore(workspace.store, options.taxonomy).tally() as tally:
         current = dict(tally.current)
     if options.dry_run:
         return {"tiles": len(current), "output": str(path)}
-    if not path.suffix:
-        source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
-        return {"written": str(path), "pictures": write_image_folder(current, source, path)}
-    content = _written(options, current, workspace)
     try:
+        if not path.suffix:
+            source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
+            return {"written": str(path), "pictures": write_image_folder(current, source, path)}
+        content = _written(options, current, workspace)
         path.write_bytes(content)
     except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}") from error
+        raise ConfigError(f"--output {error.filename or path}: {error.strerror}") from error
     return {"written": str(path), "tiles": len(current), "bytes": len(content)}
 
 
@@ -173,8 +176,6 @@ def _written(options: argparse.Namespace, current: Mapping[str, Current], worksp
     """Return the content of a file in the form of its ending."""
     form = options.output.suffix
     if options.triplets is not None:
-        if form == ".geojson":
-            raise ConfigError("--triplets is a table; export it to .csv or .parquet")
         return _as_table(triplets(label_table(current), options.triplets), form)
     if form == ".geojson":
         return as_geojson(current, _grounds(current, workspace))

@@ -111,7 +111,7 @@ class Taxonomy:
         for what, values in (("name", names), ("key", [one.key for one in self.classes])):
             doubles = sorted({value for value in values if value and values.count(value) > 1})
             if doubles:
-                raise LabelError(f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own, whatever the case")
+                raise LabelError(f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own (of names the case does not count)")
 
     @property
     def binary(self) -> bool:

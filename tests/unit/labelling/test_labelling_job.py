@@ -54,6 +54,9 @@ def test_labels_come_in_and_go_out(labels, tmp_path):
     assert labels("import", "--taxonomy", "land", "--input", tmp_path / "out.csv", "--person", "ben")["accepted"] == 4
     pictures = labels("export", "--taxonomy", "land", "--output", tmp_path / "out")["pictures"]
     assert pictures == {"field": 2, "unsure": 1, "water": 1}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--output .*file/\w+: Not a directory"):
+        labels("export", "--taxonomy", "land", "--output", tmp_path / "file")
     labels("export", "--taxonomy", "land", "--output", tmp_path / "triplets.parquet", "--triplets", 5)
     assert pq.read_table(tmp_path / "triplets.parquet").column_names == ["anchor_id", "positive_id", "negative_id"]
 
@@ -66,6 +69,9 @@ def test_labels_come_in_and_go_out(labels, tmp_path):
         (("import", "--taxonomy", "land", "--person", "<b>", "--input", "absent.csv"), "absent.csv"),
         (("export", "--taxonomy", "land"), "needs --output"),
         (("export", "--taxonomy", "land", "--output", "x.txt"), "needs --output"),
+        (("export", "--taxonomy", "land", "--output", "x", "--triplets", "5"), "--triplets is a table"),
+        (("export", "--taxonomy", "land", "--output", "x.geojson", "--triplets", "5"), "--triplets is a table"),
+        (("export", "--taxonomy", "land", "--output", "/nowhere/x.csv"), "--output /nowhere/x.csv: No such file"),
     ],
 )
 def test_what_is_missing_is_said(labels, arguments, words):
