@@ -244,6 +244,27 @@ def test_a_file_that_is_no_table_of_labels_is_refused(workspace, tmp_path):
         job.run(settings(tmp_path, oracle=str(tmp_path / "bad.csv")), Quiet())
 
 
+def test_a_queue_of_another_program_is_followed_by_a_round(workspace, tmp_path):
+    experiment, target = settings(tmp_path), queue_of(workspace.store, "small")
+    first = job.run(experiment, Quiet()).version
+    draft = target.draft("theirs", after=target.current())
+    draft.write("queue.parquet", geoparquet_bytes(pa.table({"tile_id": IDS[:2], "rank": pa.array([0, 1], pa.int32())})))
+    draft.publish({"parents": {}, "counts": {"tiles": 2}})
+    assert job.preview(experiment)["rounds"] == 0
+    found = job.run(experiment, Quiet())
+    assert (found.round, found.queued, target.current().version) == (0, 10, found.version)
+    assert job.run(experiment, Quiet()).version == found.version == first
+
+
+@pytest.mark.parametrize("how", [job.preview, lambda experiment: job.run(experiment, Quiet())])
+def test_a_name_that_is_no_taxonomys_is_refused_at_first(tmp_path, how):
+    experiment = dataclasses.replace(settings(tmp_path), name="Small.Set")
+    with pytest.raises(ConfigError, match="'Small.Set' cannot be a taxonomy's name"):
+        how(experiment)
+    with pytest.raises(ConfigError, match=r"label\.taxonomy.*'Small' cannot be a taxonomy's name"):
+        settings(tmp_path, taxonomy="Small")
+
+
 def test_the_plan_touches_nothing(workspace, tmp_path):
     planned = job.preview(settings(tmp_path, **ORACLE))
     assert (planned["tiles"], planned["embedded_already"], planned["rounds"]) == (TILES, True, 0)
