@@ -92,9 +92,9 @@ def run(experiment: Experiment, console: Console) -> Result:
     embedded, table = _embedded(experiment, source, encoder, console)
     taxonomy = _taxonomy(experiment, workspace.store, name)
     bench = _Bench(experiment, embedded, table, taxonomy, examples_of(experiment.label.examples, embedded, encoder.read()))
-    version = bench.publish(console)
-    while bench.ask(version):
-        version = bench.publish(console)
+    version, before = bench.publish(console), ""
+    while version.version != before and bench.ask(version):
+        version, before = bench.publish(console), version.version
     _log(experiment, source, taxonomy.name, version, console)
     last = rounds_of(version)[-1]
     return Result(
@@ -177,12 +177,14 @@ class _Bench:
         return draft.publish(fields)
 
     def ask(self, version: Version) -> bool:
-        """Have the oracle label the queue, and return whether it said anything new."""
+        """Have the oracle label the queue, and return whether there was anything to label."""
         left = self._settings.budget - int(version.manifest["counts"]["labels"])
         if not self._knows or left <= 0:
             return False
         queued: list[str] = read_geoparquet(version.read(FILE))["tile_id"].to_pylist()[:left]
-        return bool(queued) and self._labels.append(oracle.events(self._taxonomy, queued, self._knows)).accepted > 0
+        if queued:
+            self._labels.append(oracle.events(self._taxonomy, queued, self._knows))
+        return bool(queued)
 
     def _keys(self) -> Mapping[str, Any]:
         return {name: value for name, value in sorted(to_dict(self._settings).items()) if name not in _IDLE}

@@ -125,6 +125,17 @@ def test_the_oracle_is_asked_round_by_round_up_to_the_budget(workspace, tmp_path
     assert (len(LabelStore(workspace.store, "small").events()), queue_of(workspace.store, "small").current().version) == before
 
 
+def test_a_study_goes_on_after_a_write_that_arrived_and_was_refused(workspace, tmp_path, monkeypatch):
+    append = LabelStore.append
+
+    def late(self, events, **more):
+        append(self, events, **more)
+        return append(self, events, **more)  # finds its own events, and accepts none
+
+    monkeypatch.setattr(LabelStore, "append", late)
+    assert job.run(settings(tmp_path, **ORACLE), Quiet()).labels == 20
+
+
 def test_a_round_leaves_a_queue_a_map_and_a_labelled_set(workspace, tmp_path):
     job.run(settings(tmp_path, **ORACLE), Quiet())
     current = queue_of(workspace.store, "small").current()
