@@ -170,9 +170,7 @@ class LabelStore:
         lost = {event.tile_id: others for event in handed if (others := tally.others(event.tile_id, event.person))}
         if lost:
             tile, others = next(iter(lost.items()))
-            raise LabelLostError(
-                f"tile {tile} was labelled by {others[0]} meanwhile; leave it out, and send the others again", lost
-            )
+            raise LabelLostError(f"tile {tile} was labelled by {others[0]} meanwhile; leave it out, and send the others again", lost)
 
     def _keep_short(self) -> None:
         """Write a history now and then; a failure is no matter, since the segments say all."""

@@ -74,8 +74,8 @@ class LabelClass:
                 or name[0] in "=+-@"
             ):
                 raise LabelError(
-                    f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the ends, "
-                    "none of = + - @ first"
+                    f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the "
+                    "ends, none of = + - @ first"
                 )
         if self.name.lower() == UNSURE:
             raise LabelError(f"class {self.name!r}: it is always allowed to be unsure, and that is no class; leave it out")
@@ -111,7 +111,9 @@ class Taxonomy:
         for what, values in (("name", names), ("key", [one.key for one in self.classes])):
             doubles = sorted({value for value in values if value and values.count(value) > 1})
             if doubles:
-                raise LabelError(f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own (of names the case does not count)")
+                raise LabelError(
+                    f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own (case is no difference of names)"
+                )
 
     @property
     def binary(self) -> bool:

@@ -270,7 +270,7 @@ def test_a_queue_of_another_program_is_followed_by_a_round(workspace, tmp_path):
 @pytest.mark.parametrize("how", [job.preview, lambda experiment: job.run(experiment, Quiet())])
 def test_a_name_that_is_no_taxonomys_is_refused_at_first(tmp_path, how):
     experiment = dataclasses.replace(settings(tmp_path), name="Small.Set")
-    with pytest.raises(ConfigError, match="'Small.Set' cannot be a taxonomy's name"):
+    with pytest.raises(ConfigError, match=r"'Small\.Set' cannot be a taxonomy's name"):
         how(experiment)
     with pytest.raises(ConfigError, match=r"label\.taxonomy.*'Small' cannot be a taxonomy's name"):
         settings(tmp_path, taxonomy="Small")
