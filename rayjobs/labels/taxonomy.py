@@ -112,7 +112,7 @@ class Taxonomy:
             doubles = sorted({value for value in values if value and values.count(value) > 1})
             if doubles:
                 raise LabelError(
-                    f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own (case is no difference of names)"
+                    f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own (names: by more than case)"
                 )
 
     @property
