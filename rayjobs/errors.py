@@ -144,7 +144,7 @@ class UnknownTaxonomyError(LabelError):
 
 
 class LabelLostError(LabelError):
-    """Somebody else labelled the tile first, whose lease had ended."""
+    """Somebody else labelled the tile first: after its lease had ended, or as a second opinion without one."""
 
     def __init__(self, message: str, lost: Mapping[str, Sequence[str]] | None = None) -> None:
         """Take the message, and by tile id who has labelled it."""

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -38,8 +38,8 @@ def files_of(known: Known, found: Round, earlier: Sequence[Mapping[str, Any]]) -
 
 
 def rounds_of(version: Version | None) -> list[dict[str, Any]]:
-    """Return the rows of all rounds up to a version."""
-    if version is None:
+    """Return the rows of all rounds up to a version; none where it is a queue that another program published."""
+    if not _has(version, REPORT):
         return []
     found: list[dict[str, Any]] = json.loads(version.read(REPORT))["rounds"]
     return found
@@ -47,11 +47,15 @@ def rounds_of(version: Version | None) -> list[dict[str, Any]]:
 
 def predicted_by(version: Version | None, classes: Sequence[str]) -> dict[str, int]:
     """Return the class that a version's head gave each tile, by id; nothing where it had none, or other classes."""
-    if version is None or PREDICTIONS not in {entry.name for entry in version.files} or list(version.manifest["classes"]) != list(classes):
+    if not _has(version, PREDICTIONS) or version.manifest.get("classes") != list(classes):
         return {}
     table = read_geoparquet(version.read(PREDICTIONS))
     places = {name: place for place, name in enumerate(classes)}
     return {tile: places[name] for tile, name in zip(table["tile_id"].to_pylist(), table["predicted"].to_pylist(), strict=True)}
+
+
+def _has(version: Version | None, name: str) -> TypeGuard[Version]:
+    return version is not None and name in {entry.name for entry in version.files}
 
 
 def _queue(known: Known, found: Round) -> bytes:

@@ -22,7 +22,7 @@ from rayjobs.label.round import next_round
 from rayjobs.labels.current import current_labels
 from rayjobs.labels.queue import FILE, queue_of
 from rayjobs.labels.store import LabelStore
-from rayjobs.labels.taxonomy import LabelClass, Taxonomy, publish_taxonomy, read_taxonomy
+from rayjobs.labels.taxonomy import LabelClass, Taxonomy, check_taxonomy_name, publish_taxonomy, read_taxonomy
 from rayjobs.tiles.table import read_geoparquet
 from rayjobs.tracking import Dataset, tracked
 
@@ -61,11 +61,11 @@ class Result:
 
 def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what the next round will do and take."""
+    name = _name(experiment)
     workspace, settings = experiment.open_workspace(), experiment.label
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     encoder, splits = chosen_encoder(experiment), experiment.index.splits
-    name = _name(experiment)
     current = workspace.embeddings().current()
     embedded = current is not None and current.version == table_version(source, encoder.fingerprint, splits)
     rounds = rounds_of(queue_of(workspace.store, name).current())
@@ -84,17 +84,17 @@ def preview(experiment: Experiment) -> dict[str, Any]:
 
 def run(experiment: Experiment, console: Console) -> Result:
     """Work out the next round from what has been labelled; with an oracle, round after round up to the budget."""
-    workspace = experiment.open_workspace()
+    name, workspace = _name(experiment), experiment.open_workspace()
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     encoder = chosen_encoder(experiment)
     tell_encoder(encoder, console, "label")
     embedded, table = _embedded(experiment, source, encoder, console)
-    taxonomy = _taxonomy(experiment, workspace.store)
+    taxonomy = _taxonomy(experiment, workspace.store, name)
     bench = _Bench(experiment, embedded, table, taxonomy, examples_of(experiment.label.examples, embedded, encoder.read()))
-    version = bench.publish(console)
-    while bench.ask(version):
-        version = bench.publish(console)
+    version, before = bench.publish(console), ""
+    while version.version != before and bench.ask(version):
+        version, before = bench.publish(console), version.version
     _log(experiment, source, taxonomy.name, version, console)
     last = rounds_of(version)[-1]
     return Result(
@@ -111,7 +111,11 @@ def run(experiment: Experiment, console: Console) -> Result:
 
 
 def _name(experiment: Experiment) -> str:
-    return experiment.label.taxonomy or experiment.name
+    """Return the name of the taxonomy. Raises `ConfigError` where it is the experiment's, which may be none."""
+    try:
+        return experiment.label.taxonomy or check_taxonomy_name(experiment.name)
+    except ValueError as error:
+        raise ConfigError(f"label.taxonomy is not given, and the experiment's name {error}") from None
 
 
 def _embedded(experiment: Experiment, source: Version, encoder: ChosenEncoder, console: Console) -> tuple[Embeddings, str]:
@@ -125,9 +129,8 @@ def _embedded(experiment: Experiment, source: Version, encoder: ChosenEncoder, c
     return read_embeddings(version), version.version
 
 
-def _taxonomy(experiment: Experiment, store: Store) -> Taxonomy:
+def _taxonomy(experiment: Experiment, store: Store, name: str) -> Taxonomy:
     """Return the taxonomy, after making one that is not there yet."""
-    name = _name(experiment)
     try:
         return read_taxonomy(store, name)
     except UnknownTaxonomyError:
@@ -156,7 +159,7 @@ class _Bench:
         known, before = self._known(), self._target.current()
         digest = self._digest.copy()
         digest.update(known.digest().encode())
-        if before is not None and before.manifest["follows"] == digest.hexdigest():
+        if before is not None and before.manifest.get("follows") == digest.hexdigest():
             return before
         earlier = rounds_of(before)
         found = next_round(known, self._examples, self._settings, before=predicted_by(before, self._classes), earlier=earlier)
@@ -174,12 +177,14 @@ class _Bench:
         return draft.publish(fields)
 
     def ask(self, version: Version) -> bool:
-        """Have the oracle label the queue, and return whether it said anything new."""
+        """Have the oracle label the queue, and return whether there was anything to label."""
         left = self._settings.budget - int(version.manifest["counts"]["labels"])
         if not self._knows or left <= 0:
             return False
         queued: list[str] = read_geoparquet(version.read(FILE))["tile_id"].to_pylist()[:left]
-        return bool(queued) and self._labels.append(oracle.events(self._taxonomy, queued, self._knows)).accepted > 0
+        if queued:
+            self._labels.append(oracle.events(self._taxonomy, queued, self._knows))
+        return bool(queued)
 
     def _keys(self) -> Mapping[str, Any]:
         return {name: value for name, value in sorted(to_dict(self._settings).items()) if name not in _IDLE}

@@ -6,6 +6,7 @@ import csv
 import datetime
 import hashlib
 import io
+import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,9 @@ _DESCRIPTION = """Make a taxonomy, show how far it is labelled, and take labels 
   export   current labels to --output: .csv, .geojson, .parquet (tile_id, label), or a folder of pictures, one folder per class"""
 _AT_ONCE = 10_000
 """Imported events that become one segment."""
+_TILE_ID = re.compile(r"[0-9a-f]{20}")
 _FILES = (".csv", ".geojson", ".parquet")
+_TABLES = (".csv", ".parquet")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,7 +130,12 @@ def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]
     short = next((number for number, row in enumerate(rows) if not row["tile_id"] or row["label"] is None), None)
     if short is not None:
         raise ConfigError(f"--input: row {short + 1} lacks its tile_id or its label; an empty label, after a comma, says unsure")
-    version, now, digest = labels.taxonomy().version, datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
+    wrong = next((number for number, row in enumerate(rows) if not _TILE_ID.fullmatch(row["tile_id"])), None)
+    if wrong is not None:
+        raise ConfigError(f"--input: row {wrong + 1} has the tile_id {rows[wrong]['tile_id'][:40]!r}; one has 20 digits of 0-9 and a-f")
+    taxonomy, now, digest = labels.taxonomy(), datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
+    for label in filter(None, dict.fromkeys(row["label"] for row in rows)):
+        taxonomy.check(label)  # of all rows, before the first is taken down
     return [
         LabelEvent(
             event_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{labels.name} {person} {digest} {number}")),
@@ -136,7 +144,7 @@ def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]
             label=row["label"] or None,
             person=person,
             at=now,
-            taxonomy_version=version,
+            taxonomy_version=taxonomy.version,
             origin="import",
         )
         for number, row in enumerate(rows)
@@ -147,18 +155,20 @@ def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]
     path: Path | None = options.output
     if path is None or (path.suffix and path.suffix not in _FILES):
         raise ConfigError(f"labels export needs --output: a file that ends in {', '.join(_FILES)}, or a folder")
+    if options.triplets is not None and path.suffix not in _TABLES:
+        raise ConfigError(f"--triplets is a table; export it to {' or '.join(_TABLES)}")
     with LabelStore(workspace.store, options.taxonomy).tally() as tally:
         current = dict(tally.current)
     if options.dry_run:
         return {"tiles": len(current), "output": str(path)}
-    if not path.suffix:
-        source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
-        return {"written": str(path), "pictures": write_image_folder(current, source, path)}
-    content = _written(options, current, workspace)
     try:
+        if not path.suffix:
+            source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
+            return {"written": str(path), "pictures": write_image_folder(current, source, path)}
+        content = _written(options, current, workspace)
         path.write_bytes(content)
     except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}") from error
+        raise ConfigError(f"--output {error.filename or path}: {error.strerror}") from error
     return {"written": str(path), "tiles": len(current), "bytes": len(content)}
 
 
@@ -166,8 +176,6 @@ def _written(options: argparse.Namespace, current: Mapping[str, Current], worksp
     """Return the content of a file in the form of its ending."""
     form = options.output.suffix
     if options.triplets is not None:
-        if form == ".geojson":
-            raise ConfigError("--triplets is a table; export it to .csv or .parquet")
         return _as_table(triplets(label_table(current), options.triplets), form)
     if form == ".geojson":
         return as_geojson(current, _grounds(current, workspace))

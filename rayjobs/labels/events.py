@@ -59,7 +59,7 @@ class LabelEvent:
     at: datetime.datetime
     """UTC; when it was taken down."""
     taxonomy_version: int
-    """Whose classes the person saw."""
+    """The newest one when it was taken down; the person may have seen the one before."""
     origin: Origin
     """Where it was said."""
     undoes: str | None = None

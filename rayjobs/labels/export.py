@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rayjobs.storage import Version
 
 _COLUMNS = ("tile_id", "label", "agreement", "votes", "people", "at")
+_EXPORTED = re.compile(r"[0-9a-f]{20}\.png")
+"""Names of the files in an image folder that are ours."""
 _AT_ONCE = 1000
 """Pictures that are held in memory."""
 
@@ -111,15 +114,19 @@ def triplets(labels: pa.Table, count: int, *, seed: int = 0) -> pa.Table:
 def write_image_folder(current: Mapping[str, Current], source: Version, folder: Path) -> dict[str, int]:
     """Write the labelled tiles of a set as PNG, each in a folder named after its class: `<folder>/<class>/<tile_id>.png`, or `unsure`.
 
-    Tiles that were exported before under another class go to their new one.
+    Tiles that were exported before under another class go to their new one; those that have lost their label since go.
 
     Returns:
         Pictures of each folder.
 
     Raises:
         StorageError: the set cannot be read.
+        OSError: the folder cannot be written.
     """
     written: dict[str, int] = {}
+    for before in folder.glob("*/*.png"):
+        if _EXPORTED.fullmatch(before.name) and before.stem not in current:
+            before.unlink()
     for some in _batches(sorted(current)):
         for tile, pixels in pictures_of(source, set(some)).items():
             label = current[tile].label or UNSURE

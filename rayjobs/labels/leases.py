@@ -115,5 +115,9 @@ class Leases:
         raise PublishConflictError(f"{self._store.address(self._key)}: other processes kept changing the leases; ask again")
 
     def _holding(self, found: Tagged | None) -> list[TileLease]:
+        """Return the leases that hold; none where they cannot be read: the next change writes them anew, and no label hangs on them."""
         now = self._clock()
-        return [one for one in (TileLease(**fields) for fields in json.loads(found.data)) if one.expires > now] if found else []
+        try:
+            return [one for one in (TileLease(**fields) for fields in json.loads(found.data)) if one.expires > now] if found else []
+        except (ValueError, TypeError):
+            return []

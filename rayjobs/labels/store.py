@@ -8,13 +8,14 @@ store; a writer that is killed has written its segment whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayjobs.errors import LabelError, LabelLostError, PublishConflictError, StorageError
+from rayjobs.errors import DamagedError, LabelError, LabelLostError, NotFoundError, PublishConflictError, StorageError
 from rayjobs.labels.current import Tally
 from rayjobs.labels.events import LabelEvent, read_segment, segment_bytes
 from rayjobs.labels.taxonomy import ROOT, Taxonomy, read_taxonomy
@@ -135,12 +136,15 @@ class LabelStore:
             self._take(read_segment(found.data, self._store.address(self._key(self._segments + 1))))
 
     def _open(self) -> None:
-        """Read what is there at first: the longest history, and the segments after it, several at once."""
-        kept = self._store.list(f"{self._prefix}history/")
-        done = int(kept[-1].rpartition("/")[2].removesuffix(".parquet")) if kept else 0
-        if done:
-            self._take(read_segment(self._store.read(kept[-1]), self._store.address(kept[-1])), segments=done)
-        later = [key for key in self._store.list(f"{self._prefix}events/") if key > self._key(done)]
+        """Read what is there at first: the longest history that is whole, and the segments after it, several at once."""
+        for kept in reversed(self._store.list(f"{self._prefix}history/")):
+            with contextlib.suppress(DamagedError, NotFoundError):  # the segments say all that a history says
+                past = read_segment(self._store.read(kept), self._store.address(kept))
+                self._take(past, segments=int(kept.rpartition("/")[2].removesuffix(".parquet")))
+                break
+        listed = set(self._store.list(f"{self._prefix}events/"))
+        # a listing that is no snapshot may hold a segment and not the one before it: what is behind such a gap is left to `_follow`
+        later = list(itertools.takewhile(listed.__contains__, map(self._key, itertools.count(self._segments + 1))))
         with ThreadPoolExecutor(_READERS) as readers:
             for key, data in zip(later, readers.map(self._store.read, later), strict=True):
                 self._take(read_segment(data, self._store.address(key)))
@@ -166,9 +170,7 @@ class LabelStore:
         lost = {event.tile_id: others for event in handed if (others := tally.others(event.tile_id, event.person))}
         if lost:
             tile, others = next(iter(lost.items()))
-            raise LabelLostError(
-                f"tile {tile} was labelled by {others[0]} after the lease on it had ended; leave it out, and send the others again", lost
-            )
+            raise LabelLostError(f"tile {tile} was labelled by {others[0]} meanwhile; leave it out, and send the others again", lost)
 
     def _keep_short(self) -> None:
         """Write a history now and then; a failure is no matter, since the segments say all."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import pydantic
 
-from rayjobs.errors import LabelError, PublishConflictError, UnknownTaxonomyError
+from rayjobs.errors import DamagedError, LabelError, PublishConflictError, UnknownTaxonomyError
 
 if TYPE_CHECKING:
     from rayjobs.storage import Store
@@ -62,7 +62,7 @@ class LabelClass:
     """Names that it had in earlier versions: labels under these are its own."""
 
     def __post_init__(self) -> None:
-        """Refuse what the page or an image folder could not show."""
+        """Refuse what the page or an image folder could not show, and what a spreadsheet would take for a formula."""
         for name in (self.name, *self.formerly):
             if (
                 not name.strip()
@@ -70,10 +70,12 @@ class LabelClass:
                 or len(name) > _LONGEST_NAME
                 or not name.isprintable()
                 or "/" in name
-                or name[0] == "."
+                or "." in {name[0], name[-1]}
+                or name[0] in "=+-@"
             ):
                 raise LabelError(
-                    f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the ends"
+                    f"{name[:80]!r} cannot be a class; use up to {_LONGEST_NAME} printable characters, no '/', no '.' or blank at the "
+                    "ends, none of = + - @ first"
                 )
         if self.name.lower() == UNSURE:
             raise LabelError(f"class {self.name!r}: it is always allowed to be unsure, and that is no class; leave it out")
@@ -99,16 +101,19 @@ class Taxonomy:
     version: int
     """From 1."""
     classes: tuple[LabelClass, ...]
-    """In the order in which they are shown; their names and keys differ."""
+    """In the order in which they are shown; their keys differ, and their names by more than upper and lower case."""
 
     def __post_init__(self) -> None:
         """Refuse classes that cannot be told apart."""
         if not 2 <= len(self.classes) <= _MOST_CLASSES:  # noqa: PLR2004  one class tells nothing apart
             raise LabelError(f"taxonomy {self.name!r} has {len(self.classes)} classes; give 2 to {_MOST_CLASSES}")
-        for what, values in (("name", [name for one in self.classes for name in one.names]), ("key", [one.key for one in self.classes])):
+        names = [name for one in self.classes for name in {name.casefold() for name in one.names}]
+        for what, values in (("name", names), ("key", [one.key for one in self.classes])):
             doubles = sorted({value for value in values if value and values.count(value) > 1})
             if doubles:
-                raise LabelError(f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own")
+                raise LabelError(
+                    f"taxonomy {self.name!r}: two classes have the {what} {doubles[0]!r}; give each its own (names: by more than case)"
+                )
 
     @property
     def binary(self) -> bool:
@@ -121,10 +126,8 @@ class Taxonomy:
         return {former: one.name for one in self.classes for former in one.formerly}
 
     def check(self, label: str) -> None:
-        """Raise `LabelError` where a label is none of the classes, or was one under an earlier name."""
-        if label in self.renamed:
-            raise LabelError(f"class {label!r} is called {self.renamed[label]!r} since; take the taxonomy's version {self.version}")
-        if label not in {one.name for one in self.classes}:
+        """Raise `LabelError` where a label is none of the classes, by the names that they have or had."""
+        if not any(label in one.names for one in self.classes):
             names = ", ".join(one.name for one in self.classes)
             raise LabelError(f"taxonomy {self.name!r} has no class {label[:80]!r}; it has {names}")
 
@@ -185,8 +188,8 @@ def taxonomy_names(store: Store) -> list[str]:
 def _newest(store: Store, name: str, known: Taxonomy | None = None) -> Taxonomy | None:
     """Versions are numbered without gaps, so that the newest is the last that is there."""
     newest = known
-    while (found := store.read_tagged(_key(name, 1 if newest is None else newest.version + 1))) is not None:
-        newest = _taxonomy(found.data)
+    while (found := store.read_tagged(key := _key(name, 1 if newest is None else newest.version + 1))) is not None:
+        newest = _taxonomy(found.data, store.address(key))
     return newest
 
 
@@ -198,10 +201,14 @@ def _bytes(taxonomy: Taxonomy) -> bytes:
     return json.dumps(asdict(taxonomy), indent=1, sort_keys=True).encode()
 
 
-def _taxonomy(data: bytes) -> Taxonomy:
-    fields = json.loads(data)
-    classes = tuple(LabelClass(**{**one, "formerly": tuple(one["formerly"])}) for one in fields["classes"])
-    return Taxonomy(name=fields["name"], version=fields["version"], classes=classes)
+def _taxonomy(data: bytes, address: str) -> Taxonomy:
+    """Return what an object holds. Raises `DamagedError`."""
+    try:
+        fields = json.loads(data)
+        classes = tuple(LabelClass(**{**one, "formerly": tuple(one["formerly"])}) for one in fields["classes"])
+        return Taxonomy(name=fields["name"], version=fields["version"], classes=classes)
+    except (ValueError, TypeError, KeyError, LabelError) as error:
+        raise DamagedError(f"{address} is no version of a taxonomy ({error}); bring it back from a copy of the workspace") from None
 
 
 def _carried(classes: Sequence[LabelClass], before: Taxonomy | None) -> list[LabelClass]:

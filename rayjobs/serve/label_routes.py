@@ -23,12 +23,15 @@ from rayjobs.serve.label_schema import (
     Taxonomies,
     TaxonomyAnswer,
 )
-from rayjobs.serve.limits import PERSON
+from rayjobs.serve.limits import PEOPLE, PERSON
 from rayjobs.serve.routes import versioned_router
 from rayjobs.serve.service import Here, Pinned
 
 PERSON_HEADER = "x-rayjobs-person"
 """The header in which somebody whose token has no name says who it is, percent-encoded where it is not plain ASCII."""
+
+_LONGEST = 1000
+"""Characters of that header: a name has 64, and each may take twelve when it is encoded."""
 
 _MEDIA = {"csv": CSV, "geojson": GEOJSON}
 _AS_FILES: dict[int | str, dict[str, Any]] = {200: {"content": {CSV: {}, GEOJSON: {}}}}
@@ -39,18 +42,36 @@ Named = Annotated[str, fastapi.Path(alias="taxonomy", max_length=64)]
 
 
 async def _person(
-    request: fastapi.Request, header: Annotated[str | None, fastapi.Header(alias=PERSON_HEADER, max_length=300)] = None
+    request: fastapi.Request, header: Annotated[str | None, fastapi.Header(alias=PERSON_HEADER, max_length=_LONGEST)] = None
 ) -> str:
-    """Return who asks: the name of the token, else of the header. Raises `LabelError` where neither says."""
+    """Return who asks: the name of the token, else of the header.
+
+    Raises:
+        LabelError: neither says.
+        HTTPException: 403 where the header names somebody else than the token, or, without a name of its own, somebody who has a token.
+    """
     known = getattr(request.state, PERSON, None)
-    if known is not None:
-        return str(known)
-    if header is None:
+    claimed = None if header is None else _claimed(header)
+    if claimed is None and known is None:
         raise LabelError("who labels? use a token with a name (RAYJOBS_LABEL_TOKENS), or send the header X-Rayjobs-Person")
+    if claimed is None or claimed == known:
+        return str(known)
+    if known is not None:
+        raise _forbidden(f"the token is {known}'s, and X-Rayjobs-Person says {claimed}; use {claimed}'s own token, or leave the header out")
+    if claimed in getattr(request.state, PEOPLE, ()):
+        raise _forbidden(f"{claimed} has a token of their own, and this is not it; use that one, or another name in X-Rayjobs-Person")
+    return claimed
+
+
+def _claimed(header: str) -> str:
     try:
         return check_person(urllib.parse.unquote(header))
     except ValueError as error:
         raise LabelError(f"X-Rayjobs-Person: {error}") from None
+
+
+def _forbidden(detail: str) -> fastapi.HTTPException:
+    return fastapi.HTTPException(HTTPStatus.FORBIDDEN, detail)
 
 
 Person = Annotated[str, fastapi.Depends(_person)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rayjobs.errors import LabelError
+from rayjobs.errors import DamagedError, LabelError
 from rayjobs.labels.events import LabelEvent
 from rayjobs.labels.export import as_csv, as_geojson
 from rayjobs.labels.leases import Leases, TileLease
@@ -34,6 +35,10 @@ from rayjobs.serve.label_schema import (
 if TYPE_CHECKING:
     from rayjobs.serve.answers import Answers
     from rayjobs.storage import Store
+
+_LOG = logging.getLogger(__name__)
+_MOST_IN_HAND = 1000
+"""Tiles that one person may have in hand without having labelled them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +77,14 @@ class Labelling:
         self._lock = threading.Lock()
 
     def taxonomies(self, answers: Answers) -> list[TaxonomyAnswer]:
-        """Return all taxonomies with their progress."""
-        return [self._answer(name, answers) for name in taxonomy_names(self._store)]
+        """Return all taxonomies with their progress; one that is damaged is left out, and the log says why."""
+        found = []
+        for name in taxonomy_names(self._store):
+            try:
+                found.append(self._answer(name, answers))
+            except (DamagedError, LabelError):
+                _LOG.exception("taxonomy %s is not listed", name)
+        return found
 
     def publish(self, given: NewTaxonomy, answers: Answers) -> TaxonomyAnswer:
         """Make a taxonomy, or the next version of it. Raises `LabelError`, `PublishConflictError`."""
@@ -86,7 +97,7 @@ class Labelling:
         Raises:
             UnknownTaxonomyError: there is no such taxonomy.
             UnknownTileError: the index does not hold the tile that others should be like.
-            LabelError: others should be alike, and no tile is named.
+            LabelError: others should be alike, and no tile is named; the person has too many tiles in hand.
         """
         if asked.order == "similar" and asked.like is None:
             raise LabelError("order similar needs a tile to be similar to; give its id as `like`")
@@ -102,6 +113,9 @@ class Labelling:
             again = [one.tile_id for one in own if asked.held is not None and one.lease not in kept and one.tile_id not in labelled]
             again, busy = answers.known(again)[: asked.count], labelled.union(one.tile_id for one in held)
             chosen = again + _fresh(asked, queue.tiles, answers, busy, asked.count - len(again))
+            in_hand = len({one.tile_id for one in own if one.tile_id not in labelled}.union(chosen))
+            if in_hand > _MOST_IN_HAND:
+                raise LabelError(f"{person} would have {in_hand} tiles in hand, and may have {_MOST_IN_HAND}; label or release some first")
             ours.clear()
             ours.update(chosen)
             return renewed + chosen

@@ -35,6 +35,9 @@ _LABELS = "/v1/labels"
 PERSON = "person"
 """Under which a request's state holds the name of the person whom its token was given to; absent where the token has no name."""
 
+PEOPLE = "people"
+"""Under which it holds the names of everybody whom a token was given to; absent where the service asks for none."""
+
 _FORM = b"multipart/form-data"
 
 _ANYBODY = Holder(name="anybody", scopes=frozenset({READ, LABEL, WRITE, ADMIN}))
@@ -85,6 +88,8 @@ class Gate:
         if needed not in holder.scopes:
             return HTTPStatus.FORBIDDEN, f"this asks for a token with the scope {needed!r}; yours has {', '.join(sorted(holder.scopes))}"
         scope.setdefault("state", {})["holder"] = holder.name
+        if self._tokens is not None:
+            scope["state"][PEOPLE] = self._tokens.people
         if holder.person is not None:
             scope["state"][PERSON] = holder.person
         return self._too_often(scope, holder)

@@ -53,6 +53,8 @@ class Tokens:
     def __init__(self, scopes: Mapping[str, frozenset[Scope]], people: Mapping[str, str] | None = None) -> None:
         """Take the scopes of each token, and whose it is, where that is known; only digests are kept."""
         given = people or {}
+        self.people = frozenset(given.values())
+        """Everybody whom a token was given to."""
         digests = {hashlib.sha256(token.encode()).digest(): (granted, given.get(token)) for token, granted in scopes.items()}
         self._holders = [
             (digest, Holder(name=digest.hex()[:8], scopes=granted, person=person)) for digest, (granted, person) in digests.items()

@@ -125,6 +125,17 @@ def test_the_oracle_is_asked_round_by_round_up_to_the_budget(workspace, tmp_path
     assert (len(LabelStore(workspace.store, "small").events()), queue_of(workspace.store, "small").current().version) == before
 
 
+def test_a_study_goes_on_after_a_write_that_arrived_and_was_refused(workspace, tmp_path, monkeypatch):
+    append = LabelStore.append
+
+    def late(self, events, **more):
+        append(self, events, **more)
+        return append(self, events, **more)  # finds its own events, and accepts none
+
+    monkeypatch.setattr(LabelStore, "append", late)
+    assert job.run(settings(tmp_path, **ORACLE), Quiet()).labels == 20
+
+
 def test_a_round_leaves_a_queue_a_map_and_a_labelled_set(workspace, tmp_path):
     job.run(settings(tmp_path, **ORACLE), Quiet())
     current = queue_of(workspace.store, "small").current()
@@ -242,6 +253,27 @@ def test_a_file_that_is_no_table_of_labels_is_refused(workspace, tmp_path):
     (tmp_path / "bad.csv").write_text("tile,class\na,b\n")
     with pytest.raises(ConfigError, match="is no CSV with the columns tile_id,label"):
         job.run(settings(tmp_path, oracle=str(tmp_path / "bad.csv")), Quiet())
+
+
+def test_a_queue_of_another_program_is_followed_by_a_round(workspace, tmp_path):
+    experiment, target = settings(tmp_path), queue_of(workspace.store, "small")
+    first = job.run(experiment, Quiet()).version
+    draft = target.draft("theirs", after=target.current())
+    draft.write("queue.parquet", geoparquet_bytes(pa.table({"tile_id": IDS[:2], "rank": pa.array([0, 1], pa.int32())})))
+    draft.publish({"parents": {}, "counts": {"tiles": 2}})
+    assert job.preview(experiment)["rounds"] == 0
+    found = job.run(experiment, Quiet())
+    assert (found.round, found.queued, target.current().version) == (0, 10, found.version)
+    assert job.run(experiment, Quiet()).version == found.version == first
+
+
+@pytest.mark.parametrize("how", [job.preview, lambda experiment: job.run(experiment, Quiet())])
+def test_a_name_that_is_no_taxonomys_is_refused_at_first(tmp_path, how):
+    experiment = dataclasses.replace(settings(tmp_path), name="Small.Set")
+    with pytest.raises(ConfigError, match=r"'Small\.Set' cannot be a taxonomy's name"):
+        how(experiment)
+    with pytest.raises(ConfigError, match=r"label\.taxonomy.*'Small' cannot be a taxonomy's name"):
+        settings(tmp_path, taxonomy="Small")
 
 
 def test_the_plan_touches_nothing(workspace, tmp_path):

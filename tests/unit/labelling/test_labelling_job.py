@@ -54,6 +54,9 @@ def test_labels_come_in_and_go_out(labels, tmp_path):
     assert labels("import", "--taxonomy", "land", "--input", tmp_path / "out.csv", "--person", "ben")["accepted"] == 4
     pictures = labels("export", "--taxonomy", "land", "--output", tmp_path / "out")["pictures"]
     assert pictures == {"field": 2, "unsure": 1, "water": 1}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--output .*file/\w+: Not a directory"):
+        labels("export", "--taxonomy", "land", "--output", tmp_path / "file")
     labels("export", "--taxonomy", "land", "--output", tmp_path / "triplets.parquet", "--triplets", 5)
     assert pq.read_table(tmp_path / "triplets.parquet").column_names == ["anchor_id", "positive_id", "negative_id"]
 
@@ -66,6 +69,9 @@ def test_labels_come_in_and_go_out(labels, tmp_path):
         (("import", "--taxonomy", "land", "--person", "<b>", "--input", "absent.csv"), "absent.csv"),
         (("export", "--taxonomy", "land"), "needs --output"),
         (("export", "--taxonomy", "land", "--output", "x.txt"), "needs --output"),
+        (("export", "--taxonomy", "land", "--output", "x", "--triplets", "5"), "--triplets is a table"),
+        (("export", "--taxonomy", "land", "--output", "x.geojson", "--triplets", "5"), "--triplets is a table"),
+        (("export", "--taxonomy", "land", "--output", "/nowhere/x.csv"), "--output /nowhere/x.csv: No such file"),
     ],
 )
 def test_what_is_missing_is_said(labels, arguments, words):
@@ -80,9 +86,24 @@ def test_a_file_that_is_no_table_of_labels_is_refused(labels, tmp_path):
         ("tile,name\nx,a\n", ConfigError),
         ("", ConfigError),
         ("tile_id,label\nx\n", ConfigError),
-        ("tile_id,label\nx,c\n", LabelError),
+        (f"tile_id,label\n{TILES[0]},a\nx,a\n", ConfigError),
+        (f"tile_id,label\n{TILES[0].upper()}A,a\n", ConfigError),
+        (f"tile_id,label\n{TILES[0]},a\n{TILES[1]},c\n", LabelError),
     ):
         (tmp_path / "given.csv").write_text(content)
-        with pytest.raises(error):
-            labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
+        for how in (["--dry-run"], []):
+            with pytest.raises(error):
+                labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna", *how)
     assert labels("show") == {"land": 0}
+
+
+def test_a_file_is_taken_whole_or_not_at_all(labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_AT_ONCE", 2)
+    labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
+    (tmp_path / "given.csv").write_text("tile_id,label\n" + "".join(f"{tile},a\n" for tile in TILES[:5]) + f"{TILES[5]},c\n")
+    with pytest.raises(LabelError, match="no class 'c'"):
+        labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
+    assert labels("show") == {"land": 0}
+    (tmp_path / "given.csv").write_text(f"tile_id,label\n{TILES[0]},a\nfirst,a\n")
+    with pytest.raises(ConfigError, match="row 2 has the tile_id 'first'"):
+        labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")

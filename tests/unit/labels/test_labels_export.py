@@ -49,6 +49,14 @@ def test_an_image_folder_holds_copies(source, tmp_path):
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.png")) == ["water"] * 6
 
 
+def test_what_was_undone_leaves_the_image_folder(source, tmp_path):
+    write_image_folder(CURRENT, source, tmp_path / "out")
+    (tmp_path / "out" / "field" / "mine.png").write_bytes(b"")
+    write_image_folder({tile: CURRENT[tile] for tile in TILES[1:3]}, source, tmp_path / "out")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    assert found == {f"field/{TILES[1]}.png", f"water/{TILES[2]}.png", "field/mine.png"}
+
+
 def test_tiles_take_the_labels_of_people():
     tiles = pa.table({"tile_id": [*TILES[::-1], "f" * 20], "label": pa.nulls(7, pa.string()), "row": list(range(7))})
     found = with_labels(tiles, label_table(CURRENT))

@@ -79,6 +79,14 @@ def test_a_write_whose_answer_was_lost_hands_out_no_more(local):
     assert len(given) == 3
 
 
+@pytest.mark.parametrize("data", [b"", b"[1", b"[1]", b"null", b'[{"lease": "x"}]'])
+def test_leases_that_cannot_be_read_are_none(local, data):
+    local.write("labels/land/leases/current.json", data)
+    leases = Leases(local, "land", clock=Clock())
+    assert leases.live() == []
+    assert leases.take("anna", first_free(2)) == leases.live() != []
+
+
 class Handing(RuleBasedStateMachine):
     """Leases beside a naive model: a dictionary of who holds which tile until when."""
 

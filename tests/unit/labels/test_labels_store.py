@@ -102,9 +102,9 @@ def test_a_renamed_class_keeps_its_labels(local):
     labels = LabelStore(local, "land")
     labels.append([said("a", "t", "field"), said("b", "t", "field")])
     publish_taxonomy(local, "land", [LabelClass(name="meadow", formerly=("field",)), LabelClass(name="forest"), LabelClass(name="water")])
-    labels.append([said("c", "t", "meadow")])
+    labels.append([said("c", "t", "meadow"), said("d", "t", "field")])  # d's page was opened before
     with labels.tally() as tally:
-        assert tally.current["t"].votes == {"meadow": 3}
+        assert tally.current["t"].votes == {"meadow": 4}
 
 
 def test_a_history_stands_for_the_segments_before_it(store):
@@ -170,3 +170,34 @@ def test_a_damaged_segment_is_named(local):
     local.write("labels/land/events/000000001.parquet", b"PAR1")
     with pytest.raises(DamagedError, match=r"000000001\.parquet"):
         LabelStore(local, "land").events()
+
+
+@pytest.mark.parametrize("listed", [[1, 3, 4], [2, 3], [4]])
+def test_a_listing_with_a_gap_hides_no_segment(local, listed):
+    land(local)
+    writer, events = LabelStore(local, "land"), [said("a", f"t{number}", "field") for number in range(4)]
+    for event in events:
+        writer.append([event])
+
+    class Gappy:
+        def __getattr__(self, name):
+            return getattr(local, name)
+
+        def list(self, prefix):
+            keys = local.list(prefix)
+            return [keys[number - 1] for number in listed] if prefix.endswith("events/") else keys
+
+    assert LabelStore(Gappy(), "land").events() == events
+
+
+def test_a_damaged_history_stops_nobody(local):
+    land(local)
+    writer, events = LabelStore(local, "land"), [said("a", f"t{number}", "field") for number in range(6)]
+    for number, event in enumerate(events, 1):
+        writer.append([event])
+        if number in {2, 4}:
+            writer.compact()
+    local.write("labels/land/history/000000004.parquet", b"PAR1")
+    assert LabelStore(local, "land").events() == events
+    local.write("labels/land/history/000000002.parquet", b"")
+    assert LabelStore(local, "land").events() == events

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayjobs.errors import LabelError, UnknownTaxonomyError
+from rayjobs.errors import DamagedError, LabelError, UnknownTaxonomyError
 from rayjobs.labels.taxonomy import LabelClass, Taxonomy, publish_taxonomy, read_taxonomy, taxonomy_names
 from tests.unit.labels.saying import LAND, land
 
@@ -39,8 +39,10 @@ def test_a_version_adds_and_renames(local):
     third = publish_taxonomy(local, "land", classes("grass", "forest", "water", "town", grass=["meadow"]))
     assert third.renamed == {"field": "grass", "meadow": "grass"}
     assert read_taxonomy(local, "land", known=first) == third
-    with pytest.raises(LabelError, match="called 'grass' since"):
-        third.check("field")
+    for name in ("grass", "meadow", "field"):
+        third.check(name)
+    with pytest.raises(LabelError, match="no class 'lake'"):
+        third.check("lake")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,11 @@ def test_names_that_are_no_folder_are_refused(local, name):
         {"name": " x"},
         {"name": "a/b"},
         {"name": ".."},
+        {"name": "x."},
+        {"name": "=1+1"},
+        {"name": "+x"},
+        {"name": "-x"},
+        {"name": "@x"},
         {"name": "x", "colour": "red"},
         {"name": "x", "key": "u"},
         {"name": "x\n"},
@@ -90,9 +97,25 @@ def test_one_class_is_no_taxonomy(local):
         Taxonomy(name="x", version=1, classes=(LabelClass(name="a", key="1"), LabelClass(name="b", key="1")))
 
 
+def test_classes_differ_by_more_than_their_case(local):
+    for names in (("Field", "field"), ("stra\xdfe", "STRASSE")):
+        with pytest.raises(LabelError, match="two classes have the name"):
+            publish_taxonomy(local, "land", classes(*names))
+    land(local)
+    assert publish_taxonomy(local, "land", classes("Field", "forest", "water", Field=["field"])).renamed == {"field": "Field"}
+
+
 def test_a_kill_between_version_and_list_is_healed(local):
     land(local)
     local.delete("labels/taxonomies/land.json")
     assert taxonomy_names(local) == []
     assert [one.name for one in land(local).classes] == list(LAND)
     assert taxonomy_names(local) == ["land"]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b'{"name": "land"}', b'{"name": "land", "version": 1, "classes": [1]}'])
+def test_a_damaged_version_is_named(local, data):
+    land(local)
+    local.write("labels/land/taxonomy/00001.json", data)
+    with pytest.raises(DamagedError, match=r"land/taxonomy/00001\.json is no version"):
+        read_taxonomy(local, "land")

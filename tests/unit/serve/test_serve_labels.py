@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import urllib.parse
 import uuid
 
 import numpy as np
@@ -15,14 +16,19 @@ from fastapi.testclient import TestClient
 
 from rayjobs.labels.leases import Leases
 from rayjobs.labels.queue import FILE, queue_of
+from rayjobs.serve import labelling
 from rayjobs.serve.api import current_service
+from rayjobs.serve.bodies import BodyLimits
 from rayjobs.serve.labelling import Labelling
+from rayjobs.serve.limits import Gate
+from rayjobs.serve.tokens import tokens_of
 from rayjobs.storage import open_store
 from tests.unit.serve.served_index import IDS, VECTORS
 from tests.unit.serve.service_double import application_in
 
 ALIVE = [tile for tile in IDS if tile != IDS[3]]
 CLASSES = [{"name": "positive"}, {"name": "negative"}]
+LIMITS = BodyLimits(max_bytes=10_000, pause_s=5.0, whole_s=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def ask(application, tmp_path):
         assert answer.status_code == status, answer.text
         return answer.json() if "json" in answer.headers["content-type"] else answer
 
-    asked.store = store
+    asked.store, asked.application = store, application
     asked("POST", "/v1/labels", {"name": "ponds", "classes": CLASSES}, status=201)
     return asked
 
@@ -57,6 +63,17 @@ def test_a_taxonomy_is_listed_with_its_progress(ask):
     assert (found["name"], found["version"], [one["name"] for one in found["classes"]]) == ("ponds", 1, ["positive", "negative"])
     assert [one["key"] for one in found["classes"]] == ["1", "2"]
     assert found["progress"] == {"labelled": 0, "unsure": 0, "leased": 0, "left": 11, "total": 11}
+
+
+def test_a_damaged_taxonomy_hides_no_other(ask):
+    ask("POST", "/v1/labels", {"name": "seas", "classes": CLASSES}, status=201)
+    ask.store.write("labels/lakes/taxonomy/00001.json", b"[")
+    for name in ("lakes", "gone"):
+        ask.store.write(f"labels/taxonomies/{name}.json", b"{}")
+    ask.store.write("labels/seas/events/000000001.parquet", b"PAR1")
+    ask.store.write("labels/ponds/leases/current.json", b"[1")
+    assert [one["name"] for one in ask("GET", "/v1/labels")["taxonomies"]] == ["ponds"]
+    assert "lakes/taxonomy/00001.json is no version" in ask("GET", "/v1/labels/lakes/progress", status=503)["detail"]
 
 
 def test_a_taxonomy_has_versions(ask):
@@ -132,6 +149,17 @@ def test_a_tile_that_has_left_the_index_is_not_handed_out_again(ask):
     assert IDS[3] not in [item["tile_id"] for item in items]
 
 
+def test_nobody_holds_everything(ask, monkeypatch):
+    monkeypatch.setattr(labelling, "_MOST_IN_HAND", 4)
+    items = ask("POST", "/v1/labels/ponds/next", {"count": 4})["items"]
+    refused = ask("POST", "/v1/labels/ponds/next", {}, status=400)["detail"]
+    assert "would have 5 tiles in hand, and may have 4; label or release some" in refused
+    assert len(ask("POST", "/v1/labels/ponds/next", {"count": 4}, person="ben")["items"]) == 4
+    ask("POST", "/v1/labels/ponds/events", {"events": [event(items[0]["tile_id"], lease=items[0]["lease"])]})
+    ask("POST", "/v1/labels/ponds/release", {"leases": [items[1]["lease"]]})
+    assert len(ask("POST", "/v1/labels/ponds/next", {"count": 2})["items"]) == 2
+
+
 def test_the_grid_shows_look_alikes(ask):
     nearest = [IDS[row] for row in np.argsort(-(VECTORS @ VECTORS[5])) if row not in {3, 5}]
     items = ask("POST", "/v1/labels/ponds/next", {"count": 4, "like": IDS[5]})["items"]
@@ -204,6 +232,30 @@ def test_nobody_labels_without_a_name(ask):
     assert "cannot be a person" in ask("POST", "/v1/labels/ponds/next", {}, person="<b>", status=400)["detail"]
     ask("POST", "/v1/labels/ponds/events", {"events": [event(IDS[0])]}, person="%C5%81ukasz")
     assert list(ask("GET", "/v1/labels/ponds/progress")["by_person"]) == ["Łukasz"]
+
+
+def test_nobody_labels_under_the_name_of_somebody_else(ask):
+    tokens = tokens_of({"RAYJOBS_TOKEN": "all", "RAYJOBS_LABEL_TOKENS": "anna:annas,ben:bens"}, required=True)
+    client = TestClient(Gate(ask.application, body=LIMITS, uploads=LIMITS, tokens=tokens), raise_server_exceptions=False)
+
+    def status(token, person=None):
+        headers = {"authorization": f"Bearer {token}"} | ({"x-rayjobs-person": person} if person else {})
+        answer = client.post("/v1/labels/ponds/events", json={"events": [event(IDS[0])]}, headers=headers)
+        assert answer.status_code == 200 or answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code, answer.json().get("detail", "")
+
+    assert status("annas") == status("annas", "anna") == status("all", "carl") == (200, "")
+    assert status("annas", "ben")[0] == 403
+    assert "the token is anna's, and X-Rayjobs-Person says ben" in status("annas", "ben")[1]
+    assert "ben has a token of their own" in status("all", "ben")[1]
+    assert (status("all", "ben")[0], status("all")[0]) == (403, 400)
+    assert list(ask("GET", "/v1/labels/ponds/progress")["by_person"]) == ["anna", "carl"]
+
+
+def test_a_name_of_any_letters_has_room(ask):
+    name = "Ж" * 64
+    ask("POST", "/v1/labels/ponds/events", {"events": [event(IDS[0])]}, person=urllib.parse.quote(name))
+    assert list(ask("GET", "/v1/labels/ponds/progress")["by_person"]) == [name]
 
 
 @pytest.mark.parametrize("path", ["next", "events", "release", "progress", "export"])
