@@ -117,7 +117,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     tiles = training_tiles(source, experiment)
     ground = ground_of(tiles, experiment)
     check(experiment, source, ground)
-    check_patience(experiment, source, watched=False)
+    check_patience(experiment, source, ground, watched=False)
     supervision = supervise(experiment, ground)
     settings = experiment.train
     steps = steps_per_epoch(experiment, supervision)
@@ -199,8 +199,9 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
     with Lease(workspace.store, workspace.lease) as lease:
         pinned = _pinned(experiment, workspace, source)
         pinned.begun()
-        check(experiment, source, ground_of(training_tiles(source, experiment), experiment))  # first: what is refused takes no name
-        check_patience(experiment, source, watched=watch is not None)
+        ground = ground_of(training_tiles(source, experiment), experiment)
+        check(experiment, source, ground)  # first: what is refused takes no name
+        check_patience(experiment, source, ground, watched=watch is not None)
         pinned.begin()
         keep_labels(experiment)
         newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
@@ -384,7 +385,7 @@ def _trainer(plan: TrainPlan, tiles: pa.Table, cpus: int, *, gpu: bool) -> _Trai
     if plan.validation:
         datasets["validated"] = cache.chip_dataset(plan.source, plan.validation.tiles, size, maps)
     if settings.patience:
-        datasets["held_out"] = cache.chip_dataset(plan.source, held_out_tiles(plan.source), size, maps)
+        datasets["held_out"] = cache.chip_dataset(plan.source, held_out_tiles(plan.source, plan.experiment), size, maps)
     if plan.target:
         datasets["target"] = cache.chip_dataset(plan.target, target_tiles(plan.target), size, maps)
     return _Trainer(

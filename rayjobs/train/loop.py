@@ -84,7 +84,7 @@ def _train(plan: TrainPlan) -> None:
 
 def _held_out(on: Bench, state: State) -> HeldOut:
     """Return the batches of the val split, on which patience looks."""
-    tiles, settings = held_out_tiles(on.plan.source), on.plan.experiment.train
+    tiles, settings = held_out_tiles(on.plan.source, on.plan.experiment), on.plan.experiment.train
     versions = settings.frozen_features if settings.supervision == "views" else 1
     shown = _shown(on.plan, state, tiles, "held_out", versions)
     return HeldOut.of(on.plan, tiles, shown, on.objective, on.ground)

@@ -173,8 +173,8 @@ def test_weights_of_another_run_are_those_of_its_newest_checkpoint(experiment):
 )
 def test_patience_without_a_loss_to_look_at_is_refused(experiment, given, watched, message):
     with pytest.raises(ConfigError, match=message):
-        check_patience(experiment(train={"patience": 2}, **given), None, watched=watched)
-    check_patience(experiment(**given), None, watched=watched)
+        check_patience(experiment(train={"patience": 2}, **given), None, None, watched=watched)
+    check_patience(experiment(**given), None, None, watched=watched)
 
 
 def test_ctrl_c_stays_ours_while_ray_trains():
