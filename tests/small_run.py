@@ -13,7 +13,7 @@ from rayjobs.models.spec import ModelSpec
 from rayjobs.train.ground import Ground
 from rayjobs.train.objective import Objective
 from rayjobs.train.shown import ChipCache
-from rayjobs.train.state import TrainPlan, initial, restore
+from rayjobs.train.state import TrainPlan, taken_up
 from rayjobs.train.step import Bench
 
 COUNT, SIDE, EPOCHS = 8, 8, 3
@@ -73,6 +73,6 @@ def opened(uri: str, token: str, *, keep_checkpoints: int = 2, model: dict | Non
     objective = Objective(experiment, ground, dim=spec.dim, device=CPU)
     shown = ChipCache(pixels=pixels, valid=np.ones((COUNT, SIDE, SIDE), bool))
     on = Bench(plan=plan, ground=ground, shown=shown, device=CPU, objective=objective)
-    state = restore(plan, initial(plan, objective, CPU), objective, IDS)
+    state = taken_up(plan, objective, CPU, IDS)
     workspace = experiment.open_workspace()
     return SimpleNamespace(on=on, plan=plan, state=state, objective=objective, workspace=workspace, told=told.messages)

@@ -24,12 +24,21 @@ service's token (RAYJOBS_TOKEN) is among them: who sees the cluster's dashboard 
 
 
 @contextmanager
-def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[[str], None] | None = None) -> Iterator[None]:
+def joined(
+    settings: RaySection, *, workspace: str, shared: bool, say: Callable[[str], None] | None = None, target: str | None = None
+) -> Iterator[None]:
     """Join a cluster or start a local Ray for the length of the block, which takes seconds and is said first.
+
+    Args:
+        settings: the section.
+        workspace: its URI.
+        shared: as `workspace.shared`; said of the target, too.
+        say: told what takes seconds.
+        target: URI of a further folder that workers write to.
 
     Raises:
         ClusterError: Ray does not start.
-        ConfigError: no cluster answers, or a `file:` workspace would be seen by one node of several.
+        ConfigError: no cluster answers, or a `file:` workspace or target would be seen by one node of several.
     """
     address = _address(settings)
     already = ray.is_initialized()
@@ -38,7 +47,8 @@ def joined(settings: RaySection, *, workspace: str, shared: bool, say: Callable[
             say(f"ray              joining the cluster at {address}" if address else "ray              starting Ray on this machine")
         _start(settings, address)
     try:
-        _check_workspace(workspace, shared=shared)
+        _check_folder("workspace", workspace, shared=shared)
+        _check_folder("target", target or workspace, shared=shared)
         _quieten()
         _end_as_if_interrupted()
         yield
@@ -124,11 +134,11 @@ def _environment_of_workers() -> dict[str, Any] | None:
     return {"env_vars": {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}}
 
 
-def _check_workspace(workspace: str, *, shared: bool) -> None:
+def _check_folder(what: str, uri: str, *, shared: bool) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if workspace.startswith("file:") and len(nodes) > 1 and not shared:
+    if uri.startswith("file:") and len(nodes) > 1 and not shared:
         raise ConfigError(
-            f"the workspace {workspace} is a folder, and the cluster has {len(nodes)} nodes; "
+            f"the {what} {uri} is a folder, and the cluster has {len(nodes)} nodes; "
             "use s3://BUCKET/PREFIX, or set workspace.shared: true if every node mounts that folder"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 UNLABELLED = "unlabelled"
 """Folder of pictures that have no class."""
+_UNFIT = re.compile(r"""[\x00-\x1f\x7f/\\:*?"<>|%]|^[. ]|[. ]$""")
+"""Characters that a folder's name cannot have everywhere."""
 _PICTURE_BANDS = (1, 3)
 
 
@@ -63,7 +66,19 @@ def _image_folder(_: int, pairs: Sequence[tuple[Mapping[str, Any], Chip]], manif
     for row, chip in pairs:
         sink = io.BytesIO()
         PIL.Image.fromarray(_shown(chip, manifest)).save(sink, "PNG")
-        yield f"{row['label'] or UNLABELLED}/{chip.tile_id}.png", sink.getvalue()
+        yield f"{class_folder(row['label'])}/{chip.tile_id}.png", sink.getvalue()
+
+
+def class_folder(label: str | None) -> str:
+    """Return the folder of a class, one level deep and of no other class: its name, where that can be one on any system.
+
+    Other characters are written as %XX, the bytes of UTF-8: those that separate or control, dots and blanks at the ends, `%` itself,
+    and the first of a class that is called as the folder of tiles without one.
+    """
+    if not label:
+        return UNLABELLED
+    unfit = re.compile("^.") if label == UNLABELLED else _UNFIT
+    return unfit.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), label)
 
 
 def _shown(chip: Chip, manifest: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 FORMS: dict[str, dict[str, Any]] = {"webp": {"quality": 80, "method": 2}, "gif": {"disposal": 2}}
 """How each form of `fetch.animation` is written, beside what all have in common."""
 
+MOST_BYTES = 2**31
+"""Of all frames together: Pillow holds every one, four bytes a pixel, until the last is written."""
+
 
 def animated(addresses: Sequence[str], *, form: str, height: int, frames_per_second: float) -> bytes:
     """Return the bytes of an animated picture that goes on and on.
@@ -24,22 +28,27 @@ def animated(addresses: Sequence[str], *, form: str, height: int, frames_per_sec
     Args:
         addresses: of the rasters, grey or in colours, on one grid, in the order of their dates.
         form: of `FORMS`.
-        height: greatest, pixels; larger rasters are averaged down.
+        height: greatest, pixels; larger rasters are averaged down, further where all frames would take more than `MOST_BYTES`.
         frames_per_second: as it says.
     """
-    frames = _frames(addresses, height)
+    with environment(), open_raster(addresses[0]) as file:
+        shape = frame_shape(file.height, file.width, height=height, frames=len(addresses))
+    frames = _frames(addresses, shape)
     first = next(frames)
     sink = io.BytesIO()
-    # the others are made one by one while the first is written
     first.save(sink, form, save_all=True, append_images=frames, duration=round(1000 / frames_per_second), loop=0, **FORMS[form])
     return sink.getvalue()
 
 
-def _frames(addresses: Sequence[str], height: int) -> Iterator[PIL.Image.Image]:
+def frame_shape(rows: int, cols: int, *, height: int, frames: int) -> tuple[int, int]:
+    """Return height and width, pixels, of each of so many frames of a raster of `rows` and `cols`."""
+    shrink = max(1.0, rows / height, math.sqrt(4 * frames * rows * cols / MOST_BYTES))
+    return max(1, round(rows / shrink)), max(1, round(cols / shrink))
+
+
+def _frames(addresses: Sequence[str], shape: tuple[int, int]) -> Iterator[PIL.Image.Image]:
     for address in addresses:
         with environment(), open_raster(address) as file:
-            shrink = max(1.0, file.height / height)
-            shape = max(1, round(file.height / shrink)), max(1, round(file.width / shrink))
             colours = [1, 1, 1] if file.count == 1 else [1, 2, 3]
             values = file.read(colours, out_shape=(3, *shape), resampling=rasterio.enums.Resampling.average)
         yield PIL.Image.fromarray(np.moveaxis(values, 0, -1))

@@ -6,6 +6,7 @@ import argparse
 import functools
 import io
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ where it was ended, and asks again for what failed. It ends with code 1 while a 
 _URL = GibsSource.__dataclass_fields__["url"].default
 _SHOWN = 3
 _ANIMATIONS = "animations/"
+_DATE = re.compile(r"@\d[\dTZ_-]*(\.\d+Z)?")
+"""Of a scene's id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,12 +283,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _animations(section: FetchSection, scenes: Sequence[FetchScene], addresses: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of an animated picture of each layer; of one whose area has several parts, of each part."""
+    """Yield name and bytes of an animated picture of each layer and level; of one whose area has several parts, of each part."""
     if section.animation == "none":
         return
     parts: dict[str, list[FetchScene]] = {}
     for scene in sorted(scenes, key=lambda scene: (when(scene) or "", scene.scene_id)):
-        parts.setdefault(f"{scene.layer}.{scene.scene_id.rpartition('.')[2]}", []).append(scene)
+        parts.setdefault(_DATE.sub("", scene.scene_id), []).append(scene)
     for part, of_part in parts.items():
         frames = [addresses[scene.scene_id] for scene in of_part]
         data = animated(frames, form=section.animation, height=section.animation_height, frames_per_second=section.frames_per_second)

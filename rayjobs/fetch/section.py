@@ -41,6 +41,6 @@ class FetchSection:
     animation: Literal["none", "webp", "gif"] = "none"
     """An animated picture of each layer, a frame for each date, beside the GeoTIFFs."""
     animation_height: _Count = 1080
-    """Greatest height of a frame, pixels."""
+    """Greatest height of a frame, pixels; less where all frames, which are in memory together, would take more than 2 GiB."""
     frames_per_second: _Seconds = 15.0
     """Of the animation; 15, as the earlier system has it."""

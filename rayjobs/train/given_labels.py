@@ -26,8 +26,13 @@ def keep_labels(experiment: Experiment) -> None:
         keep_first(workspace.store, workspace.run_labels, sink.getvalue())
 
 
-def labelled(tiles: pa.Table, experiment: Experiment) -> pa.Table:
+def labelled(tiles: pa.Table, experiment: Experiment, what: str = "training") -> pa.Table:
     """Return tiles with the labels that people gave them, those without one left out; the table as it is where the set's own count.
+
+    Args:
+        tiles: rows of the tile table.
+        experiment: with its `train.labels_from`.
+        what: they are, for the message.
 
     Raises:
         TrainingError: nobody has labelled any of them.
@@ -41,7 +46,7 @@ def labelled(tiles: pa.Table, experiment: Experiment) -> pa.Table:
     found = found.filter(pc.is_valid(found["label"]))
     if not found.num_rows:
         raise TrainingError(
-            f"none of {tiles.num_rows:,} training tiles is among the {labels.num_rows:,} labels of train.labels_from "
+            f"none of {tiles.num_rows:,} {what} tiles is among the {labels.num_rows:,} labels of train.labels_from "
             f"{experiment.train.labels_from}; label tiles of this set, and begin another run (--workspace.run)"
         )
     return found

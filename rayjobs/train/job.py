@@ -111,13 +111,12 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace.store.check()
     backbones.require(experiment.model.backbone)
     source = workspace.set.require("run `rayjobs sample` first")
-    experiment.with_weights()
     _pinned(experiment, workspace, source).begun()
     newest = workspace.checkpoints.current()
     tiles = training_tiles(source, experiment)
     ground = ground_of(tiles, experiment)
-    check(experiment, source, ground)
-    check_patience(experiment, source, watched=False)
+    check(experiment, source, ground, begins=newest is None)
+    check_patience(experiment, source, ground, watched=False)
     supervision = supervise(experiment, ground)
     settings = experiment.train
     steps = steps_per_epoch(experiment, supervision)
@@ -146,18 +145,26 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def check(experiment: Experiment, source: Version, ground: Ground) -> None:
+def check(experiment: Experiment, source: Version, ground: Ground, *, begins: bool = True) -> None:
     """Refuse an experiment that cannot be trained on a set, as far as that is known beforehand.
+
+    Args:
+        experiment: to be trained.
+        source: the set.
+        ground: what is known of the training tiles.
+        begins: whether training starts from pretrained weights, not from a checkpoint, which holds all weights itself.
 
     Raises:
         ConfigError: no such backbone, an encoder that does not fit the set, features kept of a backbone that learns, or a loss or miner
             that asks for what the tiles do not tell.
         TrainingError: likewise.
         CheckpointError: the pretrained weights cannot be had.
+        NotFoundError: they are of a run that has learned nothing yet.
     """
     backbones.require(experiment.model.backbone)
     spec = encoder_spec(experiment, source)
-    require_weights(experiment.with_weights().model.pretrained, experiment.model.backbone)
+    if begins:
+        require_weights(experiment.with_weights().model.pretrained, experiment.model.backbone)
     check_frozen(experiment)
     experiment.train.augment.colour_bands(spec.imagery)
     check_objective(experiment, ground)
@@ -199,17 +206,18 @@ def run(experiment: Experiment, console: Console, watch: Watch | None = None, ta
     with Lease(workspace.store, workspace.lease) as lease:
         pinned = _pinned(experiment, workspace, source)
         pinned.begun()
-        check(experiment, source, ground_of(training_tiles(source, experiment), experiment))  # first: what is refused takes no name
-        check_patience(experiment, source, watched=watch is not None)
+        newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
+        ground = ground_of(training_tiles(source, experiment), experiment)
+        check(experiment, source, ground, begins=newest is None)  # first: what is refused takes no name
+        check_patience(experiment, source, ground, watched=watch is not None)
         pinned.begin()
         keep_labels(experiment)
-        newest = workspace.checkpoints.newest_sound(lambda text: console.say(f"train            {text}"), unfit=unfit)
         done = int(newest.manifest["epoch"]) if newest else 0
         if newest and _is_over(newest, experiment):
             console.say(f"train            run {workspace.run} has all its {done} epochs already")
             _end_tracking(experiment, workspace, source, console)
             return _result(workspace, done, None)
-        begun = experiment.with_weights()
+        begun = experiment if newest else experiment.with_weights()
         parameters = {**begun.to_dict(), "set_version": source.version}
         resume = workspace.mlflow_run()
         with (
@@ -384,7 +392,7 @@ def _trainer(plan: TrainPlan, tiles: pa.Table, cpus: int, *, gpu: bool) -> _Trai
     if plan.validation:
         datasets["validated"] = cache.chip_dataset(plan.source, plan.validation.tiles, size, maps)
     if settings.patience:
-        datasets["held_out"] = cache.chip_dataset(plan.source, held_out_tiles(plan.source), size, maps)
+        datasets["held_out"] = cache.chip_dataset(plan.source, held_out_tiles(plan.source, plan.experiment), size, maps)
     if plan.target:
         datasets["target"] = cache.chip_dataset(plan.target, target_tiles(plan.target), size, maps)
     return _Trainer(

@@ -22,7 +22,7 @@ from rayjobs.train.ground import ground_of, supervise, target_tiles, training_ti
 from rayjobs.train.mine import embed_all, mined_with
 from rayjobs.train.objective import Objective, needs_clusters
 from rayjobs.train.patience import HeldOut, held_out_tiles
-from rayjobs.train.state import State, TrainPlan, initial, publish_mined, require_finite, restore, save
+from rayjobs.train.state import State, TrainPlan, publish_mined, require_finite, save, taken_up
 from rayjobs.train.step import Bench, train_epoch
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _train(plan: TrainPlan) -> None:
     device = ray.train.torch.get_device()
     objective = Objective(plan.experiment, ground, dim=plan.spec.dim, device=device)
     supervision = supervise(plan.experiment, ground)
-    state = restore(plan, initial(plan, objective, device), objective, ground.tile_ids)
+    state = taken_up(plan, objective, device, ground.tile_ids)
     shown = _shown(plan, state, tiles, versions=settings.frozen_features)
     validated = _shown(plan, state, plan.validation.tiles, "validated") if plan.validation else None
     target = (
@@ -84,7 +84,7 @@ def _train(plan: TrainPlan) -> None:
 
 def _held_out(on: Bench, state: State) -> HeldOut:
     """Return the batches of the val split, on which patience looks."""
-    tiles, settings = held_out_tiles(on.plan.source), on.plan.experiment.train
+    tiles, settings = held_out_tiles(on.plan.source, on.plan.experiment), on.plan.experiment.train
     versions = settings.frozen_features if settings.supervision == "views" else 1
     shown = _shown(on.plan, state, tiles, "held_out", versions)
     return HeldOut.of(on.plan, tiles, shown, on.objective, on.ground)

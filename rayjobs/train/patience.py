@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from rayjobs.errors import ConfigError
-from rayjobs.metric.losses import ClassLoss
+from rayjobs.errors import ConfigError, TrainingError
+from rayjobs.metric.losses import LOSSES, ClassLoss
 from rayjobs.tiles.table import read_tiles
 from rayjobs.train.augment import Draws
 from rayjobs.train.batches import EpochPlan, dealt, plan_epoch
 from rayjobs.train.distributed import agree_on_buffers, gather, share_of, total
+from rayjobs.train.given_labels import labelled
 from rayjobs.train.ground import ground_of, supervise
 from rayjobs.train.objective import Batch, Objective, needs_clusters
 from rayjobs.train.step import precision
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
 
     from rayjobs.experiment import Experiment
     from rayjobs.storage import Version
+    from rayjobs.train.batches import Supervision
     from rayjobs.train.ground import Ground
     from rayjobs.train.shown import Inputs, IntArray, Shown
     from rayjobs.train.state import State, TrainPlan
 
 
-def check_patience(experiment: Experiment, source: Version, *, watched: bool) -> None:
+def check_patience(experiment: Experiment, source: Version, trained: Ground, *, watched: bool) -> None:
     """Refuse patience where there is no loss on held-out tiles to wait for.
+
+    Args:
+        experiment: with its `train.patience`.
+        source: the set.
+        trained: what is known of the training tiles.
+        watched: whether somebody measures the run after each epoch, as a sweep does.
 
     Raises:
         ConfigError: says why.
@@ -44,14 +52,35 @@ def check_patience(experiment: Experiment, source: Version, *, watched: bool) ->
             "train.patience looks at the loss of the val split, which is not known where embeddings are rounded (model.projection: hash) "
             "or compared with clusters of the training tiles (loss.kind: magnet); leave patience at null"
         )
-    if not held_out_tiles(source).num_rows:
-        raise ConfigError("train.patience looks at the loss of the val split, which has no tile; sample with a share in tiles.splits.val")
+    try:
+        _alike(held_out_tiles(source, experiment), experiment, trained)
+    except TrainingError as error:
+        raise ConfigError(
+            f"train.patience looks at the loss of the val split, which its tiles do not tell (as training tiles: {error}); "
+            "label or sample more of them, or leave patience at null"
+        ) from error
 
 
-def held_out_tiles(source: Version) -> pa.Table:
-    """Return the rows of the validation split, sorted by tile id."""
+def held_out_tiles(source: Version, experiment: Experiment) -> pa.Table:
+    """Return the rows of the validation split, sorted by tile id, with the labels that training goes by.
+
+    Raises:
+        ConfigError: it has no tile.
+        TrainingError: nobody has labelled any of them, where people's labels count.
+    """
     tiles = read_tiles(source.read("tiles.parquet"))
-    return tiles.filter(pc.equal(tiles["split"], "val")).sort_by("tile_id")
+    tiles = tiles.filter(pc.equal(tiles["split"], "val")).sort_by("tile_id")
+    if not tiles.num_rows:
+        raise ConfigError("train.patience looks at the loss of the val split, which has no tile; sample with a share in tiles.splits.val")
+    return labelled(tiles, experiment, "val")
+
+
+def _alike(tiles: pa.Table, experiment: Experiment, trained: Ground) -> tuple[Ground, Supervision]:
+    """Return what is known of held-out tiles, and which are alike. Raises `TrainingError` where none are."""
+    ground = ground_of(tiles, experiment)
+    if issubclass(LOSSES[experiment.loss.kind], ClassLoss):
+        ground = _numbered_as(ground, trained)
+    return ground, supervise(experiment, ground)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +106,8 @@ class HeldOut:
         Raises:
             TrainingError: no two tiles are alike.
         """
-        settings, ground = plan.experiment.train, ground_of(tiles, plan.experiment)
-        if isinstance(objective.loss, ClassLoss):
-            ground = _numbered_as(ground, trained)
-        supervision = supervise(plan.experiment, ground)
+        settings = plan.experiment.train
+        ground, supervision = _alike(tiles, plan.experiment, trained)
         steps = max(1, len(supervision.anchors) * settings.tiles_per_group // settings.batch_size)
         rng = np.random.default_rng(settings.seed)
         batch, group = settings.batch_size, settings.tiles_per_group

@@ -23,7 +23,7 @@ from rayjobs.models.checkpoint import fingerprint, from_files, read_training_sta
 from rayjobs.models.encoder import build
 from rayjobs.storage import Lease
 from rayjobs.train.batches import EpochPlan, HardTiles
-from rayjobs.train.distributed import agreed, from_rank_zero, rank, world_size
+from rayjobs.train.distributed import agreed, found_by_rank_zero, from_rank_zero, rank, world_size
 from rayjobs.train.layout import FORMAT, all_finite, check_counts, check_fits, read_mined
 from rayjobs.train.mine import Mined, from_table
 from rayjobs.train.optimizers import MOMENTS, optimizer_of, take_up
@@ -163,10 +163,21 @@ class State:
         return self.module if self.average is None else self.average.module
 
 
-def initial(plan: TrainPlan, objective: Objective, device: torch.device) -> State:
-    """Return the state of a run that begins."""
+def taken_up(plan: TrainPlan, objective: Objective, device: torch.device, tile_ids: Sequence[str]) -> State:
+    """Return the state at the newest sound checkpoint, which asks for no pretrained weights: they may be gone; else `initial`."""
+    checkpoints = plan.experiment.open_workspace().checkpoints
+    if found_by_rank_zero(lambda: bool(checkpoints.finished())):
+        state = restore(plan, initial(plan, objective, device, pretrained=False), objective, tile_ids)
+        if state.epoch or state.step:
+            return state
+    return initial(plan, objective, device)
+
+
+def initial(plan: TrainPlan, objective: Objective, device: torch.device, *, pretrained: bool = True) -> State:
+    """Return the state of a run that begins; unless `pretrained`, with weights at random, for a checkpoint to replace."""
     settings, model = plan.experiment.train, plan.experiment.model
-    module = cast("Encoder", build(plan.spec, settings.seed, pretrained=model.pretrained, rgb=model.rgb)).to(device)
+    weights = plan.experiment.with_weights().model.pretrained if pretrained else "none"
+    module = cast("Encoder", build(plan.spec, settings.seed, pretrained=weights, rgb=model.rgb)).to(device)
     module.freeze(model.freeze)
     if module.fusion is not None and model.fusion is not None:
         module.fusion.dropout = model.fusion.dropout

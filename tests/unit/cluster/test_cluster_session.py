@@ -12,7 +12,7 @@ from rayjobs.errors import ClusterError, ConfigError
 @pytest.fixture
 def without_ray(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for name in ("_start", "_check_workspace", "_quieten"):
+    for name in ("_start", "_check_folder", "_quieten"):
         monkeypatch.setattr(session, name, lambda *_, **__: None)
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
 
@@ -52,3 +52,15 @@ def test_work_for_more_cpus_than_this_machine_has_is_refused_and_a_cluster_may_g
     assert not lines
     session.require_cpus(RaySection(address="head:6379"), 5, "train.num_workers 5", lines.append)
     assert "has 2 CPUs now; waiting" in lines[0]
+
+
+def test_folders_that_one_node_of_several_sees_are_refused(monkeypatch):
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(session.ray, "nodes", lambda: [{"Alive": True}] * 2)
+    for workspace, target, what in (("file:/w", None, "workspace file:/w"), ("s3://b/w", "file:/out", "target file:/out")):
+        with (
+            pytest.raises(ConfigError, match=f"{what} is a folder, and the cluster has 2 nodes"),
+            session.joined(RaySection(), workspace=workspace, target=target, shared=False),
+        ):
+            pass
+        session._check_folder("target", target or workspace, shared=True)

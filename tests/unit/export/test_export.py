@@ -16,6 +16,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_
 
 from rayjobs.export import job
 from rayjobs.export.examples import Example, example
+from rayjobs.export.write import class_folder
 from rayjobs.tiles import chips
 from tests.unit.rasters.rasters_made import noise
 from tests.unit.sample.conftest import experiment, sample  # noqa: F401  fixtures
@@ -101,4 +102,43 @@ def test_a_split_without_tiles_and_a_dry_run(exported):
     assert run("--split", "val") == (1, None)
     code, plan = run("--dry-run", "--form", "tfrecord")
     assert (code, plan["tiles"]) == (0, 6)
+    assert plan["chip_bytes"] == 6 * 16 * 16 * 3
     assert not Path(plan["to"]).exists()
+
+
+def test_a_folder_holds_one_export(exported, tmp_path, capfd):
+    run, *_ = exported
+    (_, everything), (_, trained) = run("--form", "parquet"), run("--form", "parquet", "--split", "train")
+    assert [Path(result["to"]).name for result in (everything, trained)] == ["all", "train"]
+    assert pq.read_table(trained["to"]).num_rows == 6, "the note is passed over"
+    there = ["--to", str(tmp_path / "out"), "--split", "train"]
+    assert [run(*there)[0] for _ in range(2)] == [0, 0]
+    written = sorted((tmp_path / "out").rglob("*"))
+    for other in (["--to", there[1]], [*there, "--form", "parquet"], [*there, "--dry-run", "--form", "tfrecord"]):
+        assert run(*other)[0] == 2
+    assert sorted((tmp_path / "out").rglob("*")) == written
+    (tmp_path / "out" / "_export.json").unlink()
+    assert run(*there)[0] == 2
+
+
+def test_each_class_has_one_folder_of_its_own():
+    names = [
+        "water",
+        "Wald & Wiese",
+        "Trees/Shrub",
+        "Trees%2FShrub",
+        "..",
+        ".",
+        "a.",
+        "a",
+        "a\\b",
+        "C:",
+        "Gew\u00e4sser",
+        "unlabelled",
+        "a\n",
+    ]
+    folders = [class_folder(name) for name in [*names, None]]
+    assert len(set(folders)) == len(folders)
+    assert folders[:5] == ["water", "Wald & Wiese", "Trees%2FShrub", "Trees%252FShrub", "%2E%2E"]
+    assert all("/" not in folder and folder.strip(". ") == folder for folder in folders)
+    assert class_folder("Gew\u00e4sser") == "Gew\u00e4sser"

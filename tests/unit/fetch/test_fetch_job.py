@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -14,7 +15,8 @@ import pytest
 import rasterio
 
 from rayjobs.errors import ConfigError
-from rayjobs.fetch import job
+from rayjobs.fetch import animate, job
+from rayjobs.fetch.section import FetchSection
 from tests.unit.fetch.conftest import BBOX, COLS, DATES, LEVEL, NORTH, PIXEL, ROWS, WEST
 from tests.unit.rasters.rasters_made import found
 
@@ -170,6 +172,24 @@ def test_a_range_of_dates_is_animated(service, fetch, experiment, form):
     expected = service.pictures[DATES[1]].reshape(48, 4, 64, 4, 3).mean(axis=(1, 3, 4))
     assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.7
     assert fetch(experiment(dates=DATES, animation=form, animation_height=48, frames_per_second=4)).animations == result.animations
+
+
+def test_frames_are_as_large_as_memory_allows():
+    assert animate.frame_shape(2160, 4320, height=1080, frames=100) == (1080, 2160)
+    height, width = animate.frame_shape(2160, 4320, height=1080, frames=3650)
+    assert width == pytest.approx(2 * height, abs=1)
+    assert 4 * 3650 * height * width == pytest.approx(animate.MOST_BYTES, rel=0.01)
+    assert animate.frame_shape(10, 20, height=1080, frames=3) == (10, 20)
+
+
+def test_levels_and_parts_of_a_layer_are_animated_apart(monkeypatch):
+    monkeypatch.setattr(job, "animated", lambda frames, **_: "|".join(frames).encode())
+    days = ["2024-01-01", "2024-01-02T003000Z", "2024-01-03T003000.5Z"]
+    ids = [f"A.b@{day}.{part}" for day in days for part in ("6.r0c0", "7.r0c0", "7.r0c9")] + ["A.b.7.r0c0"]
+    scenes = [SimpleNamespace(scene_id=name, layer="A.b", datetime=None) for name in ids]
+    found = dict(job._animations(FetchSection(animation="gif"), scenes, {name: name for name in ids}))
+    assert sorted(found) == [f"animations/A.b.{part}.gif" for part in ("6.r0c0", "7.r0c0", "7.r0c9")]
+    assert found["animations/A.b.6.r0c0.gif"].decode().split("|") == ids[:9:3]
 
 
 def test_the_plan_asks_for_no_tile(service, in_this_process, experiment):

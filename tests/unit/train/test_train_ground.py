@@ -21,6 +21,7 @@ from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train.batches import ByGeography, ByLabel, ByProportion, ByView
 from rayjobs.train.given_labels import keep_labels
 from rayjobs.train.ground import forbidden_pairs, ground_of, guards_of, supervise, target_tiles, training_tiles
+from rayjobs.train.patience import check_patience, held_out_tiles
 from tests.unit.labels.saying import land, said
 
 CLASSES = ("crops", "forest", "water")
@@ -265,6 +266,36 @@ def test_labels_of_people_take_the_place_of_the_sets_own(tmp_path):
     assert training_tiles(source(tiles), settings).equals(found), "a run goes on with the labels that it began with"
     fresh = experiment(workspace={"uri": f"file:{tmp_path}", "run": "later"}, train={"supervision": "labels", "labels_from": "land"})
     assert training_tiles(source(tiles), fresh).num_rows == 6
+
+
+@pytest.mark.parametrize("loss", ["triplet", "cross_entropy"])
+def test_patience_looks_at_the_labels_of_people_and_is_refused_where_they_tell_nothing(tmp_path, loss):
+    store = open_store(f"file:{tmp_path}")
+    land(store)
+    tiles = table()
+    splits = pc.replace_with_mask(tiles["split"].combine_chunks(), pc.equal(tiles["split"].combine_chunks(), "test"), pa.scalar("val"))
+    tiles = tiles.set_column(tiles.column_names.index("split"), SCHEMA.field("split"), splits)
+    trained, held_out = (sorted(row["tile_id"] for row in tiles.to_pylist() if row["split"] == split) for split in ("train", "val"))
+    labels = LabelStore(store, "land")
+    labels.append([said("anna", tile, name) for tile, name in zip(trained, ["field", "field", "water", "water"], strict=False)])
+    settings = experiment(
+        workspace={"uri": f"file:{tmp_path}"}, loss={"kind": loss}, miner={"kind": "none"},
+        train={"supervision": "labels", "labels_from": "land", "patience": 1},
+    )  # fmt: skip
+    ground = ground_of(training_tiles(source(tiles), settings), settings)
+    with pytest.raises(ConfigError, match="none of 30 val tiles is among the 4 labels"):
+        check_patience(settings, source(tiles), ground, watched=False)
+    given = dict(zip(held_out, ["field", "field", "forest", "forest"], strict=False))
+    labels.append([said("anna", tile, name) for tile, name in given.items()])
+    found = held_out_tiles(source(tiles), settings)
+    assert dict(zip(found["tile_id"].to_pylist(), found["label"].to_pylist(), strict=True)) == given
+    if loss == "cross_entropy":  # forest did not train: one class is left
+        with pytest.raises(ConfigError, match="labels of 1 classes"):
+            check_patience(settings, source(tiles), ground, watched=False)
+        labels.append([said("anna", tile, "water") for tile in held_out[4:6]])
+    check_patience(settings, source(tiles), ground, watched=False)
+    with pytest.raises(ConfigError, match="val split, which has no tile"):
+        held_out_tiles(source(table()), settings)
 
 
 def test_labels_of_people_that_are_of_other_tiles_or_asked_for_by_nothing_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import signal
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from rayjobs.console import Console
 from rayjobs.errors import CheckpointError, ConfigError, NotFoundError, RayjobsError, TrainingError
 from rayjobs.experiment import Experiment
 from rayjobs.models.pretrained import require_weights
-from rayjobs.storage import read_uri
+from rayjobs.storage import Lease, open_store, read_uri
 from rayjobs.tiles.table import SCHEMA, geoparquet_bytes
 from rayjobs.train import job, loop
 from rayjobs.train.patience import check_patience
+from rayjobs.train.state import save
+from tests.small_run import EPOCHS, opened
 
 
 @pytest.fixture
@@ -68,13 +71,13 @@ def test_what_decides_nothing_that_is_learned_may_change(experiment):
     assert job._pinned(changed, workspace, source).begun()
 
 
-def published_target(workspace, version, bands=("red", "green", "blue"), split="train"):
+def published_target(workspace, version, bands=("red", "green", "blue"), split="train", name="other", **manifest):
     known = {"tile_id": "a", "scene_id": "s", "place_id": "p", "block_id": "b", "split": split}
     columns = {field.name: [known.get(field.name) if field.nullable or field.name in known else 0] for field in SCHEMA}
     tiles = pa.table({name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}, SCHEMA)
-    draft = workspace.named_set("other").draft(version)
+    draft = workspace.named_set(name).draft(version)
     draft.write("tiles.parquet", geoparquet_bytes(tiles))
-    draft.publish({"parents": {}, "bands": list(bands)})
+    draft.publish({"parents": {}, "bands": list(bands), **manifest})
 
 
 ADAPTED = {"adaptation": {"target": "other"}, "model": {"backbone": "resnet10t", "domain_whitening": {}}}
@@ -119,6 +122,23 @@ def test_a_name_is_not_taken_by_what_is_refused(experiment):
         job.run(refused, Console(io.StringIO(), io.StringIO()))
     assert "begun with another experiment" not in str(refusal.value)
     job._pinned(corrected, workspace, workspace.set.current()).begun()
+
+
+def test_a_run_that_has_a_checkpoint_needs_nothing_of_the_run_that_it_began_with(tmp_path):
+    uri = f"file:{tmp_path}"
+    with Lease(open_store(uri), "runs/x/lease") as lease:
+        run = opened(uri, lease.token)
+        run.state.epoch = EPOCHS
+        assert save(run.plan, run.state, run.objective, last=True)
+    known = {"band_mean": [1.0], "band_std": [1.0], "tile_size": 8, "resolution_m": None, "dtype": "uint8", "counts": {}}
+    published_target(run.workspace, "s1", bands=["a"], name="x", **known)
+    done = dataclasses.replace(run.plan.experiment, model=dataclasses.replace(run.plan.experiment.model, pretrained="run:gone"))
+    console = Console(io.StringIO(), io.StringIO())
+    assert job.run(done, console).epochs == EPOCHS
+    new = dataclasses.replace(done, workspace=dataclasses.replace(done.workspace, run="new"))
+    with pytest.raises(NotFoundError, match="which run:gone names"):
+        job.run(new, console)
+    assert not job._pinned(new, new.open_workspace(), new.open_workspace().set.current()).begun()
 
 
 @pytest.mark.parametrize("weights", ["nowhere.safetensors", "picture.safetensors"])
@@ -173,8 +193,8 @@ def test_weights_of_another_run_are_those_of_its_newest_checkpoint(experiment):
 )
 def test_patience_without_a_loss_to_look_at_is_refused(experiment, given, watched, message):
     with pytest.raises(ConfigError, match=message):
-        check_patience(experiment(train={"patience": 2}, **given), None, watched=watched)
-    check_patience(experiment(**given), None, watched=watched)
+        check_patience(experiment(train={"patience": 2}, **given), None, None, watched=watched)
+    check_patience(experiment(**given), None, None, watched=watched)
 
 
 def test_ctrl_c_stays_ours_while_ray_trains():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from rayjobs.errors import PublishConflictError, StorageError, TrainingError
-from rayjobs.storage import Lease
+from rayjobs.errors import CheckpointError, PublishConflictError, StorageError, TrainingError
+from rayjobs.storage import Lease, open_store
 from rayjobs.train import state as states
 from rayjobs.train.batches import EpochPlan
 from rayjobs.train.mine import Mined
-from rayjobs.train.state import publish_mined, save
+from rayjobs.train.state import publish_mined, save, taken_up
 from rayjobs.train.step import train_epoch
-from tests.small_run import COUNT, EPOCHS, IDS, opened
+from tests.small_run import COUNT, CPU, EPOCHS, IDS, opened
 
 STEPS = 4
 
@@ -360,3 +361,23 @@ def test_state_holds_tensors_and_plain_values_alone(make):
     version = run.workspace.checkpoints.current()
     assert version.version == "epoch-0000-step-00000002"
     assert torch.load(io.BytesIO(version.read("state.pt")), weights_only=True)["batches"]["members"].shape == (STEPS, 4)
+
+
+def test_a_run_that_goes_on_asks_for_no_pretrained_weights(tmp_path):
+    uri = f"file:{tmp_path}/workspace"
+    with Lease(open_store(uri), "runs/x/lease") as lease:
+        run = opened(uri, lease.token)
+        model = dataclasses.replace(run.plan.experiment.model, pretrained=str(tmp_path / "gone.safetensors"))
+        plan = dataclasses.replace(run.plan, experiment=dataclasses.replace(run.plan.experiment, model=model))
+        with pytest.raises(CheckpointError, match="gone"):
+            taken_up(plan, run.objective, CPU, IDS)
+        run.state.epoch = 1
+        assert save(run.plan, run.state, run.objective)
+        again = taken_up(plan, run.objective, CPU, IDS)
+        assert again.epoch == 1
+        for name, value in run.state.module.state_dict().items():
+            torch.testing.assert_close(again.module.state_dict()[name], value, rtol=0, atol=0)
+        checkpoint = run.workspace.checkpoints.current()
+        run.workspace.store.write(checkpoint.prefix + "state.pt", b"damaged")
+        with pytest.raises(CheckpointError, match="gone"):  # rather than go on from weights at random
+            taken_up(plan, run.objective, CPU, IDS)
