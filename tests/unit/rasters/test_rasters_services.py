@@ -235,6 +235,7 @@ def test_short_forms_are_written_out():
         ({"url": "https://x/{z}/{x}.png", "zoom": 3}, "needs {y}"),
         ({"url": "https://x/{z}/{x}/{y}.png", "zoom": 3, "dates": ["2024-01-01"]}, "give both or neither"),
         ({"url": "https://x/{z}/{x}/{y}.png", "zoom": 3, "channels": 2}, "1 band"),
+        ({"url": "https://{s}.x/{z}/{x}/{y}{r}.png", "zoom": 3}, r"has \{r\}, \{s\}, which nothing is put in place of"),
     ],
 )
 def test_what_an_xyz_source_must_say(keys, words):
