@@ -32,6 +32,8 @@ def item_collection(scenes: Sequence[FetchScene], files: Mapping[str, FileDigest
 def _item(scene: FetchScene, file: FileDigest) -> dict[str, Any]:
     ground = footprint(scene.image.grid)
     bands = [{"name": name, "common_name": name} for name in _NAMES[scene.image.bands] if name != "opacity"]
+    # a band that is alone in its asset has the asset's name
+    key = _NAMES[1][0] if scene.image.bands == 1 else "image"
     asset = {"href": file.location, "type": _TYPE, "roles": ["data"], "eo:bands": bands}
     return {
         "type": "Feature",
@@ -41,6 +43,6 @@ def _item(scene: FetchScene, file: FileDigest) -> dict[str, Any]:
         "geometry": shapely.geometry.mapping(ground),
         "bbox": list(ground.bounds),
         "properties": {"datetime": when(scene)},
-        "assets": {"image": asset},
+        "assets": {key: asset},
         "links": [],
     }

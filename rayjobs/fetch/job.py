@@ -24,7 +24,7 @@ from rayjobs.fetch.animate import animated
 from rayjobs.fetch.cogs import CogSettings, assemble, summary
 from rayjobs.fetch.items import item_collection
 from rayjobs.fetch.layers import listed
-from rayjobs.fetch.pieces import FAILED, REQUESTS, FetchPlan, fetch_piece, piece_key, read_piece
+from rayjobs.fetch.pieces import FAILED, REQUESTS, FetchPlan, fetch_piece, piece_key, read_requests
 from rayjobs.fetch.plan import FetchScene, cost, plan_fetch, version_name, when
 from rayjobs.rasters.section import GibsSource
 from rayjobs.rasters.web import LocalPace, Patience
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def act(console: Console) -> dict[str, Any]:
         if options.layers:
-            return listed(options.url, options.layers, console, table=not options.json)
+            return listed(options.url or _URL, options.layers, console, table=not options.json)
         experiment = _experiment(options, overrides)
         if options.dry_run:
             return preview(experiment)
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--bbox", metavar=("WEST", "SOUTH", "EAST", "NORTH"), nargs=4, type=float, help="the area, degrees")
     options.add_argument("--dates", metavar="DATE", nargs="+", help="days, and intervals such as 2024-01-01/2024-01-31")
     options.add_argument("--resolution", metavar="METRES", type=float, help="per pixel: the level that comes nearest (default: the finest)")
-    options.add_argument("--url", default=_URL, help="where the service's capabilities lie (default: those of NASA GIBS)")
+    options.add_argument("--url", help="where the service's capabilities lie (default: those of NASA GIBS)")
     return options
 
 
@@ -111,12 +111,13 @@ def _experiment(options: argparse.Namespace, overrides: Sequence[str]) -> Experi
         ConfigError: neither is given, or both.
     """
     if options.config is not None:
-        if options.layer or options.bbox or options.dates:
-            raise ConfigError("give either --config, or --layer with --bbox and --dates")
+        if any((options.layer, options.bbox, options.dates, options.resolution, options.url)):
+            raise ConfigError("give either --config, or --layer with --bbox, --dates, --resolution and --url")
         return load(options.config, overrides)
     if not options.layer or not options.bbox or not options.dates:
         raise ConfigError("say what to fetch: --config FILE, or --layer NAME --bbox WEST SOUTH EAST NORTH --dates DATE")
-    source = {"kind": "gibs", "layer": options.layer, "dates": options.dates, "url": options.url, "resolution_m": options.resolution}
+    where = {"url": options.url or _URL, "resolution_m": options.resolution}
+    source = {"kind": "gibs", "layer": options.layer, "dates": options.dates, **where}
     name = "".join(letter if letter.isalnum() else "-" for letter in options.layer).strip("-") or "fetched"
     return made({"name": name, "rasters": {"sources": [source], "aoi": options.bbox}}, overrides)
 
@@ -212,10 +213,13 @@ def _told(
 ) -> Result:
     """Publish what is complete, or tell what is missing."""
     section = experiment.fetch
-    name = version_name(scenes, f"{section.animation} {section.animation_height} {section.frames_per_second}")
+    look = f"{section.animation} {section.animation_height} {section.frames_per_second}"
+    plan_name = version_name(scenes, look)
     requests = pa.concat_tables([done[scene.scene_id][1] if scene.scene_id in done else _so_far(plan, scene) for scene in scenes])
     summaries = [done[scene.scene_id][0] for scene in scenes if scene.scene_id in done]
     files = {told["scene_id"]: FileDigest(**told["file"]) for told in summaries}
+    # what was fetched anew may have other pixels, and a published version never changes
+    name = version_name(scenes, look, [files[scene_id].sha256 for scene_id in sorted(files)])
     addresses = {scene_id: plan.store.address(file.key(f"{plan.prefix}x/")) for scene_id, file in files.items()}
     missing = _missing(requests)
     shares = {told["scene_id"]: told["missing_fraction"] for told in summaries}
@@ -231,7 +235,7 @@ def _told(
         animations={},
         missing=missing,
     )
-    unfinished = f"{plan.prefix}missing/{name}.parquet"
+    unfinished = f"{plan.prefix}missing/{plan_name}.parquet"
     if missing:
         plan.store.write(unfinished, _parquet(requests))
         _tell_missing(missing, console)
@@ -254,8 +258,8 @@ def _is_animation(file: FileDigest) -> bool:
 
 
 def _so_far(plan: FetchPlan, scene: FetchScene) -> pa.Table:
-    rows = [row for piece in range(scene.pieces) for row in read_piece(plan.store, piece_key(plan.prefix, scene, piece))]
-    return pa.Table.from_pylist([{name: row[name] for name in REQUESTS.names} for row in rows], schema=REQUESTS)
+    pieces = [read_requests(plan.store, piece_key(plan.prefix, scene, piece)) for piece in range(scene.pieces)]
+    return pa.concat_tables([REQUESTS.empty_table(), *pieces])
 
 
 def _missing(requests: pa.Table) -> list[dict[str, Any]]:

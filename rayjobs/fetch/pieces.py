@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -117,6 +119,14 @@ def read_piece(store: Store, key: str) -> list[dict[str, Any]]:
     """Return the rows of a piece; none where it is not there."""
     left = store.read_tagged(key)
     return pq.read_table(io.BytesIO(left.data)).to_pylist() if left else []
+
+
+def read_requests(store: Store, key: str) -> pa.Table:
+    """Return the requests of a piece as `REQUESTS`, without the bodies, which may be many; none where it is not there."""
+    if store.size(key) is None:
+        return REQUESTS.empty_table()
+    with tempfile.TemporaryDirectory(prefix="rayjobs-fetch-") as folder:
+        return pq.read_table(store.fetch(key, Path(folder)), columns=REQUESTS.names)
 
 
 def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -103,9 +103,9 @@ def plan_fetch(rasters: RastersSection, section: FetchSection) -> list[FetchScen
     return [by_id[scene_id] for scene_id in sorted(by_id)]
 
 
-def version_name(scenes: Sequence[FetchScene], animation: str) -> str:
-    """Return the name of the version that a plan gives: 16 hexadecimal digits."""
-    return _digest(animation, *(scene.done for scene in scenes))
+def version_name(scenes: Sequence[FetchScene], animation: str, files: Sequence[str] = ()) -> str:
+    """Return the name of the version that a plan and its files (their digests) give, or of the plan alone: 16 hexadecimal digits."""
+    return _digest(animation, *(scene.done for scene in scenes), *files)
 
 
 def cost(scenes: Sequence[FetchScene], section: FetchSection) -> dict[str, Any]:

@@ -34,8 +34,9 @@ class FetchSection:
     """Requests whose answers are kept together; what a killed command loses of its work is so much for each worker."""
     empty_statuses: tuple[int, ...] = (204,)
     """Statuses of HTTP by which the service says that a tile holds no data; 404, where it says it so."""
-    nodata: int | None = 0
-    """Of tiles without opacity: pixels all of whose bands have this value hold no data (null: all pixels hold data)."""
+    nodata: int | None = None
+    """Of tiles without opacity whose source has no `nodata`: pixels all of whose bands have this value hold no data (null: all hold data,
+    as where the source is read without `fetch`)."""
     compress: Literal["deflate", "lzw", "zstd"] = "deflate"
     """Compression of the GeoTIFFs; none of them loses anything."""
     animation: Literal["none", "webp", "gif"] = "none"

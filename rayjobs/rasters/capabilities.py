@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import datetime
 import math
 import re
@@ -80,11 +81,17 @@ class Capabilities:
     """By identifier."""
     request: str | None
     """Address of requests with parameters, where it takes these."""
+    odd: Mapping[str, str]
+    """What cannot be read of a layer, by the identifiers of those left out."""
 
     def layer(self, identifier: str) -> Layer:
-        """Return a layer. Raises `BandError` where there is none of that name."""
+        """Return a layer. Raises `BandError` where there is none of that name, or what the service says of it cannot be read."""
         if identifier in self.layers:
             return self.layers[identifier]
+        if identifier in self.odd:
+            raise BandError(
+                f"{self.url} describes the layer {identifier} in a way that cannot be read: {self.odd[identifier]}; take another"
+            )
         near = self.matching(re.findall(r"[^\W_]+", identifier)[:2]) or list(self.layers)
         raise BandError(
             f"{self.url} has no layer {identifier!r}; it has {first_few(near, between=', ')}; `rayjobs fetch --layers KEYWORD` lists them"
@@ -114,16 +121,25 @@ def read_capabilities(url: str) -> Capabilities:
             raise ConfigError(f"{url} answers with {root.tag.rpartition('}')[2]}, not with the capabilities of a web map tile service")
         sets = [_matrix_set(node) for node in root.iterfind("w:Contents/w:TileMatrixSet", _NAMES)]
         known = {found.identifier: found for found in sets if found is not None}
-        layers = [_layer(node, known) for node in root.iterfind("w:Contents/w:Layer", _NAMES)]
+        layers, odd = _layers(root, known)
     except (ET.ParseError, ValueError, AttributeError) as error:
         raise ConfigError(f"{url} gives no capabilities of a web map tile service: {error}; correct the source's `url`") from error
-    get = root.find(".//o:Operation[@name='GetTile']/o:DCP/o:HTTP/o:Get", _NAMES)
     return Capabilities(
         url=url,
-        layers={layer.identifier: layer for layer in layers},
+        layers=layers,
+        odd=odd,
         matrix_sets=known,
-        request=None if get is None else get.get(_HREF),
+        request=_request(root),
     )
+
+
+def _request(root: ET.Element) -> str | None:
+    """Return where requests with parameters go; a `Get` that does not say how it is encoded takes them."""
+    for get in root.iterfind(".//o:Operation[@name='GetTile']/o:DCP/o:HTTP/o:Get", _NAMES):
+        encodings = {text.upper() for text in _texts(get, "o:Constraint[@name='GetEncoding']/o:AllowedValues/o:Value")}
+        if not encodings or "KVP" in encodings:
+            return get.get(_HREF)
+    return None
 
 
 def _text(node: ET.Element, path: str) -> str:
@@ -132,6 +148,19 @@ def _text(node: ET.Element, path: str) -> str:
 
 def _texts(node: ET.Element, path: str) -> tuple[str, ...]:
     return tuple((found.text or "").strip() for found in node.iterfind(path, _NAMES))
+
+
+def _layers(root: ET.Element, known: Mapping[str, MatrixSet]) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Return the layers by identifier, and the reasons of those that cannot be read: one odd layer does not spoil a service."""
+    found: dict[str, Layer] = {}
+    odd: dict[str, str] = {}
+    for node in root.iterfind("w:Contents/w:Layer", _NAMES):
+        identifier = _text(node, "o:Identifier")
+        try:
+            found[identifier] = _layer(node, known)
+        except ValueError as error:
+            odd[identifier] = str(error)
+    return found, odd
 
 
 def _layer(node: ET.Element, known: Mapping[str, MatrixSet]) -> Layer:
@@ -156,6 +185,8 @@ def _layer(node: ET.Element, known: Mapping[str, MatrixSet]) -> Layer:
 
 def _pair(text: str) -> tuple[float, float]:
     first, second = map(float, text.split())
+    if not math.isfinite(first) or not math.isfinite(second):
+        raise ValueError(f"{text!r} is no place")
     return first, second
 
 
@@ -190,16 +221,19 @@ def _level(node: ET.Element, unit_m: float, *, up_first: bool) -> TileMatrix:
         left, top = top, left
     resolution_m = float(_text(node, "w:ScaleDenominator")) * _PIXEL_M
     pixel = float(f"{resolution_m / unit_m:.14g}")  # beyond that stands what multiplying has left
+    sides = {name: int(_text(node, f"w:{name}")) for name in ("TileWidth", "TileHeight", "MatrixWidth", "MatrixHeight")}
+    if not 0 < pixel < math.inf or min(sides.values()) < 1:
+        raise ValueError(f"the level {_text(node, 'o:Identifier')!r} has pixels of {pixel} and {sides}")
     return TileMatrix(
         identifier=_text(node, "o:Identifier"),
         left=left,
         top=top,
         pixel_width=pixel,
         pixel_height=pixel,
-        tile_width=int(_text(node, "w:TileWidth")),
-        tile_height=int(_text(node, "w:TileHeight")),
-        columns=int(_text(node, "w:MatrixWidth")),
-        rows=int(_text(node, "w:MatrixHeight")),
+        tile_width=sides["TileWidth"],
+        tile_height=sides["TileHeight"],
+        columns=sides["MatrixWidth"],
+        rows=sides["MatrixHeight"],
         resolution_m=resolution_m,
     )
 
@@ -226,7 +260,7 @@ def template(
         time: value of the time dimension; None: the layer's default.
 
     Raises:
-        ConfigError: the service names no way to ask for tiles.
+        ConfigError: the service names no way to ask for tiles, or one that is not of the web.
     """
     fixed = dict(layer.dimensions)
     if layer.time is not None and time is not None:
@@ -237,16 +271,30 @@ def template(
     # a service may offer addresses with and without the date: the one that says most is meant
     for address in sorted((text for kind, text in layer.templates if kind == form), key=lambda text: -text.count("{")):
         if all(name.lower() in known for name in _PLACE.findall(address)):
-            return _PLACE.sub(lambda match: known[match[1].lower()], address)
+            return _on_the_web(capabilities, layer, _PLACE.sub(lambda match: known[match[1].lower()], address))
     if capabilities.request is None:
         raise ConfigError(f"{capabilities.url} names no address of tiles of {layer.identifier} as {form}; use a source of kind xyz")
     asked = {
         "SERVICE": "WMTS", "REQUEST": "GetTile", "VERSION": "1.0.0", "LAYER": layer.identifier, "STYLE": chosen, "FORMAT": form,
         "TILEMATRIXSET": matrix_set, "TILEMATRIX": level, **fixed,
     }  # fmt: skip
-    joint = "&" if urllib.parse.urlsplit(capabilities.request).query else "?"
-    base = capabilities.request.rstrip("?&")
+    base = _on_the_web(capabilities, layer, capabilities.request).rstrip("?&")
+    joint = "&" if urllib.parse.urlsplit(base).query else "?"
     return f"{base}{joint}{urllib.parse.urlencode(asked)}&TILEROW={{row}}&TILECOL={{col}}"
+
+
+def _on_the_web(capabilities: Capabilities, layer: Layer, address: str) -> str:
+    """Return an address in full; one of another scheme would have GDAL read files of this machine.
+
+    Raises:
+        ConfigError: its scheme is another one.
+    """
+    found = urllib.parse.urljoin(capabilities.url, address)
+    if urllib.parse.urlsplit(found).scheme not in {"http", "https"}:
+        raise ConfigError(
+            f"{capabilities.url} gives {address!r} for the tiles of {layer.identifier}, which is not of http(s); do not use it"
+        )
+    return found
 
 
 def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
@@ -285,20 +333,29 @@ def _steps(entry: str, span: dates.Interval) -> Iterator[str]:
     """Yield the dates of a listed entry that lie within a span."""
     first, _, rest = entry.partition("/")
     last, _, period = rest.partition("/")
-    moment, end = dates.instant(first), dates.interval(last or first).end
+    begin, end = dates.instant(first), dates.interval(last or first).end
     written = "%Y-%m-%dT%H:%M:%SZ" if "T" in first or "T" in period else "%Y-%m-%d"
     step = _PERIOD.fullmatch(period or "P1D")
-    if step is None or not any(step.groups()):
+    parts = [int(part or 0) for part in step.groups()] if step else []
+    if not any(parts):
         raise ValueError(f"the service lists {entry!r}, of which {period!r} is no period")
-    years, months, days, hours, minutes, seconds = (int(part or 0) for part in step.groups())
+    years, months, days, hours, minutes, seconds = parts
+    months += 12 * years
     ahead = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    if not years and not months and span.start is not None and span.start > moment:
-        moment += -(-(span.start - moment) // ahead) * ahead
+    number = -(-(span.start - begin) // ahead) if not months and span.start is not None and span.start > begin else 0
+    # each is reckoned from the first: from one to the next, the 31st would become the 28th for good
+    moment = _later(begin, number * months) + number * ahead
     while end is not None and moment <= end and (span.end is None or moment <= span.end):
         if span.holds(moment):
             yield moment.strftime(written)
-        month = moment.month - 1 + months + 12 * years
-        moment = moment.replace(year=moment.year + month // 12, month=month % 12 + 1) + ahead
+        number += 1
+        moment = _later(begin, number * months) + number * ahead
+
+
+def _later(moment: datetime.datetime, months: int) -> datetime.datetime:
+    """Return a moment so many months later, on the month's last day where it has no such day."""
+    year, month = moment.year + (moment.month - 1 + months) // 12, (moment.month - 1 + months) % 12 + 1
+    return moment.replace(year=year, month=month, day=min(moment.day, calendar.monthrange(year, month)[1]))
 
 
 def chosen_set(capabilities: Capabilities, layer: Layer, wanted: str | None) -> MatrixSet:

@@ -16,6 +16,7 @@ from rayjobs.rasters.gdal import environment, is_remote
 from rayjobs.rasters.handles import FAULTS, Handle, Handles, explained
 from rayjobs.rasters.masks import mark_missing, usable
 from rayjobs.rasters.scenes import Asset, Scene
+from rayjobs.rasters.tiled import SCHEME
 
 _WAITS_SECONDS = (0.1, 0.5, 1.0, 2.0, 2.0, 4.0, 4.0)
 """Before the second try, on the same handle, and before the further ones, with the file opened anew. Where a tenth of all answers breaks
@@ -54,8 +55,8 @@ class RasterReader:
     """Reads with rasterio; keeps files open, so that each thread needs a reader of its own.
 
     A pixel is valid where each band is: not nodata, a finite number, not masked by the file (alpha, internal or side mask), and not refused
-    by the scene's quality layer. Remote files are tried eight times, later with fresh credentials, since GDAL does not repeat a request
-    whose answer was cut short.
+    by the scene's quality layer. Of a picture in tiles nodata is a colour: a pixel is missing where all the picture's bands have it. Remote
+    files are tried eight times, later with fresh credentials, since GDAL does not repeat a request whose answer was cut short.
     """
 
     def __init__(self, *, max_open: int = 64) -> None:
@@ -207,8 +208,13 @@ def _file_values(handle: Handle, assets: list[Asset], window: Window, dtype: str
     turns = assets[0].turns  # those of one file
     stored_window = _before_turns(window, handle.dataset.shape, turns)
     values = np.rot90(handle.read([asset.band_index for asset in assets], stored_window, dtype), -turns, (1, 2))
+    in_tiles = assets[0].uri.startswith(SCHEME)
+    if in_tiles and assets[0].nodata is not None:
+        every = values if len(assets) == handle.dataset.count else handle.read(list(handle.dataset.indexes), stored_window, dtype)
+        np.logical_and(valid, (every != assets[0].nodata).any(axis=0), out=valid)
     for band, asset in enumerate(assets):
-        mark_missing(valid, values[band], asset.nodata)
+        if not in_tiles:
+            mark_missing(valid, values[band], asset.nodata)
         if asset.palette is not None and handle.palette is not None:
             codes = values[band]
             np.logical_and(valid, handle.palette[codes, 3] != 0, out=valid)

@@ -46,6 +46,8 @@ def pixels_of(data: bytes, *, bands: int, height: int, width: int) -> np.ndarray
             rasterio.io.MemoryFile(data) as file,
             file.open(driver=_DRIVERS) as dataset,
         ):
+            if dataset.count > _COLOURS_AND_OPACITY:  # a few kilobytes can hold thousands of bands
+                raise ValueError(f"the tile has {dataset.count} bands, not 1 to {_COLOURS_AND_OPACITY}")
             if dataset.shape != (height, width) or set(dataset.dtypes) != {"uint8"}:
                 kind = f"{dataset.height} x {dataset.width} pixels of {dataset.dtypes[0]}"
                 raise ValueError(f"the tile has {kind}, not {height} x {width} of uint8")

@@ -251,7 +251,8 @@ class GibsSource:
     channels: Channels | None = None
     """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, else 4)."""
     nodata: float | None = None
-    """The value of missing pixels in each band (null: none; tiles with opacity say themselves where they have no data)."""
+    """Of tiles without opacity: pixels all of whose bands have this value are missing (null: none; opacity says itself where there is no
+    data)."""
     name: str | None = None
     """First part of the scenes' ids (null: the layer)."""
 
@@ -279,7 +280,8 @@ class WmtsSource:
     channels: Channels | None = None
     """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, else 4)."""
     nodata: float | None = None
-    """The value of missing pixels in each band."""
+    """Of tiles without opacity: pixels all of whose bands have this value are missing (null: none; opacity says itself where there is no
+    data)."""
     name: str | None = None
     """First part of the scenes' ids (null: the layer)."""
 
@@ -300,7 +302,8 @@ class XyzSource:
     channels: Channels | None = None
     """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 where the address ends in .jpg or .jpeg, else 4)."""
     nodata: float | None = None
-    """The value of missing pixels in each band."""
+    """Of tiles without opacity: pixels all of whose bands have this value are missing (null: none; opacity says itself where there is no
+    data)."""
     name: str | None = None
     """First part of the scenes' ids (null: the host)."""
 
@@ -309,6 +312,8 @@ class XyzSource:
         missing = [place for place in ("{z}", "{x}", "{y}") if place not in self.url]
         if missing:
             raise ValueError(f"`url` needs {', '.join(missing)} where zoom, column and row stand")
+        if unknown := sorted(set(re.findall(r"\{[^{}]*\}", self.url)) - {"{z}", "{x}", "{y}", "{date}"}):
+            raise ValueError(f"`url` has {', '.join(unknown)}, which nothing is put in place of; write what it stands for")
         if bool(self.dates) != ("{date}" in self.url):
             raise ValueError("`dates` are put in place of {date}: give both or neither")
         return self

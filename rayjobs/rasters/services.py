@@ -48,15 +48,15 @@ def list_wmts(source: WmtsSource | GibsSource, search: Search) -> list[Candidate
         raise ConfigError(f"dates of the layer {layer.identifier} of {source.url}: {error}") from None
     pieces = _pieces(search.area, matrix_set.crs, layer.bounds)
     limit = _projected(layer.bounds, matrix_set.crs)
+    bands = _channels(source.channels, form)
     found = []
     for time in times:
         address = template(
             capabilities, layer, matrix_set=matrix_set.identifier, level=level.identifier, style=source.style, form=form, time=time
         )
         for bounds in pieces:
-            image = cut(
-                level, bounds, limit, template=address, crs=matrix_set.crs, bands=_channels(source.channels, form), nodata=source.nodata
-            )
+            nodata = _nodata(source, bands)
+            image = cut(level, bounds, limit, template=address, crs=matrix_set.crs, bands=bands, nodata=nodata)
             if image is not None:
                 named = f"{matrix_set.identifier}-{level.identifier}"
                 found.append(_candidate(source.name or layer.identifier, time, named, image))
@@ -76,6 +76,7 @@ def list_xyz(source: XyzSource, search: Search) -> list[Candidate]:
         raise ConfigError(f"dates of {source.url}: {error}") from None
     name = source.name or urllib.parse.urlsplit(source.url).hostname or "xyz"
     form = "image/jpeg" if urllib.parse.urlsplit(source.url).path.lower().endswith((".jpg", ".jpeg")) else "image/png"
+    bands = _channels(source.channels, form)
     found = []
     for time in times:
         filled = {"{z}": level.identifier, "{x}": "{col}", "{y}": "{row}", "{date}": time or ""}
@@ -83,15 +84,8 @@ def list_xyz(source: XyzSource, search: Search) -> list[Candidate]:
         for place, text in filled.items():
             address = address.replace(place, text)
         for bounds in _pieces(search.area, _MERCATOR, (-180.0, -85.06, 180.0, 85.06)):
-            image = cut(
-                level,
-                bounds,
-                _MERCATOR_BOUNDS,
-                template=address,
-                crs=_MERCATOR,
-                bands=_channels(source.channels, form),
-                nodata=source.nodata,
-            )
+            nodata = _nodata(source, bands)
+            image = cut(level, bounds, _MERCATOR_BOUNDS, template=address, crs=_MERCATOR, bands=bands, nodata=nodata)
             if image is not None:
                 found.append(_candidate(name, time, f"z{source.zoom}", image))
     return found
@@ -119,11 +113,17 @@ def _channels(given: int | None, form: str) -> int:
     return given or (3 if form == "image/jpeg" else 4)
 
 
+def _nodata(source: WmtsSource | GibsSource | XyzSource, bands: int) -> float | None:
+    """Return the value of missing pixels; tiles with opacity say themselves where they have no data."""
+    return source.nodata if bands < 4 else None  # noqa: PLR2004  with opacity
+
+
 def _candidate(name: str, time: str | None, level: str, image: TiledImage) -> Candidate:
     """Name a scene by what it shows and by its first tile, so that a window of it is the same ground whatever the area was."""
     dated = f"{name}@{time.replace(':', '')}" if time else name
     safe = "".join(letter if letter.isalnum() or letter in "@-_." else "_" for letter in f"{dated}.{level}.r{image.row}c{image.col}")
-    return Candidate(scene_id=safe, files=(BandFile(uri=image.uri),), datetime=dates.instant(time) if time else None)
+    names = ("grey",) if image.bands == 1 else None  # as `rayjobs fetch` calls it
+    return Candidate(scene_id=safe, files=(BandFile(uri=image.uri, names=names),), datetime=dates.instant(time) if time else None)
 
 
 def _pieces(area: shapely.Geometry | None, crs: str, has: Bounds) -> list[Bounds]:

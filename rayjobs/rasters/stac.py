@@ -47,15 +47,26 @@ def _items(uri: str) -> Iterator[Mapping[str, Any]]:
         raise ConfigError(f"{uri} is not JSON: {error}") from error
     kind = document.get("type") if isinstance(document, dict) else None
     if kind == "FeatureCollection":
-        yield from document.get("features", ())
+        yield from _features(document, uri)
     elif kind == "Feature":
         yield document
     elif kind not in {"Collection", "Catalog"}:  # those lie beside their items in a folder
         raise ConfigError(f"{uri} is neither a STAC Item nor an ItemCollection; name those files only")
 
 
+def _features(document: Any, uri: str) -> list[Mapping[str, Any]]:
+    found = document.get("features") if isinstance(document, dict) else None
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise ConfigError(f"{uri} gives no list of STAC items as `features`; correct it, or the source's `url`")
+    return found
+
+
+def _is_web(uri: str) -> bool:
+    return urllib.parse.urlsplit(uri).scheme in {"http", "https"}
+
+
 def _fetch(uri: str) -> bytes:
-    return fetched(uri) if urllib.parse.urlsplit(uri).scheme in {"http", "https"} else read_uri(uri)
+    return fetched(uri) if _is_web(uri) else read_uri(uri)
 
 
 def list_found(source: StacApiSource, search: Search) -> list[Candidate]:
@@ -73,52 +84,82 @@ def list_found(source: StacApiSource, search: Search) -> list[Candidate]:
         asked["intersects"] = shapely.geometry.mapping(search.area)
     if search.span is not None:
         asked["datetime"] = "/".join(".." if moment is None else dates.written(moment) for moment in search.span)
-    found: list[Candidate] = []
-    for page, at in _pages(url, asked):
-        found += [_candidate(item, str(_self(item) or at), source) for item in page.get("features", ())]
+    found: dict[tuple[str, str], Candidate] = {}
+    for items, at in _pages(url, asked, most=source.max_items + 1):
+        for item in items:
+            # an item that changes while it is searched for may stand on two pages
+            found[str(item.get("collection")), str(item.get("id"))] = _candidate(item, at, source)
         if len(found) > source.max_items:
             raise ConfigError(f"{url} finds more than {source.max_items} items; narrow area or dates, or raise `max_items`")
     if not found:
         raise EmptySearchError(f"{url} finds no item of {', '.join(source.collections)} in the area and the dates; widen them")
-    return found
+    return list(found.values())
 
 
-def _pages(url: str, asked: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the answers, each with where it came from, following the links `next`."""
+def _pages(url: str, asked: Mapping[str, Any], *, most: int) -> Iterator[tuple[list[Mapping[str, Any]], str]]:
+    """Yield the items of each answer and where it came from, following the links `next`.
+
+    Raises:
+        ConfigError: an answer is none of a STAC API, or the pages have no end: one leads back, or there are more than `most`.
+    """
     following: Mapping[str, Any] | None = {"href": url, "method": "POST", "body": asked}
+    at, before = url, set[str]()
     while following is not None:
-        at = str(following["href"])
-        posted = str(following.get("method", "GET")).upper() == "POST"
-        body = {**(asked if following.get("merge") else {}), **(following.get("body") or {})}
         try:
-            page = json.loads(fetched(at, json=body if posted else None))
-            links = page.get("links", ())
-            following = next((link for link in links if link.get("rel") == "next"), None)
-        except (ValueError, AttributeError) as error:
+            at = urllib.parse.urljoin(at, str(following["href"]))
+            posted = str(following.get("method", "GET")).upper() == "POST"
+            body = {**(asked if following.get("merge") else {}), **(following.get("body") or {})} if posted else None
+            request = json.dumps([at, body], sort_keys=True)
+            if request in before or len(before) == most:
+                raise ConfigError(f"{url} answers page after page without end: {at} was named as the next one; tell who runs the service")
+            before.add(request)
+            page = json.loads(fetched(at, json=body))
+            items = _features(page, at)
+            following = next((link for link in page.get("links") or () if link.get("rel") == "next"), None)
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"{at} does not answer as a STAC API: {error!r}; correct the source's `url`") from error
-        yield page, at
+        yield items, at
 
 
 def _self(item: Mapping[str, Any]) -> str | None:
     """Return where an item says that it lies, to which its assets' addresses are relative."""
-    return next((link.get("href") for link in item.get("links", ()) if link.get("rel") == "self"), None)
+    return next((link.get("href") for link in item.get("links") or () if link.get("rel") == "self"), None)
 
 
-def _candidate(item: Mapping[str, Any], uri: str, source: StacSource | StacApiSource) -> Candidate:
+def _candidate(item: Mapping[str, Any], at: str, source: StacSource | StacApiSource) -> Candidate:
+    """Return the scene of an item that was found at an address."""
     try:
         scene_id, properties, assets = str(item["id"]), item["properties"], item["assets"]
+        uri = str(_self(item) or at) if isinstance(source, StacApiSource) else at
         files = _chosen(scene_id, assets, source.assets, uri) if source.assets else _data_files(assets, uri)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ConfigError(f"{uri} holds an item that is not valid STAC: {error!r}; correct it or leave it out") from error
+        found = Candidate(
+            scene_id=scene_id,
+            files=tuple(files),
+            datetime=_datetime(scene_id, properties),
+            platform=properties.get("platform") or properties.get("constellation"),
+            quality=_quality(scene_id, assets, source, uri),
+        )
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ConfigError(f"{at} holds an item that is not valid STAC: {error!r}; correct it or leave it out") from error
     if not files:
         raise BandError(f"STAC item {scene_id} has no raster asset; name them with `assets`; it has {', '.join(assets) or 'none'}")
-    return Candidate(
-        scene_id=scene_id,
-        files=tuple(files),
-        datetime=_datetime(scene_id, properties),
-        platform=properties.get("platform") or properties.get("constellation"),
-        quality=_quality(scene_id, assets, source, uri),
-    )
+    if _is_web(at):
+        _check_remote(found)
+    return found
+
+
+def _check_remote(candidate: Candidate) -> None:
+    """Refuse an item from the web that names files of this machine.
+
+    Raises:
+        ConfigError: it does.
+    """
+    named = [*(file.uri for file in candidate.files), *([candidate.quality.uri] if candidate.quality and candidate.quality.uri else [])]
+    for uri in named:
+        if not uri.startswith(("http://", "https://", "s3://")):
+            raise ConfigError(
+                f"STAC item {candidate.scene_id} comes from the web, but names the file {uri}, not http(s):// or s3://; leave it out"
+            )
 
 
 def _datetime(scene_id: str, properties: Mapping[str, Any]) -> datetime.datetime | None:

@@ -95,6 +95,8 @@ class TiledImage:
         template, mark, told = uri.removeprefix(SCHEME).rpartition("#")
         if not uri.startswith(SCHEME) or not mark:
             raise ValueError(f"{uri} is no address of a picture in tiles")
+        if urllib.parse.urlsplit(template).scheme not in {"http", "https"}:
+            raise ValueError(f"{uri} names tiles that are not of http(s)")
         found = dict(urllib.parse.parse_qsl(told, strict_parsing=True))
         kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         read = {"int": int, "str": str}

@@ -15,10 +15,14 @@ from typing import Any, Protocol, Self
 
 import httpx
 
-from rayjobs.errors import NotFoundError, StorageError
+from rayjobs.errors import ConfigError, NotFoundError, StorageError
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
 """Statuses after which the same request may succeed."""
+_WHOLE = 4
+"""Timeouts after which an answer that still comes in is given up, so that none takes forever byte by byte."""
+_DOCUMENT_BYTES = 512 * 2**20
+"""Largest capabilities or page of items."""
 _SHOWN = 200
 """Characters of an answer that a message shows."""
 
@@ -76,6 +80,8 @@ class Patience:
     """Longest wait before the second try; doubled before each further one. The wait itself is drawn between half of that and all."""
     longest_wait_s: float = 60.0
     """Before any try; a service that asks for more is not asked again."""
+    largest_bytes: int = 64 * 2**20
+    """Of an answer, unpacked; a larger one is not read to its end, and not asked for again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +120,15 @@ def _trusted() -> ssl.SSLContext:
 class Asker:
     """Asks one service; for many threads. Use it in a `with` block, or close it."""
 
-    def __init__(self, patience: Patience | None = None, pace: Pace | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Take how patient and how fast to be (None: as fast as it goes), and what waits."""
-        self._patience, self._pace, self._sleep = patience or Patience(), pace, sleep
+    def __init__(
+        self,
+        patience: Patience | None = None,
+        pace: Pace | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take how patient and how fast to be (None: as fast as it goes), what waits, and what tells the time."""
+        self._patience, self._pace, self._sleep, self._clock = patience or Patience(), pace, sleep, clock
         headers = {"User-Agent": "rayjobs", "Accept-Encoding": "gzip, deflate"}
         self._client = httpx.Client(follow_redirects=True, timeout=self._patience.timeout_s, headers=headers, verify=_trusted())
 
@@ -167,14 +179,17 @@ class Asker:
     ) -> tuple[int | None, bytes, str | None, float | None]:
         """Return status, body, what is wrong (None: nothing), and how long the service asks to wait (None: it would not help)."""
         try:
-            answer = self._client.get(url) if json is None else self._client.post(url, json=json)
-        except httpx.TransportError as error:
+            with self._client.stream("GET" if json is None else "POST", url, json=json) as answer:
+                content = self._content(answer)
+        except httpx.UnsupportedProtocol as error:
+            return None, b"", f"{type(error).__name__}: {error}", None
+        except (httpx.TransportError, httpx.DecodingError) as error:
             return None, b"", f"{type(error).__name__}: {error}".rstrip(": "), 0.0
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return None, b"", f"{type(error).__name__}: {error}", None
         if answer.is_success:
-            wrong = check(answer.status_code, answer.content) if check else None
-            return answer.status_code, answer.content, wrong, 0.0
+            wrong = check(answer.status_code, content) if check else None
+            return answer.status_code, content, wrong, 0.0
         wait = 0.0 if answer.status_code in _AGAIN else None
         asked = _retry_after(answer.headers.get("Retry-After"))
         if wait is not None and asked:
@@ -184,7 +199,25 @@ class Asker:
         accepted = wait is None and check is not None and check(answer.status_code, b"") is None
         told = f"; asks to wait {asked:g} s" if asked else ""
         fault = None if accepted else f"HTTP {answer.status_code} {answer.reason_phrase}{told}"
-        return answer.status_code, b"" if accepted else answer.content, fault, wait
+        return answer.status_code, b"" if accepted else content, fault, wait
+
+    def _content(self, answer: httpx.Response) -> bytes:
+        """Return the body of an answer as it comes in.
+
+        Raises:
+            httpx.ReadTimeout: it is not whole after several timeouts.
+            httpx.RequestError: it is too large.
+        """
+        most, end = self._patience.largest_bytes, self._clock() + _WHOLE * self._patience.timeout_s
+        parts, size = [], 0
+        for part in answer.iter_bytes():
+            parts.append(part)
+            size += len(part)
+            if size > most:
+                raise httpx.RequestError(f"the answer has more than {most:,} bytes")
+            if self._clock() > end:
+                raise httpx.ReadTimeout(f"the answer is not whole after {_WHOLE * self._patience.timeout_s:g} s")
+        return b"".join(parts)
 
 
 def _now() -> datetime.datetime:
@@ -214,8 +247,11 @@ def fetched(url: str, *, json: Mapping[str, Any] | None = None) -> bytes:
     Raises:
         NotFoundError: nothing lies there.
         StorageError: it does not answer, or refuses.
+        ConfigError: the address is not of http(s).
     """
-    with Asker() as asker:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url} cannot be asked: it is not of http(s); correct the source's `url`")
+    with Asker(Patience(largest_bytes=_DOCUMENT_BYTES)) as asker:
         answer = asker.ask(url, json=json)
     if answer.body is not None:
         return answer.body

@@ -285,8 +285,9 @@ def test_an_area_across_the_antimeridian_gives_a_scene_on_either_side(service):
 
 
 class _StacApi(http.server.BaseHTTPRequestHandler):
-    """A STAC API of a few items that gives two a page; the pages' links ask by POST with a token."""
+    """A STAC API of a few items that gives two a page, with their files by ranges; the pages' links ask by POST with a token."""
 
+    folder = Path()
     items: list[dict] = []  # noqa: RUF012  set by the test
     asked: list[dict] = []  # noqa: RUF012  likewise
 
@@ -296,11 +297,26 @@ class _StacApi(http.server.BaseHTTPRequestHandler):
         start = int(body.get("token", 0))
         link = {"rel": "next", "href": f"http://{self.headers['Host']}/search", "method": "POST", "merge": True}
         more = [{**link, "body": {"token": str(start + 2)}}] if start + 2 < len(self.items) else []
-        answer = json.dumps({"type": "FeatureCollection", "features": self.items[start : start + 2], "links": more}).encode()
+        self._answer(200, json.dumps({"type": "FeatureCollection", "features": self.items[start : start + 2], "links": more}).encode())
+
+    def do_GET(self):
+        content = (self.folder / Path(self.path).name).read_bytes()
+        first, last = map(int, re.search(r"(\d+)-(\d+)", self.headers["Range"]).groups())
+        self._answer(206, content[first : last + 1], f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}")
+
+    def do_HEAD(self):
         self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str((self.folder / Path(self.path).name).stat().st_size))
+        self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        self.wfile.write(answer)
+
+    def _answer(self, status, body, part=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if part:
+            self.send_header("Content-Range", part)
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -309,9 +325,7 @@ class _StacApi(http.server.BaseHTTPRequestHandler):
 def test_a_stac_api_is_asked_for_the_area_page_by_page(tmp_path):
     made_items(tmp_path)
     items = [json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc"]
-    for item in items:
-        item["assets"]["image"]["href"] = str(tmp_path / item["assets"]["image"]["href"])
-    _StacApi.items, _StacApi.asked = items, []
+    _StacApi.folder, _StacApi.items, _StacApi.asked = tmp_path, items, []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _StacApi) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         source = {"kind": "stac_api", "url": f"http://127.0.0.1:{server.server_port}", "collections": ["landsat"], "page_size": 2}

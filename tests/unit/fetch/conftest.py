@@ -71,6 +71,7 @@ def served(tmp_path_factory):
     random = np.random.default_rng(0)
     pictures = {date: random.integers(1, 255, (ROWS * SIDE, COLS * SIDE, 3)).astype(np.uint8) for date in DATES}
     pictures[DATES[0]][:, 100:150] = 0  # a gap between swaths
+    pictures[DATES[1]][20:30, 60:70] = 7  # another, of another colour
     with map_server.serve(tmp_path_factory.mktemp("maps"), layers) as server:
         for date, picture in pictures.items():
             server.publish("MODIS_Terra_TrueColor", "geo", date, LEVEL, (ROW, COL), picture)
@@ -103,9 +104,10 @@ class _Rows:
 def experiment(service, tmp_path) -> Callable[..., Experiment]:
     """Make an experiment that fetches, with keys of `fetch`."""
 
-    def make(dates=("2024-01-01/2024-01-03",), **keys) -> Experiment:
+    def make(dates=("2024-01-01/2024-01-03",), channels=3, nodata=0, **keys) -> Experiment:
         source = {
-            "kind": "gibs", "layer": "MODIS_Terra_TrueColor", "dates": list(dates), "matrix_set": "geo", "channels": 3,
+            "kind": "gibs", "layer": "MODIS_Terra_TrueColor", "dates": list(dates), "matrix_set": "geo",
+            "channels": channels, "nodata": nodata,
             "url": f"{service.proxy.endpoint}/wmts/1.0.0/WMTSCapabilities.xml", "resolution_m": PIXEL * 111_320,
         }  # fmt: skip
         polite = {"requests_per_second": 5000, "backoff_s": 0.002, "timeout_s": 30, "tiles_per_piece": 5}

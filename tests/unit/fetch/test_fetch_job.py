@@ -15,9 +15,11 @@ import pytest
 import rasterio
 
 from rayjobs.errors import ConfigError
-from rayjobs.fetch import animate, job
+from rayjobs.fetch import animate, job, pieces
 from rayjobs.fetch.section import FetchSection
-from tests.unit.fetch.conftest import BBOX, COLS, DATES, LEVEL, NORTH, PIXEL, ROWS, WEST
+from rayjobs.rasters.reader import RasterReader
+from rayjobs.storage import LocalStore
+from tests.unit.fetch.conftest import BBOX, COL, COLS, DATES, LEVEL, NORTH, PIXEL, ROW, ROWS, WEST
 from tests.unit.rasters.rasters_made import found
 
 TILES = ROWS * COLS
@@ -126,6 +128,20 @@ def test_further_dates_do_not_fetch_the_earlier_ones_again(service, fetch, exper
     assert all(DATES[2] in path for path, _ in service.asked)
 
 
+def test_a_scene_that_was_fetched_anew_with_other_pixels_is_published_anew(service, fetch, experiment):
+    one = fetch(experiment())
+    assert fetch(experiment()).version == one.version
+    Path(by_date(one)[DATES[1]]).unlink()
+    place = "MODIS_Terra_TrueColor", "geo", DATES[1], LEVEL, (ROW, COL)
+    service.server.publish(*place, service.pictures[DATES[1]] // 2)
+    other = fetch(experiment())
+    service.server.publish(*place, service.pictures[DATES[1]])
+    assert (other.complete, other.asked, other.version != one.version) == (True, TILES, True)
+    assert set(one.files.values()) & set(other.files.values()) == {by_date(one)[DATES[0]]}
+    scenes = found({"kind": "stac", "items": [other.items]}).scenes
+    assert {asset.uri for scene in scenes for asset in scene.assets.values()} == set(other.files.values())
+
+
 def test_a_service_that_is_down_is_left_alone(service, fetch, experiment):
     service.fail(lambda _: "503")
     result = fetch(experiment(tries=2, give_up_after=3, concurrency=1))
@@ -146,16 +162,25 @@ def test_tiles_that_the_service_says_are_empty_have_no_data(service, fetch, expe
     assert valid[64:, 64:].all()
 
 
-def test_what_was_fetched_is_what_the_service_gives_unfetched(service, fetch, experiment):
-    """The same scenes on the same grid, so that a set may be sampled from either."""
-    made = experiment()
+@pytest.mark.parametrize(("channels", "nodata"), [(3, None), (3, 0), (3, 7), (1, None), (1, 7), (4, 7)])
+def test_what_was_fetched_is_what_the_service_gives_unfetched(service, fetch, experiment, channels, nodata):
+    """The same scenes, bands, pixels and validity on the same grid, so that a set may be sampled from either."""
+    made = experiment(channels=channels, nodata=nodata)
     result = fetch(made)
     (source,) = made.to_dict()["rasters"]["sources"]
-    from_files = found({"kind": "stac", "items": [result.items]}).scenes
-    from_service = found(source, aoi=BBOX).scenes
+    stac = {"kind": "stac", "items": [result.items]}
+    first = ["grey" if channels == 1 else "red"]
+    from_files = [*found(stac).scenes, *found(stac, bands=first).scenes]
+    from_service = [*found(source, aoi=BBOX).scenes, *found(source, aoi=BBOX, bands=first).scenes]
     for ours, theirs in zip(from_files, from_service, strict=True):
         assert (ours.scene_id, ours.grid, ours.datetime) == (theirs.scene_id, theirs.grid, theirs.datetime)
         assert list(ours.assets) == list(theirs.assets)
+        with RasterReader() as reader:
+            one, other = reader.read(ours, ours.grid.whole), reader.read(theirs, theirs.grid.whole)
+        np.testing.assert_array_equal(one.values, other.values)
+        np.testing.assert_array_equal(one.valid, other.valid)
+        picture = service.pictures[ours.datetime.date().isoformat()][..., :channels]
+        np.testing.assert_array_equal(one.valid, ~(picture == nodata).all(axis=2) if channels < 4 else True)
 
 
 @pytest.mark.parametrize("form", ["webp", "gif"])
@@ -227,5 +252,17 @@ def test_layers_are_found_by_their_words(service, in_this_process, capfd):
 def test_nothing_to_fetch_is_a_usage_error(in_this_process, capfd):
     assert job.main([]) == 2
     assert "--bbox" in capfd.readouterr().err
+    for option in (["--resolution", "100"], ["--url", "https://x/"]):
+        assert job.main(["--config", "x.yaml", *option]) == 2
+        assert "give either --config" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="names no service of tiles"):
         job.preview(job.made({"name": "x", "rasters": {"sources": [{"kind": "files", "uris": ["a.tif"]}]}}))
+
+
+def test_the_requests_of_a_piece_are_told_without_their_bodies(tmp_path):
+    store = LocalStore(str(tmp_path))
+    assert pieces.read_requests(store, "a.parquet").equals(pieces.REQUESTS.empty_table())
+    row = dict.fromkeys(pieces.REQUESTS.names) | {"scene_id": "a", "failures": [], "body": b"x"}
+    store.write("a.parquet", pieces._parquet([row]))
+    found = pieces.read_requests(store, "a.parquet")
+    assert (found.schema.equals(pieces.REQUESTS), found["scene_id"].to_pylist()) == (True, ["a"])

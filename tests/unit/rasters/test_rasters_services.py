@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -17,7 +18,9 @@ from rayjobs.rasters.received import pixels_of
 from rayjobs.rasters.section import RastersSection
 from rayjobs.rasters.stamps import stamps
 from rayjobs.rasters.tiled import TiledImage, cut
+from tests.unit.rasters.rasters_made import write
 
+URL = "https://gibs.example/wmts/WMTSCapabilities.xml"
 SIZES = [(2, 1), (3, 2), (5, 3), (10, 5), (20, 10), (40, 20), (80, 40), (160, 80), (320, 160)]
 """Columns and rows of GIBS's matrices of 250 m in EPSG:4326."""
 LEVELS = "".join(
@@ -52,7 +55,70 @@ def gibs(monkeypatch):
         f"</ows:Identifier><ows:SupportedCRS>urn:ogc:def:crs:OGC:1.3:CRS84</ows:SupportedCRS>{LEVELS}</TileMatrixSet></Contents></Capabilities>"
     )
     monkeypatch.setattr(capabilities, "fetched", lambda _: body.encode())
-    return read_capabilities("https://gibs.example/WMTSCapabilities.xml")
+    return read_capabilities(URL)
+
+
+def altered(gibs, monkeypatch, *changes):
+    """Read the same capabilities with texts replaced."""
+    body = capabilities.fetched(gibs.url).decode()
+    for old, new in changes:
+        assert old in body
+        body = body.replace(old, new)
+    monkeypatch.setattr(capabilities, "fetched", lambda _: body.encode())
+    return read_capabilities(gibs.url)
+
+
+def address(found, name="MODIS_Terra_TrueColor"):
+    return template(found, found.layer(name), matrix_set="250m", level="6", style=None, form="image/jpeg", time="2012-07-09")
+
+
+@pytest.mark.parametrize("odd", ["file:///etc/passwd?", "ftp://x/", "FILE:/etc/", "gopher://x/"])
+def test_an_address_that_is_not_of_the_web_is_refused(gibs, monkeypatch, odd):
+    with pytest.raises(ConfigError, match=r"for the tiles of MODIS_Terra_TrueColor, which is not of http\(s\)"):
+        address(altered(gibs, monkeypatch, ('template="https://gibs.example/', f'template="{odd}')))
+    with pytest.raises(ValueError, match="not of http"):
+        TiledImage.from_uri(whole_world(gibs, (0, 0, 1, 1)).uri.replace("https://x/", odd))
+
+
+def test_an_address_may_be_relative(gibs, monkeypatch):
+    found = altered(gibs, monkeypatch, ('template="https://gibs.example/', 'template="../tiles/'))
+    assert address(found).startswith("https://gibs.example/tiles/best/MODIS_Terra_TrueColor/")
+
+
+def test_requests_with_parameters_go_where_these_are_taken(gibs, monkeypatch):
+    get = (
+        '<ows:Get xlink:href="https://x/{0}"><ows:Constraint name="GetEncoding"><ows:AllowedValues><ows:Value>{0}</ows:Value>'
+        "</ows:AllowedValues></ows:Constraint></ows:Get>"
+    )
+    operation = '<ows:Operation name="GetTile"><ows:DCP><ows:HTTP>{}</ows:HTTP></ows:DCP></ows:Operation>'
+    both = operation.format(get.format("RESTful") + get.format("KVP"))
+    found = altered(gibs, monkeypatch, ("<Contents>", both + "<Contents>"), ('resourceType="tile"', 'resourceType="none"'))
+    assert found.request == "https://x/KVP"
+    assert address(found).startswith("https://x/KVP?SERVICE=WMTS&REQUEST=GetTile")
+    assert altered(found, monkeypatch, (get.format("KVP"), "")).request is None
+
+
+@pytest.mark.parametrize("corner", ["nowhere", "-180", "nan -90", "1 2 3"])
+def test_one_odd_layer_does_not_spoil_a_service(gibs, monkeypatch, corner):
+    terra = "<ows:Identifier>MODIS_Terra_TrueColor</ows:Identifier>\n"
+    whole = '<ows:WGS84BoundingBox crs="urn:ogc:def:crs:OGC:2:84"><ows:LowerCorner>-180 -90<'
+    found = altered(gibs, monkeypatch, (terra + whole, terra + whole.replace("-180 -90", corner)))
+    assert found.layer("MODIS_Aqua_TrueColor").bounds == (-180, -90, 180, 90)
+    with pytest.raises(BandError, match="describes the layer MODIS_Terra_TrueColor in a way that cannot be read"):
+        found.layer("MODIS_Terra_TrueColor")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<TileWidth>512<", "<TileWidth>0<"),
+        ("<ScaleDenominator>223632905.6114871<", "<ScaleDenominator>0<"),
+        ("<ScaleDenominator>223632905.6114871<", "<ScaleDenominator>nan<"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(gibs, monkeypatch, old, new):
+    with pytest.raises(ConfigError, match="the level '0' has pixels of"):
+        altered(gibs, monkeypatch, (old, new))
 
 
 def test_the_levels_of_gibs(gibs):
@@ -87,6 +153,7 @@ def test_layers_by_words_and_a_mistyped_layer(gibs):
         (["2023-11-01/2024-02-28"], ["2023-01-01/2024-12-01/P1M"], "2023-11-01 2023-12-01 2024-01-01 2024-02-01"),
         (["2020/2022"], ["2019-01-01", "2021-01-01", "2022-01-01"], "2021-01-01 2022-01-01"),
         (["2024-01-01T00:15/2024-01-01T00:25"], ["2024-01-01T00:00:00Z/2024-01-02T00:00:00Z/PT10M"], "2024-01-01T00:20:00Z"),
+        (["2020-01-01/2020-12-31"], ["2020-01-31/2020-05-31/P1M"], "2020-01-31 2020-02-29 2020-03-31 2020-04-30 2020-05-31"),
         (["2024-02-28/2024-03-01"], [], "2024-02-28 2024-02-29 2024-03-01"),
     ],
 )  # fmt: skip
@@ -100,6 +167,12 @@ def test_dates_that_a_layer_has(asked, listed, expected):
 def test_dates_that_it_has_not(asked, words):
     with pytest.raises(ValueError, match=words):
         moments([asked], ["2024-01-01/2024-02-03/P1D"])
+
+
+@pytest.mark.parametrize("period", ["P0D", "P0M", "PT0S", "P"])
+def test_a_period_of_no_length_is_refused(period):
+    with pytest.raises(ValueError, match=f"'{period}' is no period"):
+        moments(["2024-01-10/2024-01-20"], [f"2024-01-01/2024-02-03/{period}"])
 
 
 def whole_world(gibs, bounds, level=8):
@@ -162,6 +235,7 @@ def test_short_forms_are_written_out():
         ({"url": "https://x/{z}/{x}.png", "zoom": 3}, "needs {y}"),
         ({"url": "https://x/{z}/{x}/{y}.png", "zoom": 3, "dates": ["2024-01-01"]}, "give both or neither"),
         ({"url": "https://x/{z}/{x}/{y}.png", "zoom": 3, "channels": 2}, "1 band"),
+        ({"url": "https://{s}.x/{z}/{x}/{y}{r}.png", "zoom": 3}, r"has \{r\}, \{s\}, which nothing is put in place of"),
     ],
 )
 def test_what_an_xyz_source_must_say(keys, words):
@@ -210,3 +284,10 @@ def test_a_tile_of_another_size_or_a_report_of_an_error_is_refused():
         pixels_of(encoded(np.zeros((32, 64, 3), np.uint8), "PNG"), bands=3, height=64, width=64)
     with pytest.raises(ValueError, match="cannot be decoded"):
         pixels_of(b"<ServiceExceptionReport/>", bands=3, height=64, width=64)
+
+
+@pytest.mark.parametrize("bands", [5, 300])
+def test_a_tile_of_many_bands_is_refused_unread(tmp_path, bands):
+    data = Path(write(tmp_path / "a.tif", np.zeros((bands, 64, 64), np.uint8), compress="deflate")).read_bytes()
+    with pytest.raises(ValueError, match=f"has {bands} bands, not 1 to 4"):
+        pixels_of(data, bands=3, height=64, width=64)

@@ -7,9 +7,13 @@ from datetime import UTC, datetime
 
 import pytest
 
+from rayjobs.config import build
 from rayjobs.errors import BandError, ConfigError, EmptySearchError, NotFoundError
 from rayjobs.geo import Window
+from rayjobs.rasters import stac as stac_module
 from rayjobs.rasters.reader import RasterReader
+from rayjobs.rasters.search import Search
+from rayjobs.rasters.section import StacApiSource
 from tests.unit.rasters.rasters_made import found, noise, write
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
@@ -156,3 +160,82 @@ def test_a_span_of_time_counts_from_its_start(folder):
     document["properties"] = {"datetime": None, "start_datetime": "2023-01-01T00:00:00Z", "end_datetime": "2023-02-01T00:00:00Z"}
     scene = found(stac(save(folder / "item.json", document)), bands=["red"]).scenes[0]
     assert scene.datetime == datetime(2023, 1, 1, tzinfo=UTC)
+
+
+class _Api:
+    """Gives one page after the other, and the last one again and again."""
+
+    def __init__(self, *pages):
+        self.pages, self.asked = pages, 0
+
+    def __call__(self, *_, **__):
+        self.asked += 1
+        page = self.pages[min(self.asked, len(self.pages)) - 1]
+        return page if isinstance(page, bytes) else dumped(page)
+
+
+def dumped(document):
+    return json.dumps(document).encode()
+
+
+def page(*items, following=None):
+    return {"type": "FeatureCollection", "features": list(items), "links": [following] if following else []}
+
+
+def listed(monkeypatch, *pages, **keys):
+    api = _Api(*pages)
+    monkeypatch.setattr(stac_module, "fetched", api)
+    source = build(StacApiSource, {"url": "https://api.example", "collections": ["c"], **keys})
+    return stac_module.list_found(source, Search(area=None, span=None)), api
+
+
+NEXT = {"rel": "next", "href": "https://api.example/search", "method": "POST", "merge": True}
+
+
+def named(name="S2B_T1", href="https://x/a.tif", **keys):
+    return {**item(name, red=asset(href)), "collection": "c", **keys}
+
+
+@pytest.mark.parametrize("href", ["/etc/x.tif", "file:///etc/x.tif", "/vsicurl/https://x/a.tif", "FILE:/etc/x.tif", "HTTP:x"])
+def test_an_item_from_the_web_may_not_name_files_of_this_machine(monkeypatch, href):
+    with pytest.raises(ConfigError, match="item S2B_T1 comes from the web, but names the file"):
+        listed(monkeypatch, page(named(href=href)))
+    monkeypatch.setattr(stac_module, "fetched", _Api(named(href=href)))
+    with pytest.raises(ConfigError, match="item S2B_T1 comes from the web, but names the file"):
+        found(stac("https://x/item.json"))
+
+
+def test_nor_by_its_link_to_itself_nor_as_a_quality_layer(monkeypatch):
+    with pytest.raises(ConfigError, match=r"names the file /etc/a\.tif"):
+        listed(monkeypatch, page(named(href="a.tif", links=[{"rel": "self", "href": "/etc/item.json"}])))
+    masked = {**named(), "assets": {"red": asset("s3://b/a.tif"), "scl": asset("/etc/x.tif")}}
+    with pytest.raises(ConfigError, match=r"names the file /etc/x\.tif"):
+        listed(monkeypatch, page(masked), assets={"red": "red"}, quality={"asset": "scl", "bits": [1]})
+
+
+def test_pages_without_end_are_left(monkeypatch):
+    with pytest.raises(ConfigError, match="without end"):
+        listed(monkeypatch, page(named(), following=NEXT))
+    turning = [page(named(), following={**NEXT, "body": {"token": str(number)}}) for number in range(9)]
+    with pytest.raises(ConfigError, match="without end"):
+        listed(monkeypatch, *turning, max_items=5)
+
+
+def test_an_item_on_two_pages_is_one(monkeypatch):
+    pages = page(named("a"), named("b"), following={**NEXT, "body": {"token": "1"}}), page(named("b"), named("c"))
+    found, api = listed(monkeypatch, *pages, max_items=3)
+    assert ([entry.scene_id for entry in found], api.asked) == (["a", "b", "c"], 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [], {}, {"features": None}, {"features": ["text"]}, page(following={"rel": "next"}), page(following="next"),
+        page(following={**NEXT, "body": [1]}), page(named(properties=[1])), page(named(links=["self"])), page(named(assets=["red"])),
+        page(named(properties={"datetime": 7})), page(named(assets={"red": "a.tif"})),
+        page({**named(), "assets": {"red": asset("https://x/a.tif", nodata="none")}}), b"<html>",
+    ],
+)  # fmt: skip
+def test_answers_of_another_kind_are_refused_in_a_line(monkeypatch, answer):
+    with pytest.raises(ConfigError, match=r"https://api\.example/search "):
+        listed(monkeypatch, answer)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import gzip
 import http.server
+import itertools
 import threading
 
 import pytest
 
-from rayjobs.errors import NotFoundError, StorageError
+from rayjobs.errors import ConfigError, NotFoundError, StorageError
 from rayjobs.rasters import web
 from rayjobs.rasters.web import Asker, LocalPace, Patience, fetched
 
@@ -17,6 +19,7 @@ from rayjobs.rasters.web import Asker, LocalPace, Patience, fetched
 class _Scripted(http.server.BaseHTTPRequestHandler):
     """Answers with what the script holds next: status and header fields; at its end with `whole`."""
 
+    body = b"whole"
     script: list[tuple[int, dict[str, str]]] = []  # noqa: RUF012  set by the test
     asked = 0
 
@@ -26,9 +29,9 @@ class _Scripted(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in fields.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", "5")
+        self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
-        self.wfile.write(b"whole")
+        self.wfile.write(self.body)
 
     def log_message(self, *_):
         pass
@@ -115,9 +118,38 @@ def test_a_service_is_given_up_after_failures_in_a_row_only():
 
 
 def test_failures_to_read_metadata_are_errors_of_ours(scripted, monkeypatch):
-    monkeypatch.setattr(web, "Asker", lambda: Asker(Patience(tries=2, backoff_s=0.001)))
+    monkeypatch.setattr(web, "Asker", lambda _: Asker(Patience(tries=2, backoff_s=0.001)))
     assert fetched(scripted((500, {}))) == b"whole"
     with pytest.raises(NotFoundError, match="HTTP 404"):
         fetched(scripted((404, {})))
     with pytest.raises(StorageError, match=r"HTTP 503 .*2 tries.* check the address"):
         fetched(scripted((503, {}), (503, {})))
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(scripted, monkeypatch):
+    monkeypatch.setattr(_Scripted, "body", gzip.compress(bytes(10_000_000)))
+    with Asker(Patience(largest_bytes=1_000_000), sleep=lambda _: None) as asker:
+        answer = asker.ask(scripted((200, {"Content-Encoding": "gzip"})))
+    assert (answer.body, answer.tries) == (None, 1)
+    assert "more than 1,000,000 bytes" in answer.failures[0].reason
+
+
+def test_an_answer_that_takes_forever_is_given_up(scripted):
+    now = itertools.count(step=100)  # the first answer begins at 0 and goes on at 100, the second at 200 and 300
+    with Asker(Patience(timeout_s=20, tries=2), sleep=lambda _: None, clock=lambda: next(now)) as asker:
+        answer = asker.ask(scripted())
+    assert [failure.reason for failure in answer.failures] == ["ReadTimeout: the answer is not whole after 80 s"] * 2
+
+
+def test_an_answer_that_cannot_be_unpacked_is_asked_for_again(scripted):
+    with Asker(sleep=lambda _: None) as asker:
+        answer = asker.ask(scripted((200, {"Content-Encoding": "gzip"})))
+    assert (answer.body, answer.tries) == (b"whole", 2)
+    assert "DecodingError" in answer.failures[0].reason
+
+
+def test_what_is_no_address_of_the_web_is_not_asked(scripted):
+    with pytest.raises(ConfigError, match="it is not of http"):
+        fetched("ftp://x/WMTSCapabilities.xml")
+    with Asker(sleep=lambda _: None) as asker:
+        assert asker.ask(scripted((302, {"Location": "ftp://x/"}))).tries == 1
