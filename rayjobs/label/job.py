@@ -111,11 +111,13 @@ def run(experiment: Experiment, console: Console) -> Result:
 
 
 def _name(experiment: Experiment) -> str:
-    """Return the name of the taxonomy. Raises `ConfigError` where it is the experiment's, which may be none."""
+    """Return the name of the taxonomy. Raises `ConfigError` where what is given, or the experiment's name in its place, is none."""
+    given = experiment.label.taxonomy
     try:
-        return experiment.label.taxonomy or check_taxonomy_name(experiment.name)
+        return check_taxonomy_name(given or experiment.name)
     except ValueError as error:
-        raise ConfigError(f"label.taxonomy is not given, and the experiment's name {error}") from None
+        said = "label.taxonomy" if given else "label.taxonomy is not given, and the experiment's name"
+        raise ConfigError(f"{said}: {error}") from None
 
 
 def _embedded(experiment: Experiment, source: Version, encoder: ChosenEncoder, console: Console) -> tuple[Embeddings, str]:

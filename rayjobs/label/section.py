@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from rayjobs.config import section
-from rayjobs.labels.taxonomy import TaxonomyName
+from rayjobs.workspace import ArtefactName
 
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 _Count = Annotated[int, pydantic.Field(ge=1)]
@@ -17,7 +17,7 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 class LabelSection:
     """Active learning: which tiles people are asked about, round by round, and what is learned from their labels."""
 
-    taxonomy: TaxonomyName | None = None
+    taxonomy: ArtefactName | None = None
     """Name of the taxonomy; default the experiment's name. One that is not there yet is made, of `classes`."""
     classes: Annotated[tuple[str, ...], pydantic.Field(min_length=2)] = ("positive", "negative")
     """Classes of a taxonomy that is not there yet."""

@@ -6,9 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated
-
-import pydantic
+from typing import TYPE_CHECKING
 
 from rayjobs.errors import DamagedError, LabelError, PublishConflictError, UnknownTaxonomyError
 
@@ -40,10 +38,6 @@ def check_taxonomy_name(name: str) -> str:
             f"{name[:80]!r} cannot be a taxonomy's name; use up to 64 of a-z, 0-9, '-' and '_', begin with a letter or a digit"
         )
     return name
-
-
-TaxonomyName = Annotated[str, pydantic.AfterValidator(check_taxonomy_name)]
-"""Name of a taxonomy: a folder of the workspace, and a part of addresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +91,7 @@ class Taxonomy:
     """Classes that exclude each other. "Unsure" is always allowed, and is none of them."""
 
     name: str
-    """See `TaxonomyName`."""
+    """See `check_taxonomy_name`."""
     version: int
     """From 1."""
     classes: tuple[LabelClass, ...]

@@ -273,7 +273,7 @@ def test_a_name_that_is_no_taxonomys_is_refused_at_first(tmp_path, how):
     with pytest.raises(ConfigError, match=r"'Small\.Set' cannot be a taxonomy's name"):
         how(experiment)
     with pytest.raises(ConfigError, match=r"label\.taxonomy.*'Small' cannot be a taxonomy's name"):
-        settings(tmp_path, taxonomy="Small")
+        how(settings(tmp_path, taxonomy="Small"))
 
 
 def test_the_plan_touches_nothing(workspace, tmp_path):
