@@ -62,7 +62,7 @@ def assemble(entry: Mapping[str, Any], *, plan: FetchPlan, scenes: Mapping[str, 
         with cog.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         digest = FileDigest(f"{scene.scene_id}.tif", sha256, cog.stat().st_size, shared=True)
-        plan.store.upload(digest.key(f"{plan.prefix}x/"), cog)  # beside the versions, whichever will name it
+        plan.store.upload(cog_key(plan.prefix, digest), cog)  # beside the versions, whichever will name it
     pixels = scene.image.height * scene.image.width
     told = {
         "scene_id": scene.scene_id,
@@ -81,6 +81,11 @@ def assemble(entry: Mapping[str, Any], *, plan: FetchPlan, scenes: Mapping[str, 
     return told
 
 
+def cog_key(prefix: str, file: FileDigest) -> str:
+    """Return where a scene's file lies; it is shared by the versions of the artefact at `prefix`, whichever they are."""
+    return file.key(f"{prefix}any-version/")
+
+
 def summary(plan: FetchPlan, scene: FetchScene) -> tuple[dict[str, Any], pa.Table] | None:
     """Return what `assemble` wrote down of a scene, and its requests; None where it did not, or the file is gone."""
     left = plan.store.read_tagged(plan.prefix + scene.done)
@@ -89,7 +94,7 @@ def summary(plan: FetchPlan, scene: FetchScene) -> tuple[dict[str, Any], pa.Tabl
     requests = pq.read_table(io.BytesIO(left.data))
     told: dict[str, Any] = json.loads(requests.schema.metadata[_SUMMARY])
     digest = FileDigest(**told["file"])
-    if plan.store.size(digest.key(f"{plan.prefix}x/")) != digest.size:
+    if plan.store.size(cog_key(plan.prefix, digest)) != digest.size:
         return None
     return told, requests.replace_schema_metadata(None)
 

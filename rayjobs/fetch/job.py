@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
-import json
-import re
-from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
@@ -20,15 +14,14 @@ from rayjobs import command
 from rayjobs.cluster.session import joined
 from rayjobs.errors import ConfigError
 from rayjobs.experiment import load, made
-from rayjobs.fetch.animate import animated
-from rayjobs.fetch.cogs import CogSettings, assemble, summary
-from rayjobs.fetch.items import item_collection
+from rayjobs.fetch.cogs import CogSettings, assemble, cog_key, summary
 from rayjobs.fetch.layers import listed
-from rayjobs.fetch.pieces import FAILED, REQUESTS, FetchPlan, fetch_piece, piece_key, read_requests
-from rayjobs.fetch.plan import FetchScene, cost, plan_fetch, version_name, when
+from rayjobs.fetch.pieces import FetchPlan, fetch_piece
+from rayjobs.fetch.plan import FetchScene, cost, plan_fetch
+from rayjobs.fetch.publish import ITEMS_FILE, REQUESTS_FILE, Fetched, animations_of, fetched, plan_name, published, table_bytes, version_of
 from rayjobs.rasters.section import GibsSource
 from rayjobs.rasters.web import LocalPace, Patience
-from rayjobs.storage import FileDigest, Lease
+from rayjobs.storage import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
     from rayjobs.experiment import Experiment
     from rayjobs.fetch.section import FetchSection
-    from rayjobs.storage import Artefact, Draft, Version
+    from rayjobs.storage import Artefact
 
 _DESCRIPTION = """Fetch imagery from tile services into the workspace, as Cloud Optimised GeoTIFFs.
 
@@ -44,9 +37,6 @@ What is fetched are the sources of kind gibs, wmts and xyz of an experiment, or 
 where it was ended, and asks again for what failed. It ends with code 1 while a request is missing, and names each."""
 _URL = GibsSource.__dataclass_fields__["url"].default
 _SHOWN = 3
-_ANIMATIONS = "animations/"
-_DATE = re.compile(r"@\d[\dTZ_-]*(\.\d+Z)?")
-"""Of a scene's id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,15 +131,13 @@ def run(experiment: Experiment, console: Console) -> Result:
     artefact = workspace.imagery
     with Lease(workspace.store, f"{artefact.prefix}lease") as lease:
         plan = _plan(experiment, artefact, threads=1, pace=None)
-        done = {scene.scene_id: found for scene in scenes if (found := summary(plan, scene))}
-        todo = [scene for scene in scenes if scene.scene_id not in done]
+        todo = [scene for scene in scenes if not summary(plan, scene)]
         asked = 0
         if todo:
             with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
                 asked = _fetch(todo, experiment, artefact, console)
-            done |= {scene.scene_id: found for scene in todo if (found := summary(plan, scene))}
         lease.check()
-        return _told(experiment, scenes, done, plan, artefact, asked, console)
+        return _end(experiment, fetched(plan, scenes), artefact, asked, console)
 
 
 def _plan(experiment: Experiment, artefact: Artefact, *, threads: int, pace: Any) -> FetchPlan:
@@ -202,118 +190,36 @@ def _each(rows: Sequence[Mapping[str, Any]], work: Any, workers: int) -> Iterato
     yield from entries.map(work, num_cpus=1, concurrency=workers).iter_rows()
 
 
-def _told(
-    experiment: Experiment,
-    scenes: Sequence[FetchScene],
-    done: Mapping[str, tuple[dict[str, Any], pa.Table]],
-    plan: FetchPlan,
-    artefact: Artefact,
-    asked: int,
-    console: Console,
-) -> Result:
+def _end(experiment: Experiment, what: Fetched, artefact: Artefact, asked: int, console: Console) -> Result:
     """Publish what is complete, or tell what is missing."""
-    section = experiment.fetch
-    look = f"{section.animation} {section.animation_height} {section.frames_per_second}"
-    plan_name = version_name(scenes, look)
-    requests = pa.concat_tables([done[scene.scene_id][1] if scene.scene_id in done else _so_far(plan, scene) for scene in scenes])
-    summaries = [done[scene.scene_id][0] for scene in scenes if scene.scene_id in done]
-    files = {told["scene_id"]: FileDigest(**told["file"]) for told in summaries}
-    # what was fetched anew may have other pixels, and a published version never changes
-    name = version_name(scenes, look, [files[scene_id].sha256 for scene_id in sorted(files)])
-    addresses = {scene_id: plan.store.address(file.key(f"{plan.prefix}x/")) for scene_id, file in files.items()}
-    missing = _missing(requests)
-    shares = {told["scene_id"]: told["missing_fraction"] for told in summaries}
-    result = Result(
+    store = artefact.store
+    unfinished = f"{artefact.prefix}missing/{plan_name(what.scenes, experiment.fetch)}.parquet"
+    missing = what.missing()
+    items, animations = None, {}
+    if missing:
+        store.write(unfinished, table_bytes(what.requests))
+        _tell_missing(missing, console)
+        requests = store.address(unfinished)
+    else:
+        version = published(what, experiment, artefact)
+        store.delete(unfinished)
+        items, requests = (store.address(version.key(name)) for name in (ITEMS_FILE, REQUESTS_FILE))
+        animations = animations_of(version)
+    return Result(
         complete=not missing,
-        version=name,
-        scenes=len(scenes),
-        files=addresses,
-        items=None,
-        requests="",
+        version=version_of(what, experiment.fetch),
+        scenes=len(what.scenes),
+        files={scene_id: store.address(cog_key(artefact.prefix, file)) for scene_id, file in what.files.items()},
+        items=items,
+        requests=requests,
         asked=asked,
-        missing_fraction=shares,
-        animations={},
+        missing_fraction={told["scene_id"]: told["missing_fraction"] for told in what.summaries},
+        animations=animations,
         missing=missing,
     )
-    unfinished = f"{plan.prefix}missing/{plan_name}.parquet"
-    if missing:
-        plan.store.write(unfinished, _parquet(requests))
-        _tell_missing(missing, console)
-        return replace(result, requests=plan.store.address(unfinished))
-    standing = artefact.current()
-    if standing is not None and standing.version == name:
-        version = standing
-    else:
-        version = _publish(experiment, scenes, files, summaries, requests, artefact.draft(name))
-    plan.store.delete(unfinished)
-    items, table = (plan.store.address(version.key(file)) for file in ("items.json", "requests.parquet"))
-    pictures = {
-        PurePosixPath(file.name).stem: plan.store.address(file.key(version.prefix)) for file in version.files if _is_animation(file)
-    }
-    return replace(result, items=items, requests=table, animations=pictures)
-
-
-def _is_animation(file: FileDigest) -> bool:
-    return file.name.startswith(_ANIMATIONS)
-
-
-def _so_far(plan: FetchPlan, scene: FetchScene) -> pa.Table:
-    pieces = [read_requests(plan.store, piece_key(plan.prefix, scene, piece)) for piece in range(scene.pieces)]
-    return pa.concat_tables([REQUESTS.empty_table(), *pieces])
-
-
-def _missing(requests: pa.Table) -> list[dict[str, Any]]:
-    lost = requests.filter(pa.compute.equal(requests["outcome"], FAILED)).to_pylist()
-    return [
-        {
-            **{name: row[name] for name in ("scene_id", "url", "status", "tries")},
-            "at": row["at"].isoformat(),
-            "reason": row["failures"][-1]["reason"],
-        }
-        for row in lost
-    ]
 
 
 def _tell_missing(missing: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.say(f"fetch            {len(missing):,} requests failed; the same command asks for them again, and for nothing else")
     for row in missing[:_SHOWN]:
         console.say(f"fetch            {row['url']} failed at {row['at']}: {row['reason']}")
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def _animations(section: FetchSection, scenes: Sequence[FetchScene], addresses: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of an animated picture of each layer and level; of one whose area has several parts, of each part."""
-    if section.animation == "none":
-        return
-    parts: dict[str, list[FetchScene]] = {}
-    for scene in sorted(scenes, key=lambda scene: (when(scene) or "", scene.scene_id)):
-        parts.setdefault(_DATE.sub("", scene.scene_id), []).append(scene)
-    for part, of_part in parts.items():
-        frames = [addresses[scene.scene_id] for scene in of_part]
-        data = animated(frames, form=section.animation, height=section.animation_height, frames_per_second=section.frames_per_second)
-        yield f"{_ANIMATIONS}{part}.{section.animation}", data
-
-
-def _publish(
-    experiment: Experiment,
-    scenes: Sequence[FetchScene],
-    files: Mapping[str, FileDigest],
-    summaries: Sequence[Mapping[str, Any]],
-    requests: pa.Table,
-    draft: Draft,
-) -> Version:
-    draft.add(files.values())
-    draft.write("requests.parquet", _parquet(requests))
-    draft.write("items.json", json.dumps(item_collection(scenes, files)).encode())
-    for name, data in _animations(
-        experiment.fetch, scenes, {name: draft.artefact.store.address(file.key(draft.prefix)) for name, file in files.items()}
-    ):
-        draft.write(name, data)
-    draft.write("experiment.yaml", experiment.to_yaml().encode())
-    counts = {"scenes": len(scenes), **{name: sum(told[name] for told in summaries) for name in ("requests", "empty", "pixels")}}
-    return draft.publish({"parents": {}, "counts": counts})

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 
 from rayjobs.errors import ConfigError
-from rayjobs.fetch import animate, job, pieces
+from rayjobs.fetch import animate, job, pieces, publish
 from rayjobs.fetch.section import FetchSection
 from rayjobs.rasters.reader import RasterReader
 from rayjobs.storage import LocalStore
@@ -208,11 +208,11 @@ def test_frames_are_as_large_as_memory_allows():
 
 
 def test_levels_and_parts_of_a_layer_are_animated_apart(monkeypatch):
-    monkeypatch.setattr(job, "animated", lambda frames, **_: "|".join(frames).encode())
+    monkeypatch.setattr(publish, "animated", lambda frames, **_: "|".join(frames).encode())
     days = ["2024-01-01", "2024-01-02T003000Z", "2024-01-03T003000.5Z"]
     ids = [f"A.b@{day}.{part}" for day in days for part in ("6.r0c0", "7.r0c0", "7.r0c9")] + ["A.b.7.r0c0"]
     scenes = [SimpleNamespace(scene_id=name, layer="A.b", datetime=None) for name in ids]
-    found = dict(job._animations(FetchSection(animation="gif"), scenes, {name: name for name in ids}))
+    found = dict(publish._animations(FetchSection(animation="gif"), scenes, {name: name for name in ids}))
     assert sorted(found) == [f"animations/A.b.{part}.gif" for part in ("6.r0c0", "7.r0c0", "7.r0c9")]
     assert found["animations/A.b.6.r0c0.gif"].decode().split("|") == ids[:9:3]
 
