@@ -77,7 +77,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "rounds": len(rounds),
         "labels_at_last_round": rounds[-1]["labels"] if rounds else 0,
         "strategy": f"{settings.strategy}, {settings.diversity}",
-        "oracle": settings.oracle and f"{settings.oracle}, up to {settings.budget} labels",
+        "oracle": settings.oracle and f"{settings.oracle}, up to {settings.budget} answers",
         "cautions": list(encoder.cautions),
     }
 
@@ -180,7 +180,8 @@ class _Bench:
 
     def ask(self, version: Version) -> bool:
         """Have the oracle label the queue, and return whether there was anything to label."""
-        left = self._settings.budget - int(version.manifest["counts"]["labels"])
+        last = rounds_of(version)[-1]
+        left = self._settings.budget - last["labels"] - last["unsure"]
         if not self._knows or left <= 0:
             return False
         queued: list[str] = read_geoparquet(version.read(FILE))["tile_id"].to_pylist()[:left]

@@ -56,6 +56,6 @@ class LabelSection:
     oracle_class: str | None = None
     """The oracle's label that is the class sought, all others being the other of two classes; null: its labels are the taxonomy's."""
     budget: _Count = 200
-    """Labels that the oracle gives, those that are there included."""
+    """Answers of the oracle, what has been said before and what it is unsure of included."""
     seed: int = 0
     """Of all draws, and of the head."""
