@@ -99,7 +99,7 @@ def test_from_an_archive_to_a_labelled_set_and_a_better_model(cluster, s3_server
     written = {path.name: len(list(path.iterdir())) for path in (tmp_path / "forest").iterdir() if path.is_dir()}
     assert sum(written.values()) == BUDGET
     assert {"positive", "negative"} <= set(written)
-    logging.getLogger(__name__).info("%s s; measured %s", dict(zip(walk.done, walk.seconds, strict=True)), walk.measured)
+    logging.getLogger(__name__).info("%s s; measured %s", list(zip(walk.done, walk.seconds, strict=True)), walk.measured)
 
 
 def ended(service):
