@@ -67,7 +67,7 @@ class Result:
     dates: dict[str, list[dict[str, Any]]]
     """Of each row, retrieval across dates, pair by pair; empty where no other date is asked."""
     ranks: dict[str, list[float]]
-    """Of each row, the precision at rank 1, 2, ... up to `evaluate.ranks`; empty where nothing has a class."""
+    """Of each row, the precision at rank 1, 2, ... up to `evaluate.ranks`; empty where none was asked for."""
     protocol: dict[str, Any]
     """Queries, gallery, relevance, exclusion, resampling unit, seeds."""
     report: str
