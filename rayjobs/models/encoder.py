@@ -11,6 +11,7 @@ import torch
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]  # timm marks no exports
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rayjobs.errors import CheckpointError, ConfigError
 from rayjobs.models import backbones
@@ -88,6 +89,7 @@ class Encoder(nn.Module):
                 raise CheckpointError(f"{spec.backbone} gives {features} features, which are no groups of {spec.domain_whitening}")
             self.domain_whitening = DomainWhitening(features, group_size=spec.domain_whitening)
         self.projection = _PROJECTIONS[spec.projection](features, spec.dim)
+        self._keeps_statistics = False
 
     def forward(self, pixels: torch.Tensor, valid: torch.Tensor | None = None, *, domain: Domain = "both") -> torch.Tensor:
         """Embed images.
@@ -159,11 +161,12 @@ class Encoder(nn.Module):
             return images
         return functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
-    def freeze(self, stages: int | Literal["all"]) -> None:
+    def freeze(self, stages: int | Literal["all"], *, batch_norms: bool = False) -> None:
         """Keep leading stages of the backbone as they are: they get no gradient, and their batch-norm statistics do not move.
 
         Args:
             stages: how many, as `rayjobs.models.backbones.stages` counts them; 0 none, -1 or `all` the whole backbone.
+            batch_norms: whether the statistics of all others stay, too, while their weights learn.
 
         Raises:
             ConfigError: more than the backbone has, or timm does not tell its stages.
@@ -171,6 +174,7 @@ class Encoder(nn.Module):
         kept = self._leading(stages)
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name not in kept)
+        self._keeps_statistics = batch_norms
         self.train(self.training)
 
     def checkpoint_activations(self) -> None:
@@ -203,11 +207,12 @@ class Encoder(nn.Module):
         return {name for stage in found[:count] for name in stage}
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  torch's own signature
-        """Set the mode, in which frozen stages take no part: they stay in evaluation mode."""
+        """Set the mode, in which frozen stages and batch norms take no part: they stay in evaluation mode."""
         super().train(mode)
         for module in self.backbone.modules():
             parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
+            learns = not parameters or any(parameter.requires_grad for parameter in parameters)
+            if not learns or (self._keeps_statistics and isinstance(module, _BatchNorm)):
                 module.eval()
         return self
 

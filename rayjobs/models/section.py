@@ -64,6 +64,9 @@ class ModelSection:
     freeze: Annotated[int, pydantic.Field(ge=-1)] | Literal["all"] = 0
     """Leading stages of the backbone that stay as they are, batch-norm statistics included: 1 is the stem, then come the backbone's stages,
     in a vision transformer its blocks; -1 or all: the whole backbone."""
+    freeze_batch_norm: bool = False
+    """The backbone's batch norms keep the statistics of the pretrained weights, though their own weights learn. Where little imagery or
+    small batches would replace good statistics by poor ones, such as those of strongly changed views."""
     normalisation: Literal["dataset", "imagenet"] = "dataset"
     """`dataset`: mean and deviation of the set's training tiles; `imagenet`: as in the backbone's pretraining, for the bands that `rgb`
     names (further ones as with `dataset`), or for 3 bands in the order red, green, blue."""
@@ -96,6 +99,8 @@ class ModelSection:
             raise ValueError(f"rgb names a band twice: {', '.join(self.rgb)}; name the red, the green and the blue band")
         if self.freeze in {-1, "all"} and self.projection == "none":
             raise ValueError("freeze: all with projection: none leaves nothing to learn; choose a projection, or freeze fewer stages")
+        if self.freeze_batch_norm and self.pretrained == "none":
+            raise ValueError("freeze_batch_norm keeps the statistics of pretrained weights, and pretrained is none; name weights")
         if self.whitening is not None and self.projection != "linear":
             raise ValueError(f"whitening begins a linear projection, and projection is {self.projection}; set it to linear")
         if self.whitening is not None and self.domain_whitening is not None:

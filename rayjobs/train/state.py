@@ -178,7 +178,7 @@ def initial(plan: TrainPlan, objective: Objective, device: torch.device, *, pret
     settings, model = plan.experiment.train, plan.experiment.model
     weights = plan.experiment.with_weights().model.pretrained if pretrained else "none"
     module = cast("Encoder", build(plan.spec, settings.seed, pretrained=weights, rgb=model.rgb)).to(device)
-    module.freeze(model.freeze)
+    module.freeze(model.freeze, batch_norms=model.freeze_batch_norm)
     if module.fusion is not None and model.fusion is not None:
         module.fusion.dropout = model.fusion.dropout
     if settings.activation_checkpointing:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from rayjobs.config import build as build_section
 from rayjobs.errors import ConfigError
 from rayjobs.models.average import WeightAverage
 from rayjobs.models.checkpoint import read_training_state, training_state_bytes
 from rayjobs.models.encoder import build, parameter_groups
+from rayjobs.models.section import ModelSection
 from rayjobs.models.spec import ModelSpec
 
 RATES = {"backbone_rate": 1e-4, "head_rate": 1e-3, "weight_decay": 0.05}
@@ -87,6 +89,21 @@ def test_frozen_stages_stay_in_evaluation_mode_and_the_others_follow():
     assert module.backbone.layer2[0].bn1.training
     assert module.training
     assert not any(layer.training for layer in module.eval().modules())
+
+
+def test_frozen_batch_norms_keep_their_statistics_while_their_weights_learn():
+    module = encoder()
+    module.freeze(0, batch_norms=True)
+    before = state_of(module)
+    train(module)
+    statistics = {
+        name for name in before if name.startswith("backbone") and name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+    assert statistics
+    assert moved(module, before) == before.keys() - statistics
+    module.freeze(0)
+    train(module)
+    assert statistics <= moved(module, before)
 
 
 def test_what_was_frozen_can_learn_again():
@@ -222,3 +239,8 @@ def test_batch_norms_that_look_at_all_ranks_keep_their_names_and_numbers():
     assert norms
     assert all(isinstance(layer, nn.SyncBatchNorm) for layer in norms)
     assert not moved(module, before)
+
+
+def test_batch_norms_of_nothing_are_not_frozen():
+    with pytest.raises(ConfigError, match="freeze_batch_norm keeps the statistics of pretrained weights"):
+        build_section(ModelSection, {"freeze_batch_norm": True})
