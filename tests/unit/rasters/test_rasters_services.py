@@ -214,6 +214,38 @@ def test_tiles_cover_what_is_asked_and_no_more(gibs):
         assert TiledImage.from_uri(image.uri) == image
 
 
+def test_an_area_that_only_touches_a_tile_does_not_meet_it(gibs):
+    side = gibs.matrix_sets["250m"].levels[8].pixel_width * 512
+    assert whole_world(gibs, (-180, 0, -180 + 3 * side, 1)).shape[1] == 3
+    assert whole_world(gibs, (-180 + side * (3 - 1e-9), 0, -180 + side * 3, 1)) is None
+    assert whole_world(gibs, (0, 90 - side * 2, 1, 90 - side * (2 - 1e-9))) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("&bands=3", ""),
+        ("&bands=3", "&bands=2"),
+        ("&bands=3", "&bands=3&x=1"),
+        ("&bands=3", "&bands=3&template=x"),
+        ("tile_width=512", "tile_width=0"),
+        ("tile_height=512", "tile_height=-1"),
+        ("&width=512", "&width=0"),
+        ("&row=", "&row=-"),
+        ("pixel_width=", "pixel_width=-"),
+        ("pixel_height=", "pixel_height=nan&pixel_height=inf&nodata="),
+        ("left=", "left=nan&nodata="),
+        ("tile_width=512&", ""),
+    ],
+)
+def test_an_address_of_no_picture_is_refused(gibs, old, new):
+    uri = whole_world(gibs, (0.5, 0.5, 1, 1)).uri
+    assert old in uri
+    assert TiledImage.from_uri(uri).uri == uri
+    with pytest.raises(ValueError, match="picture"):
+        TiledImage.from_uri(uri.replace(old, new))
+
+
 def test_a_pictures_stamp_is_its_address(gibs):
     one = whole_world(gibs, (0, 0, 1, 1))
     other = dataclasses.replace(one, template="https://x/other/{row}/{col}")
