@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--layers", metavar="WORD", nargs="+", help="list the layers that have all these words in their name, and end")
     options.add_argument("--layer", metavar="NAME", help="fetch this layer, instead of what an experiment names")
     options.add_argument("--bbox", metavar=("WEST", "SOUTH", "EAST", "NORTH"), nargs=4, type=float, help="the area, degrees")
-    options.add_argument("--dates", metavar="DATE", nargs="+", help="days, and intervals such as 2024-01-01/2024-01-31")
+    options.add_argument(
+        "--dates", metavar="DATE", nargs="+", help="days, and intervals 2024-01-01/2024-01-31 (default: the service's own)"
+    )
     options.add_argument("--resolution", metavar="METRES", type=float, help="per pixel: the level that comes nearest (default: the finest)")
     options.add_argument("--url", help="where the service's capabilities lie (default: those of NASA GIBS)")
     return options
@@ -104,10 +106,10 @@ def _experiment(options: argparse.Namespace, overrides: Sequence[str]) -> Experi
         if any((options.layer, options.bbox, options.dates, options.resolution, options.url)):
             raise ConfigError("give either --config, or --layer with --bbox, --dates, --resolution and --url")
         return load(options.config, overrides)
-    if not options.layer or not options.bbox or not options.dates:
-        raise ConfigError("say what to fetch: --config FILE, or --layer NAME --bbox WEST SOUTH EAST NORTH --dates DATE")
+    if not options.layer or not options.bbox:
+        raise ConfigError("say what to fetch: --config FILE, or --layer NAME --bbox WEST SOUTH EAST NORTH, and mostly --dates DATE")
     where = {"url": options.url or _URL, "resolution_m": options.resolution}
-    source = {"kind": "gibs", "layer": options.layer, "dates": options.dates, **where}
+    source = {"kind": "gibs", "layer": options.layer, "dates": options.dates or [], **where}
     name = "".join(letter if letter.isalnum() else "-" for letter in options.layer).strip("-") or "fetched"
     return made({"name": name, "rasters": {"sources": [source], "aoi": options.bbox}}, overrides)
 

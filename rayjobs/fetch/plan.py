@@ -28,8 +28,8 @@ class FetchScene:
     """One date of one layer."""
 
     scene_id: str
-    layer: str
-    """First part of the id."""
+    series: str
+    """What all dates of the same layer, level and tiles have in common: the id without the date."""
     image: TiledImage
     datetime: datetime.datetime | None
     """UTC."""
@@ -74,33 +74,45 @@ def plan_fetch(rasters: RastersSection, section: FetchSection) -> list[FetchScen
     """Ask the services what they have, and return the scenes to fetch, sorted by id.
 
     Raises:
-        ConfigError: no source hands out tiles.
+        ConfigError: no source hands out tiles, or two scenes would be one.
         EmptySearchError: nothing lies in the area and the dates.
     """
     sources = [source for source in rasters.sources if isinstance(source, GibsSource | WmtsSource | XyzSource)]
     if not sources:
         raise ConfigError("rasters.sources names no service of tiles (kind gibs, wmts or xyz), so that there is nothing to fetch")
     search = searched(rasters)
-    listed = [(source.name or getattr(source, "layer", ""), entry) for source in sources for entry in SOURCES[source.kind](source, search)]
-    inside = [(layer, entry) for layer, entry in listed if search.span is None or (entry.datetime and search.span.holds(entry.datetime))]
+    listed = [entry for source in sources for entry in SOURCES[source.kind](source, search)]
+    inside = [entry for entry in listed if search.span is None or (entry.datetime and search.span.holds(entry.datetime))]
     if not inside:
         raise EmptySearchError(f"none of {len(listed)} scenes lies in rasters.aoi and rasters.datetime; widen the area or the dates")
     settings = f"{section.nodata} {section.compress} {sorted(section.empty_statuses)}"
     scenes = [
         FetchScene(
             scene_id=entry.scene_id,
-            layer=layer or entry.scene_id.partition("@")[0],
+            series=entry.series or entry.scene_id,
             image=TiledImage.from_uri(entry.files[0].uri),
             datetime=entry.datetime,
             tiles_per_piece=section.tiles_per_piece,
             settings=settings,
         )
-        for layer, entry in inside
+        for entry in inside
     ]
-    by_id = {scene.scene_id: scene for scene in scenes}
-    if len(by_id) < len(scenes):
-        raise ConfigError("two sources would give the same scene; give one a `name`, or drop it")
-    return [by_id[scene_id] for scene_id in sorted(by_id)]
+    scenes.sort(key=lambda scene: scene.scene_id)
+    _refuse_twins(scenes)
+    return scenes
+
+
+def _refuse_twins(scenes: Sequence[FetchScene]) -> None:
+    """Raise `ConfigError` where two scenes have one id or are one picture, whose tiles are kept in one place."""
+    by_id: dict[str, FetchScene] = {}
+    by_uri: dict[str, FetchScene] = {}
+    for scene in scenes:
+        twin = by_uri.setdefault(scene.image.uri, scene)
+        if twin is not scene:
+            named = f"{twin.scene_id} and {scene.scene_id}"
+            raise ConfigError(f"{scene.image.template} would be fetched twice, as the scenes {named}; drop one from rasters.sources")
+        if by_id.setdefault(scene.scene_id, scene) is not scene:
+            raise ConfigError(f"two sources would give the scene {scene.scene_id}; give one a `name`, or drop it")
 
 
 def version_name(scenes: Sequence[FetchScene], animation: str, files: Sequence[str] = ()) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 ITEMS_FILE, REQUESTS_FILE = "items.json", "requests.parquet"
 _ANIMATIONS = "animations/"
-_DATE = re.compile(r"@\d[\dTZ_-]*(\.\d+Z)?")
-"""Of a scene's id."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def _animations(section: FetchSection, scenes: Sequence[FetchScene], addresses: 
         return
     parts: dict[str, list[FetchScene]] = {}
     for scene in sorted(scenes, key=lambda scene: (when(scene) or "", scene.scene_id)):
-        parts.setdefault(_DATE.sub("", scene.scene_id), []).append(scene)
+        parts.setdefault(scene.series, []).append(scene)
     for part, of_part in parts.items():
         frames = [addresses[scene.scene_id] for scene in of_part]
         data = animated(frames, form=section.animation, height=section.animation_height, frames_per_second=section.frames_per_second)

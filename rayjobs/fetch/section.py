@@ -29,7 +29,8 @@ class FetchSection:
     longest_wait_s: _Seconds = 60.0
     """Longest wait before any try; a service that asks for more (Retry-After) is left alone, and the request has failed."""
     give_up_after: _Count = 20
-    """After so many requests in a row of which every try failed, the rest is not asked for: the service is down."""
+    """After so many requests in a row that failed in every try, or were refused (by any status but 404 and 410, which say that nothing lies
+    there), the rest is not asked for: the service is down, or turns whoever asks away."""
     tiles_per_piece: _Count = 64
     """Requests whose answers are kept together; what a killed command loses of its work is so much for each worker."""
     empty_statuses: tuple[int, ...] = (204,)

@@ -63,6 +63,8 @@ class Candidate:
     """A scene as its source lists it, before any header was read."""
 
     scene_id: str
+    series: str | None = None
+    """Of a service's scene, what all dates of the same layer, level and tiles have in common: the id without the date."""
     files: tuple[BandFile, ...]
     datetime: datetime.datetime | None = None
     platform: str | None = None

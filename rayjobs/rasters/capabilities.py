@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyproj
 import pyproj.exceptions
 
-from rayjobs.errors import BandError, ConfigError, EmptySearchError, first_few
+from rayjobs.errors import BandError, ConfigError, first_few
 from rayjobs.rasters import dates
 from rayjobs.rasters.tiled import TileMatrix
 from rayjobs.rasters.web import fetched
@@ -53,11 +53,11 @@ class Layer:
     formats: tuple[str, ...]
     """MIME types of its tiles."""
     styles: tuple[str, ...]
-    """The default one first."""
+    """The default one first; none where the service tells none."""
     matrix_sets: tuple[str, ...]
     """Identifiers."""
     dimensions: Mapping[str, str]
-    """Default value of each, by the name that the service uses."""
+    """Default value of each (empty: the service tells none), by the name that the service uses."""
     times: tuple[str, ...]
     """Dates and intervals `start/end/period` of its time dimension; of many, some services tell the latest only."""
     templates: tuple[tuple[str, str], ...]
@@ -175,10 +175,10 @@ def _layer(node: ET.Element, known: Mapping[str, MatrixSet]) -> Layer:
         title=_text(node, "o:Title"),
         bounds=(west, south, east, north),
         formats=_texts(node, "w:Format"),
-        styles=tuple(_text(style, "o:Identifier") for style in styles) or ("default",),
+        styles=tuple(_text(style, "o:Identifier") for style in styles),
         matrix_sets=tuple(name for name in _texts(node, "w:TileMatrixSetLink/w:TileMatrixSet") if name in known),
         dimensions={name: _text(found, "w:Default") for name, found in dimensions.items()},
-        times=tuple(part.strip() for text in times for part in text.split(",")),
+        times=tuple(part.strip() for text in times for part in text.split(",") if part.strip()),
         templates=tuple((found.get("format", ""), found.get("template", "")) for found in tiles),
     )
 
@@ -245,9 +245,7 @@ def nearest_level(matrix_set: MatrixSet, resolution_m: float | None) -> TileMatr
     return min(matrix_set.levels, key=lambda level: abs(math.log(level.resolution_m / resolution_m)))
 
 
-def template(
-    capabilities: Capabilities, layer: Layer, *, matrix_set: str, level: str, style: str | None, form: str, time: str | None
-) -> str:
+def template(capabilities: Capabilities, layer: Layer, *, matrix_set: str, level: str, style: str, form: str, time: str | None) -> str:
     """Return the address of a tile of one level, date and format, with `{row}` and `{col}`.
 
     Args:
@@ -255,32 +253,44 @@ def template(
         layer: of it.
         matrix_set: identifier.
         level: identifier of the matrix.
-        style: identifier; None: the layer's default.
+        style: identifier.
         form: MIME type.
         time: value of the time dimension; None: the layer's default.
 
     Raises:
-        ConfigError: the service names no way to ask for tiles, or one that is not of the web.
+        ConfigError: the service names no way to ask for tiles, or for those of a time, or one that is not of the web.
     """
-    fixed = dict(layer.dimensions)
+    if time is not None and layer.time is None:
+        raise ConfigError(f"the layer {layer.identifier} of {capabilities.url} has no dates; leave `dates` out")
+    fixed = {name: value for name, value in layer.dimensions.items() if value}
     if layer.time is not None and time is not None:
         fixed[layer.time] = time
-    chosen = style if style is not None else layer.styles[0]
-    known = {"style": chosen, "tilematrixset": matrix_set, "tilematrix": level, "tilerow": "{row}", "tilecol": "{col}"}
+    known = {"style": style, "tilematrixset": matrix_set, "tilematrix": level, "tilerow": "{row}", "tilecol": "{col}"}
     known |= {name.lower(): value for name, value in fixed.items()}
-    # a service may offer addresses with and without the date: the one that says most is meant
+    # a service may offer addresses with and without the date: the one that says most is meant, and never one that leaves a date out
     for address in sorted((text for kind, text in layer.templates if kind == form), key=lambda text: -text.count("{")):
-        if all(name.lower() in known for name in _PLACE.findall(address)):
+        places = {name.lower() for name in _PLACE.findall(address)}
+        if places <= known.keys() and (time is None or _TIME in places):
             return _on_the_web(capabilities, layer, _PLACE.sub(lambda match: known[match[1].lower()], address))
     if capabilities.request is None:
-        raise ConfigError(f"{capabilities.url} names no address of tiles of {layer.identifier} as {form}; use a source of kind xyz")
+        raise ConfigError(_no_address(capabilities, layer, form, time))
     asked = {
-        "SERVICE": "WMTS", "REQUEST": "GetTile", "VERSION": "1.0.0", "LAYER": layer.identifier, "STYLE": chosen, "FORMAT": form,
+        "SERVICE": "WMTS", "REQUEST": "GetTile", "VERSION": "1.0.0", "LAYER": layer.identifier, "STYLE": style, "FORMAT": form,
         "TILEMATRIXSET": matrix_set, "TILEMATRIX": level, **fixed,
     }  # fmt: skip
     base = _on_the_web(capabilities, layer, capabilities.request).rstrip("?&")
     joint = "&" if urllib.parse.urlsplit(base).query else "?"
     return f"{base}{joint}{urllib.parse.urlencode(asked)}&TILEROW={{row}}&TILECOL={{col}}"
+
+
+def _no_address(capabilities: Capabilities, layer: Layer, form: str, time: str | None) -> str:
+    """Say what to do where a service names no address of a layer's tiles."""
+    none = f"{capabilities.url} names no address of tiles of {layer.identifier} as {form}"
+    if time is not None and any(kind == form for kind, _ in layer.templates):
+        return f"{none} that holds a date; leave `dates` out"
+    if layer.time is not None and not layer.dimensions[layer.time] and any("{time}" in text.lower() for _, text in layer.templates):
+        return f"{none} without a date, nor a date to show by default; give the source `dates`"
+    return f"{none}; use a source of kind xyz"
 
 
 def _on_the_web(capabilities: Capabilities, layer: Layer, address: str) -> str:
@@ -305,7 +315,7 @@ def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
         listed: dates and intervals `start/end/period` that a service has; none: an interval means every day.
 
     Returns:
-        Texts as the service writes them, each once, in their order.
+        Texts as they are asked for or listed, each once, in their order; within `start/end/period` days, or whole seconds in UTC.
 
     Raises:
         ValueError: a date cannot be read, or an interval is open or holds no date; fit to be shown.
@@ -330,32 +340,57 @@ def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
 
 
 def _steps(entry: str, span: dates.Interval) -> Iterator[str]:
-    """Yield the dates of a listed entry that lie within a span."""
-    first, _, rest = entry.partition("/")
+    """Yield the dates of a listed entry that lie within a span: a single one as it is listed.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    first, slash, rest = entry.partition("/")
+    if not slash:
+        if span.holds(dates.instant(entry)):
+            yield entry
+        return
     last, _, period = rest.partition("/")
     begin, end = dates.instant(first), dates.interval(last or first).end
     written = "%Y-%m-%dT%H:%M:%SZ" if "T" in first or "T" in period else "%Y-%m-%d"
-    step = _PERIOD.fullmatch(period or "P1D")
-    parts = [int(part or 0) for part in step.groups()] if step else []
-    if not any(parts):
-        raise ValueError(f"the service lists {entry!r}, of which {period!r} is no period")
-    years, months, days, hours, minutes, seconds = parts
-    months += 12 * years
-    ahead = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    try:
+        months, ahead = _period(period or "P1D")
+    except (ValueError, OverflowError):
+        raise ValueError(f"the service lists {entry!r}, of which {period!r} is no period") from None
     number = -(-(span.start - begin) // ahead) if not months and span.start is not None and span.start > begin else 0
     # each is reckoned from the first: from one to the next, the 31st would become the 28th for good
-    moment = _later(begin, number * months) + number * ahead
-    while end is not None and moment <= end and (span.end is None or moment <= span.end):
+    moment = _later(begin, number, months, ahead)
+    while moment is not None and end is not None and moment <= end and (span.end is None or moment <= span.end):
         if span.holds(moment):
             yield moment.strftime(written)
         number += 1
-        moment = _later(begin, number * months) + number * ahead
+        moment = _later(begin, number, months, ahead)
 
 
-def _later(moment: datetime.datetime, months: int) -> datetime.datetime:
-    """Return a moment so many months later, on the month's last day where it has no such day."""
-    year, month = moment.year + (moment.month - 1 + months) // 12, (moment.month - 1 + months) % 12 + 1
-    return moment.replace(year=year, month=month, day=min(moment.day, calendar.monthrange(year, month)[1]))
+def _period(text: str) -> tuple[int, datetime.timedelta]:
+    """Return the months of a period of ISO 8601, and what it has beside them.
+
+    Raises:
+        ValueError: it is none, or of no length.
+        OverflowError: it is longer than can be reckoned with.
+    """
+    found = _PERIOD.fullmatch(text)
+    years, months, days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else [0] * 6
+    ahead = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if not (years or months or ahead):
+        raise ValueError(text)
+    return 12 * years + months, ahead
+
+
+def _later(begin: datetime.datetime, number: int, months: int, ahead: datetime.timedelta) -> datetime.datetime | None:
+    """Return the moment so many periods later, on a month's last day where it has no such day; None beyond the calendar's end."""
+    whole = begin.month - 1 + number * months
+    year, month = begin.year + whole // 12, whole % 12 + 1
+    try:
+        day = min(begin.day, calendar.monthrange(year, month)[1])
+        return begin.replace(year=year, month=month, day=day) + number * ahead
+    except (ValueError, OverflowError):
+        return None
 
 
 def chosen_set(capabilities: Capabilities, layer: Layer, wanted: str | None) -> MatrixSet:
@@ -376,10 +411,28 @@ def chosen_format(layer: Layer, wanted: str | None) -> str:
     """Return the MIME type of a layer's tiles: the one wanted (`png` for `image/png`), else PNG, which loses nothing, else the first.
 
     Raises:
-        EmptySearchError: the layer does not have it.
+        BandError: its tiles are no pictures.
+        ConfigError: the layer does not have the one wanted.
     """
     pictures = [form for form in layer.formats if form.startswith("image/")]
+    if not pictures:
+        raise BandError(f"the layer {layer.identifier} has no pictures, but {', '.join(layer.formats) or 'nothing'}; take another")
     fitting = [form for form in pictures if wanted is None or form in {wanted, f"image/{wanted}"}]
     if not fitting:
-        raise EmptySearchError(f"the layer {layer.identifier} has no tiles as {wanted or 'a picture'}; it has {', '.join(layer.formats)}")
+        raise ConfigError(
+            f"the layer {layer.identifier} has no tiles as {wanted}; write `format` as one of {', '.join(pictures)}, or leave it out"
+        )
     return next((form for form in fitting if form.startswith("image/png")), fitting[0])
+
+
+def chosen_style(layer: Layer, wanted: str | None) -> str:
+    """Return the style of a layer's tiles: the one wanted, else the layer's default.
+
+    Raises:
+        ConfigError: the layer does not have the one wanted.
+    """
+    if wanted is not None and layer.styles and wanted not in layer.styles:
+        raise ConfigError(
+            f"the layer {layer.identifier} has no style {wanted!r}; write `style` as one of {', '.join(layer.styles)}, or leave it out"
+        )
+    return wanted if wanted is not None else (layer.styles or ("default",))[0]

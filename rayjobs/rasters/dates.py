@@ -77,14 +77,18 @@ def from_tags(tags: Mapping[str, str]) -> datetime.datetime | None:
 
 
 def _span(text: str) -> tuple[datetime.datetime, datetime.datetime]:
-    """Return the first and the last moment (to the microsecond) of what a text names."""
+    """Return the first and the last moment (to the microsecond) of what a text names.
+
+    Raises:
+        ValueError: it is no date, or its ends lie beyond the calendar.
+    """
     text = text.strip()
     coarse = _YEAR_OR_MONTH.fullmatch(text)
     try:
         if coarse:
             return _year_or_month(int(coarse[1]), int(coarse[2]) if coarse[2] else None)
         start, whole_day = _fine(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter where an end lies beyond the calendar
         raise ValueError(f"cannot read {text!r} as a date; write 2020-06-29, 20200629 or 2020-06-29T10:30:00Z") from None
     return start, start + datetime.timedelta(days=1, microseconds=-1) if whole_day else start
 

@@ -12,7 +12,7 @@ from rayjobs.config import section
 from rayjobs.rasters.palettes import PALETTES, class_names
 
 _Part = Annotated[int, pydantic.Field(ge=0, le=255)]
-_SHORT = re.compile(r"gibs:([^@\s]+)@(\S+)")
+_SHORT = re.compile(r"gibs:([^@\s]+)(?:@(\S+))?")
 _PATTERN_GROUPS = {"scene", "band", "date"}
 _PICTURE_GROUPS = {"place", "date", "observation", "lon", "lat"}
 _IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2")
@@ -231,13 +231,14 @@ Channels = Annotated[int, pydantic.AfterValidator(_check_channels)]
 
 @section
 class GibsSource:
-    """A layer of NASA's Global Imagery Browse Services; in short `gibs:LAYER@DATE` or `gibs:LAYER@START/END`."""
+    """A layer of NASA's Global Imagery Browse Services; in short `gibs:LAYER@DATE`, `gibs:LAYER@START/END` or `gibs:LAYER`."""
 
     kind: Literal["gibs"] = "gibs"
     layer: str
     """Identifier of the layer; `rayjobs fetch --layers KEYWORDS` searches for them."""
-    dates: tuple[DateText, ...]
-    """Days, and intervals `2024-01-01/2024-01-31` of which the days that the layer has are taken; one scene each."""
+    dates: tuple[DateText, ...] = ()
+    """Days, and intervals `2024-01-01/2024-01-31` of which the days that the layer has are taken; one scene each. None, as of a layer that
+    has no dates: one scene without a date, of what the service shows by itself."""
     url: Url = "https://gibs.earthdata.nasa.gov/wmts/epsg4326/best/1.0.0/WMTSCapabilities.xml"
     """Where the capabilities lie; other projections have other ones (epsg3857, epsg3413, epsg3031 in place of epsg4326)."""
     matrix_set: str | None = None
@@ -339,13 +340,13 @@ class StacApiSource:
 
 
 def _written_out(source: Any) -> Any:
-    """Return a source of a short form, `gibs:LAYER@DATES`, written out; others as they are."""
+    """Return a source of a short form, `gibs:LAYER@DATES` or `gibs:LAYER`, written out; others as they are."""
     if not isinstance(source, str):
         return source
     match = _SHORT.fullmatch(source)
     if match is None:
-        raise ValueError(f"cannot read the source {source!r}; write gibs:LAYER@2024-01-31 or gibs:LAYER@2024-01-01/2024-01-31")
-    return {"kind": "gibs", "layer": match[1], "dates": match[2].split(",")}
+        raise ValueError(f"cannot read the source {source!r}; write gibs:LAYER@2024-01-31, gibs:LAYER@2024-01-01/2024-01-31 or gibs:LAYER")
+    return {"kind": "gibs", "layer": match[1], "dates": match[2].split(",") if match[2] else []}
 
 
 Source = Annotated[

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyproj
@@ -13,7 +14,7 @@ import shapely
 from rayjobs.errors import ConfigError
 from rayjobs.rasters import dates
 from rayjobs.rasters.candidates import BandFile, Candidate
-from rayjobs.rasters.capabilities import chosen_format, chosen_set, moments, nearest_level, read_capabilities, template
+from rayjobs.rasters.capabilities import chosen_format, chosen_set, chosen_style, moments, nearest_level, read_capabilities, template
 from rayjobs.rasters.search import Search
 from rayjobs.rasters.section import GibsSource, WmtsSource, XyzSource
 from rayjobs.rasters.tiled import TiledImage, TileMatrix, cut
@@ -22,45 +23,58 @@ Bounds = tuple[float, float, float, float]
 """Left, bottom, right and top."""
 
 _WORLD: Bounds = (-180.0, -90.0, 180.0, 90.0)
-_MERCATOR = "EPSG:3857"
+_MERCATOR = 3857
+"""EPSG code of web Mercator."""
 _HALF_M = math.pi * 6_378_137.0
-"""From the middle of web Mercator's square to its edge."""
-_MERCATOR_BOUNDS: Bounds = (-_HALF_M, -_HALF_M, _HALF_M, _HALF_M)
+"""From the middle of its square to its edge."""
+_MERCATOR_WORLD: Bounds = (-180.0, -85.06, 180.0, 85.06)
+"""Degrees: its poles lie at infinity, and its square ends a little within."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """One level of what a service shows: what its scenes have in common, whatever their dates."""
+
+    name: str
+    """First part of the scenes' ids."""
+    level: str
+    """Second part, after the date."""
+    matrix: TileMatrix
+    crs: str
+    has: Bounds
+    """Where it has tiles, degrees."""
+    bands: int
+    nodata: float | None
 
 
 def list_wmts(source: WmtsSource | GibsSource, search: Search) -> list[Candidate]:
     """Return the scenes of a layer of a web map tile service, one for each date and part of the area.
 
     Raises:
-        BandError: the service has no such layer or matrix set.
-        EmptySearchError: the layer has no tiles in that format.
-        ConfigError: a date cannot be read, or lies where the service lists none.
+        BandError: the service has no such layer or matrix set, or its tiles are no pictures.
+        ConfigError: the layer has no such format or style; a date cannot be read, lies where the service lists none, or cannot be asked
+            for since the layer has no dates.
         StorageError: the service does not answer.
     """
     capabilities = read_capabilities(source.url)
     layer = capabilities.layer(source.layer)
     matrix_set = chosen_set(capabilities, layer, source.matrix_set)
     level = nearest_level(matrix_set, source.resolution_m)
-    form = chosen_format(layer, source.format)
-    try:
-        times: Sequence[str | None] = moments(source.dates, layer.times) or [None]
-    except ValueError as error:
-        raise ConfigError(f"dates of the layer {layer.identifier} of {source.url}: {error}") from None
-    pieces = _pieces(search.area, matrix_set.crs, layer.bounds)
-    limit = _projected(layer.bounds, matrix_set.crs)
+    form, style = chosen_format(layer, source.format), chosen_style(layer, source.style)
     bands = _channels(source.channels, form)
-    found = []
-    for time in times:
-        address = template(
-            capabilities, layer, matrix_set=matrix_set.identifier, level=level.identifier, style=source.style, form=form, time=time
-        )
-        for bounds in pieces:
-            nodata = _nodata(source, bands)
-            image = cut(level, bounds, limit, template=address, crs=matrix_set.crs, bands=bands, nodata=nodata)
-            if image is not None:
-                named = f"{matrix_set.identifier}-{level.identifier}"
-                found.append(_candidate(source.name or layer.identifier, time, named, image))
-    return found
+    shown = _Shown(
+        name=source.name or layer.identifier,
+        level=f"{matrix_set.identifier}-{level.identifier}",
+        matrix=level,
+        crs=matrix_set.crs,
+        has=layer.bounds,
+        bands=bands,
+        nodata=_nodata(source, bands),
+    )
+    place = {"matrix_set": matrix_set.identifier, "level": level.identifier}
+    times = _times(source.dates, layer.times, f"the layer {layer.identifier} of {source.url}")
+    templates = {time: template(capabilities, layer, **place, style=style, form=form, time=time) for time in times}
+    return _scenes(shown, templates, search)
 
 
 def list_xyz(source: XyzSource, search: Search) -> list[Candidate]:
@@ -69,25 +83,43 @@ def list_xyz(source: XyzSource, search: Search) -> list[Candidate]:
     Raises:
         ConfigError: a date cannot be read.
     """
-    level = _mercator_level(source.zoom, source.tile_size)
+    address = urllib.parse.urlsplit(source.url)
+    bands = _channels(source.channels, "image/jpeg" if address.path.lower().endswith((".jpg", ".jpeg")) else "image/png")
+    shown = _Shown(
+        name=source.name or address.hostname or "xyz",
+        level=f"z{source.zoom}",
+        matrix=_mercator_level(source.zoom, source.tile_size),
+        crs=f"EPSG:{_MERCATOR}",
+        has=_MERCATOR_WORLD,
+        bands=bands,
+        nodata=_nodata(source, bands),
+    )
+    placed = source.url.replace("{z}", str(source.zoom)).replace("{x}", "{col}").replace("{y}", "{row}")
+    return _scenes(shown, {time: placed.replace("{date}", time or "") for time in _times(source.dates, (), source.url)}, search)
+
+
+def _times(asked: Sequence[str], listed: Sequence[str], whose: str) -> Sequence[str | None]:
+    """Return the dates that are asked for; None, what is shown by default, where none are.
+
+    Raises:
+        ConfigError: one cannot be read, or lies where the service lists none.
+    """
     try:
-        times: Sequence[str | None] = moments(source.dates, ()) or [None]
+        return moments(asked, listed) or [None]
     except ValueError as error:
-        raise ConfigError(f"dates of {source.url}: {error}") from None
-    name = source.name or urllib.parse.urlsplit(source.url).hostname or "xyz"
-    form = "image/jpeg" if urllib.parse.urlsplit(source.url).path.lower().endswith((".jpg", ".jpeg")) else "image/png"
-    bands = _channels(source.channels, form)
+        raise ConfigError(f"dates of {whose}: {error}") from None
+
+
+def _scenes(shown: _Shown, templates: Mapping[str | None, str], search: Search) -> list[Candidate]:
+    """Return a scene for each date, whose tiles' addresses are given, and part of the area."""
+    limit = _projected(shown.has, shown.crs)
+    pieces = _pieces(search.area, shown.crs, shown.has)
     found = []
-    for time in times:
-        filled = {"{z}": level.identifier, "{x}": "{col}", "{y}": "{row}", "{date}": time or ""}
-        address = source.url
-        for place, text in filled.items():
-            address = address.replace(place, text)
-        for bounds in _pieces(search.area, _MERCATOR, (-180.0, -85.06, 180.0, 85.06)):
-            nodata = _nodata(source, bands)
-            image = cut(level, bounds, _MERCATOR_BOUNDS, template=address, crs=_MERCATOR, bands=bands, nodata=nodata)
+    for time, address in templates.items():
+        for bounds in pieces:
+            image = cut(shown.matrix, bounds, limit, template=address, crs=shown.crs, bands=shown.bands, nodata=shown.nodata)
             if image is not None:
-                found.append(_candidate(name, time, f"z{source.zoom}", image))
+                found.append(_candidate(shown, time, image))
     return found
 
 
@@ -118,12 +150,22 @@ def _nodata(source: WmtsSource | GibsSource | XyzSource, bands: int) -> float | 
     return source.nodata if bands < 4 else None  # noqa: PLR2004  with opacity
 
 
-def _candidate(name: str, time: str | None, level: str, image: TiledImage) -> Candidate:
+def _candidate(shown: _Shown, time: str | None, image: TiledImage) -> Candidate:
     """Name a scene by what it shows and by its first tile, so that a window of it is the same ground whatever the area was."""
-    dated = f"{name}@{time.replace(':', '')}" if time else name
-    safe = "".join(letter if letter.isalnum() or letter in "@-_." else "_" for letter in f"{dated}.{level}.r{image.row}c{image.col}")
+    at = f"{shown.level}.r{image.row}c{image.col}"
+    dated = f"{shown.name}@{time.replace(':', '')}" if time else shown.name
     names = ("grey",) if image.bands == 1 else None  # as `rayjobs fetch` calls it
-    return Candidate(scene_id=safe, files=(BandFile(uri=image.uri, names=names),), datetime=dates.instant(time) if time else None)
+    return Candidate(
+        scene_id=_safe(f"{dated}.{at}"),
+        series=_safe(f"{shown.name}.{at}"),
+        files=(BandFile(uri=image.uri, names=names),),
+        datetime=dates.instant(time) if time else None,
+    )
+
+
+def _safe(name: str) -> str:
+    """Return a name as that of a file may be."""
+    return "".join(letter if letter.isalnum() or letter in "@-_." else "_" for letter in name)
 
 
 def _pieces(area: shapely.Geometry | None, crs: str, has: Bounds) -> list[Bounds]:
@@ -150,14 +192,14 @@ def _inside(groups: Sequence[Sequence[Any]], crs: str, has: Bounds) -> Iterator[
 
 def _cut_at_antimeridian(crs: str) -> bool:
     known = pyproj.CRS.from_user_input(crs)
-    return known.is_geographic or known.to_epsg() == 3857  # noqa: PLR2004  web Mercator
+    return known.is_geographic or known.to_epsg() == _MERCATOR
 
 
 def _projected(bounds: Bounds, crs: str) -> Bounds:
     """Return the bounds of a box of degrees in a CRS."""
     if pyproj.CRS.from_user_input(crs).is_geographic:
         return bounds
-    if pyproj.CRS.from_user_input(crs).to_epsg() == 3857:  # noqa: PLR2004  whose poles lie at infinity
-        bounds = (bounds[0], max(bounds[1], -85.06), bounds[2], min(bounds[3], 85.06))
+    if pyproj.CRS.from_user_input(crs).to_epsg() == _MERCATOR:
+        bounds = (bounds[0], max(bounds[1], _MERCATOR_WORLD[1]), bounds[2], min(bounds[3], _MERCATOR_WORLD[3]))
     left, bottom, right, top = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform_bounds(*bounds, densify_pts=101)
     return left, bottom, right, top

@@ -14,6 +14,9 @@ from rayjobs.geo import Grid, Window
 SCHEME = "tiles+"
 """How addresses of such pictures begin; the address of a tile follows, and after `#` where the tiles lie."""
 
+_BANDS = (1, 3, 4)
+"""How many bands tiles may have: grey, colours, colours with opacity."""
+
 _EDGE = 1e-6
 """Of a tile or a pixel: what computed edges may be off."""
 
@@ -78,6 +81,15 @@ class TiledImage:
     nodata: float | None = None
     """Value of missing pixels; None if there is none."""
 
+    def __post_init__(self) -> None:
+        """Check the numbers; raises `ValueError`, since they may come from an address."""
+        sizes = (self.tile_width, self.tile_height, self.height, self.width)
+        if min(sizes) < 1 or min(self.row, self.col) < 0 or self.bands not in _BANDS:
+            raise ValueError(f"no picture has tiles, sizes, rows or bands like these: {self}")
+        corner, pixel = (self.left, self.top), (self.pixel_width, self.pixel_height)
+        if not all(map(math.isfinite, corner)) or not all(0 < side < math.inf for side in pixel):
+            raise ValueError(f"no picture has such corners or pixels: {self}")
+
     @property
     def uri(self) -> str:
         """The picture's address, from which `from_uri` makes it again."""
@@ -98,9 +110,14 @@ class TiledImage:
         if urllib.parse.urlsplit(template).scheme not in {"http", "https"}:
             raise ValueError(f"{uri} names tiles that are not of http(s)")
         found = dict(urllib.parse.parse_qsl(told, strict_parsing=True))
-        kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        kinds = {field.name: str(field.type) for field in dataclasses.fields(cls) if field.name != "template"}
+        if unknown := found.keys() - kinds.keys():
+            raise ValueError(f"{uri} tells {', '.join(sorted(unknown))}, which pictures in tiles do not have")
         read = {"int": int, "str": str}
-        return cls(template=template, **{name: read.get(kinds[name], float)(value) for name, value in found.items()})
+        try:
+            return cls(template=template, **{name: read.get(kinds[name], float)(value) for name, value in found.items()})
+        except (TypeError, ValueError) as error:  # the former where a field is missing
+            raise ValueError(f"{uri} is no address of a picture in tiles: {error}") from error
 
     @property
     def grid(self) -> Grid:
@@ -173,6 +190,8 @@ def cut(
     col, row = math.floor((left - matrix.left) / across + _EDGE), math.floor((matrix.top - top) / down + _EDGE)
     cols = math.ceil((right - matrix.left) / across - _EDGE) - col
     rows = math.ceil((matrix.top - bottom) / down - _EDGE) - row
+    if rows < 1 or cols < 1:  # they only touch
+        return None
     at_left, at_top = matrix.left + col * across, matrix.top - row * down
     return TiledImage(
         template=template,

@@ -23,6 +23,8 @@ _WHOLE = 4
 """Timeouts after which an answer that still comes in is given up, so that none takes forever byte by byte."""
 _DOCUMENT_BYTES = 512 * 2**20
 """Largest capabilities or page of items."""
+_NOTHING_THERE = frozenset({404, 410})
+"""Statuses of a service that is well: it answers, and has nothing at that address. Other refusals are of whoever asks."""
 _SHOWN = 200
 """Characters of an answer that a message shows."""
 
@@ -37,7 +39,7 @@ class Pace(Protocol):
         """Have everybody wait, as the service asks."""
 
     def note(self, *, answered: bool) -> None:
-        """Learn whether a request got an answer in the end, or all its tries failed."""
+        """Learn whether a request got an answer in the end, or was refused or failed in all its tries."""
 
 
 class LocalPace:
@@ -64,7 +66,7 @@ class LocalPace:
             self._next = max(self._next, self._clock() + seconds)
 
     def note(self, *, answered: bool) -> None:
-        """Count the requests that failed since the last one that got an answer."""
+        """Count the requests that were refused or failed since the last one that got an answer."""
         with self._lock:
             self._failed = 0 if answered else self._failed + 1
 
@@ -109,6 +111,21 @@ class Answer:
     tries: int
     failures: tuple[Failure, ...]
     """In their order; of a request that succeeded, those before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """What one try came to."""
+
+    status: int | None = None
+    """Of HTTP; None where no answer came."""
+    body: bytes = b""
+    fault: str | None
+    """What is wrong with it, in one line; None: nothing."""
+    retry: bool
+    """Whether the same request may succeed."""
+    wait_s: float = 0.0
+    """How long the service asks to wait before that."""
 
 
 @functools.cache
@@ -156,50 +173,44 @@ class Asker:
         while True:
             turn = self._pace.reserve() if self._pace is not None else 0.0
             if turn is None:
-                reason = "not asked for: every try of the requests before it had failed"
+                reason = "not asked for: the requests before it had all failed"
                 return _lost([*failures, Failure(at=_now(), status=None, reason=reason)], tries=len(failures))
             self._sleep(turn)
-            status, body, fault, wait = self._try(url, json, check)
-            if fault is None:
+            attempt = self._try(url, json, check)
+            if attempt.fault is None:
                 self._note(answered=True)
-                return Answer(body=body, status=status, at=_now(), tries=len(failures) + 1, failures=tuple(failures))
-            failures.append(Failure(at=_now(), status=status, reason=fault))
-            if wait is None or len(failures) >= self._patience.tries or wait > self._patience.longest_wait_s:
-                self._note(answered=wait is None)
+                return Answer(body=attempt.body, status=attempt.status, at=_now(), tries=len(failures) + 1, failures=tuple(failures))
+            failures.append(Failure(at=_now(), status=attempt.status, reason=attempt.fault))
+            if not attempt.retry or len(failures) >= self._patience.tries or attempt.wait_s > self._patience.longest_wait_s:
+                self._note(answered=attempt.status in _NOTHING_THERE)
                 return _lost(failures, tries=len(failures))
             longest = min(self._patience.backoff_s * 2 ** (len(failures) - 1), self._patience.longest_wait_s)
-            self._sleep(max(wait, longest * random.uniform(0.5, 1)))  # noqa: S311  so that those who failed together do not return together
+            self._sleep(max(attempt.wait_s, longest * random.uniform(0.5, 1)))  # noqa: S311  so that those who failed together do not return together
 
     def _note(self, *, answered: bool) -> None:
         if self._pace is not None:
             self._pace.note(answered=answered)
 
-    def _try(
-        self, url: str, json: Mapping[str, Any] | None, check: Callable[[int, bytes], str | None] | None
-    ) -> tuple[int | None, bytes, str | None, float | None]:
-        """Return status, body, what is wrong (None: nothing), and how long the service asks to wait (None: it would not help)."""
+    def _try(self, url: str, json: Mapping[str, Any] | None, check: Callable[[int, bytes], str | None] | None) -> _Attempt:
+        """Ask once; where the service asks to wait, have everybody wait."""
         try:
             with self._client.stream("GET" if json is None else "POST", url, json=json) as answer:
                 content = self._content(answer)
-        except httpx.UnsupportedProtocol as error:
-            return None, b"", f"{type(error).__name__}: {error}", None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return None, b"", f"{type(error).__name__}: {error}".rstrip(": "), 0.0
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return None, b"", f"{type(error).__name__}: {error}", None
+            passing = isinstance(error, httpx.TransportError | httpx.DecodingError) and not isinstance(error, httpx.UnsupportedProtocol)
+            return _Attempt(fault=f"{type(error).__name__}: {error}".rstrip(": "), retry=passing)
         if answer.is_success:
             wrong = check(answer.status_code, content) if check else None
-            return answer.status_code, content, wrong, 0.0
-        wait = 0.0 if answer.status_code in _AGAIN else None
+            return _Attempt(status=answer.status_code, body=content, fault=wrong, retry=True)
+        retry = answer.status_code in _AGAIN
+        if not retry and check is not None and check(answer.status_code, b"") is None:
+            return _Attempt(status=answer.status_code, fault=None, retry=False)
         asked = _retry_after(answer.headers.get("Retry-After"))
-        if wait is not None and asked:
-            wait = asked
-            if self._pace is not None and asked <= self._patience.longest_wait_s:
-                self._pace.hold(asked)
-        accepted = wait is None and check is not None and check(answer.status_code, b"") is None
+        if retry and asked and self._pace is not None and asked <= self._patience.longest_wait_s:
+            self._pace.hold(asked)
         told = f"; asks to wait {asked:g} s" if asked else ""
-        fault = None if accepted else f"HTTP {answer.status_code} {answer.reason_phrase}{told}"
-        return answer.status_code, b"" if accepted else content, fault, wait
+        fault = f"HTTP {answer.status_code} {answer.reason_phrase}{told}"
+        return _Attempt(status=answer.status_code, fault=fault, retry=retry, wait_s=asked)
 
     def _content(self, answer: httpx.Response) -> bytes:
         """Return the body of an answer as it comes in.
@@ -229,15 +240,16 @@ def _lost(failures: Sequence[Failure], *, tries: int) -> Answer:
 
 
 def _retry_after(text: str | None) -> float:
-    """Return the seconds that a header asks to wait, written as such or as a date; 0 for none."""
-    if not text:
-        return 0.0
-    if text.strip().isdigit():
-        return float(text)
+    """Return the seconds that a header asks to wait, written as such or as a date; 0 for none, and for what is neither."""
+    told = (text or "").strip()
+    if told.isascii() and told.isdecimal():
+        return float(told)
     try:
-        then = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        then = email.utils.parsedate_to_datetime(told)
+    except (ValueError, TypeError, OverflowError):
         return 0.0
+    if then.tzinfo is None:  # of the zone -0000
+        then = then.replace(tzinfo=datetime.UTC)
     return max(0.0, (then - _now()).total_seconds())
 
 

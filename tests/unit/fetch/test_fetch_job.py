@@ -16,6 +16,7 @@ import rasterio
 
 from rayjobs.errors import ConfigError
 from rayjobs.fetch import animate, job, pieces, publish
+from rayjobs.fetch.plan import plan_fetch
 from rayjobs.fetch.section import FetchSection
 from rayjobs.rasters.reader import RasterReader
 from rayjobs.storage import LocalStore
@@ -150,6 +151,13 @@ def test_a_service_that_is_down_is_left_alone(service, fetch, experiment):
     assert sum("not asked for" in row["reason"] for row in result.missing) == 2 * TILES - 3
 
 
+def test_a_service_that_turns_us_away_is_left_alone(service, fetch, experiment):
+    service.fail(lambda _: "403")
+    result = fetch(experiment(give_up_after=3, concurrency=1))
+    assert len(service.asked) == 3
+    assert sum("not asked for" in row["reason"] for row in result.missing) == 2 * TILES - 3
+
+
 def test_tiles_that_the_service_says_are_empty_have_no_data(service, fetch, experiment):
     service.fail(lambda path: "404" if path.endswith("10/12.png") else None)
     assert {row["status"] for row in fetch(experiment()).missing} == {404}
@@ -210,11 +218,26 @@ def test_frames_are_as_large_as_memory_allows():
 def test_levels_and_parts_of_a_layer_are_animated_apart(monkeypatch):
     monkeypatch.setattr(publish, "animated", lambda frames, **_: "|".join(frames).encode())
     days = ["2024-01-01", "2024-01-02T003000Z", "2024-01-03T003000.5Z"]
-    ids = [f"A.b@{day}.{part}" for day in days for part in ("6.r0c0", "7.r0c0", "7.r0c9")] + ["A.b.7.r0c0"]
-    scenes = [SimpleNamespace(scene_id=name, layer="A.b", datetime=None) for name in ids]
-    found = dict(publish._animations(FetchSection(animation="gif"), scenes, {name: name for name in ids}))
-    assert sorted(found) == [f"animations/A.b.{part}.gif" for part in ("6.r0c0", "7.r0c0", "7.r0c9")]
-    assert found["animations/A.b.6.r0c0.gif"].decode().split("|") == ids[:9:3]
+    parts = ("6.r0c0", "7.r0c0", "7.r0c9")
+    series = {f"{name}@{day}.{part}": f"{name}.{part}" for name in ("A.b", "A@1", "A@2") for day in days for part in parts}
+    series["A.b.7.r0c0"] = "A.b.7.r0c0"
+    scenes = [SimpleNamespace(scene_id=name, series=of, datetime=None) for name, of in series.items()]
+    found = dict(publish._animations(FetchSection(animation="gif"), scenes, {name: name for name in series}))
+    assert sorted(found) == [f"animations/{name}.{part}.gif" for name in ("A.b", "A@1", "A@2") for part in parts]
+    assert found["animations/A.b.6.r0c0.gif"].decode().split("|") == [f"A.b@{day}.6.r0c0" for day in days]
+    assert found["animations/A.b.7.r0c0.gif"].decode().split("|") == ["A.b.7.r0c0", *(f"A.b@{day}.7.r0c0" for day in days)]
+
+
+def test_one_picture_under_two_names_is_refused(service, experiment):
+    told = experiment().to_dict()
+    (source,) = told["rasters"]["sources"]
+    for twice in ([source, source], [source, source | {"name": "again"}], [source | {"dates": []}, source | {"dates": [DATES[-1]]}]):
+        made = job.made({"name": "x", "rasters": {**told["rasters"], "sources": twice}})
+        with pytest.raises(ConfigError, match=r"would be fetched twice, as the scenes .* and .*; drop one"):
+            plan_fetch(made.rasters, made.fetch)
+    made = job.made({"name": "x", "rasters": {**told["rasters"], "sources": [source, source | {"channels": 4}]}})
+    with pytest.raises(ConfigError, match=r"two sources would give the scene .*; give one a `name`"):
+        plan_fetch(made.rasters, made.fetch)
 
 
 def test_the_plan_asks_for_no_tile(service, in_this_process, experiment):
@@ -236,6 +259,15 @@ def test_from_the_command_line(service, in_this_process, tmp_path, capfd):
     service.fail()
     assert job.main([*what, *how, "--json"]) == 0
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["complete"]
+
+
+def test_a_command_without_dates_fetches_what_the_service_shows(service, in_this_process, tmp_path, capfd):
+    url = f"{service.proxy.endpoint}/wmts/1.0.0/WMTSCapabilities.xml"
+    what = ["--layer", "MODIS_Terra_TrueColor", "--bbox", *map(str, BBOX), "--url", url, "--resolution", str(PIXEL * 111_320)]
+    assert job.main([*what, "--workspace.uri", str(tmp_path / "w"), "--json"]) == 0
+    ((scene_id, address),) = json.loads(capfd.readouterr().out.splitlines()[-1])["files"].items()
+    assert "@" not in scene_id
+    np.testing.assert_array_equal(read(address)[0][..., :3], service.pictures[DATES[-1]])
 
 
 def test_layers_are_found_by_their_words(service, in_this_process, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -34,6 +35,19 @@ def test_an_instant_is_read_in_utc(text, expected):
 def test_what_is_no_date_is_refused_with_examples(text):
     with pytest.raises(ValueError, match="write 2020-06-29"):
         dates.instant(text)
+
+
+@pytest.mark.parametrize("text", ["9999", "9999-12", "0001-01-01T00:00+05:00", "9999-12-31T23:00-05:00"])
+def test_what_lies_beyond_the_calendar_is_no_date(text):
+    for asked in (text, f"2020/{text}"):
+        with pytest.raises(ValueError, match=f"cannot read '{re.escape(text)}' as a date"):
+            dates.interval(asked)
+    assert dates.interval("2020/9999-12-31").holds(dates.instant("9999-12-31T23:59:59Z"))
+
+
+def test_a_tag_beyond_the_calendar_is_illegible():
+    assert dates.from_tags({"ACQUISITION_DATE": "9999"}) is None
+    assert dates.from_tags({"ACQUISITION_DATE": "9999", "TIFFTAG_DATETIME": "2024:01:01"}) == datetime(2024, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

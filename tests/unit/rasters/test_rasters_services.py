@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import shapely
 
 from rayjobs.config import build
 from rayjobs.errors import BandError, ConfigError
 from rayjobs.rasters import capabilities
-from rayjobs.rasters.capabilities import chosen_format, moments, nearest_level, read_capabilities, template
+from rayjobs.rasters.capabilities import chosen_format, chosen_style, moments, nearest_level, read_capabilities, template
 from rayjobs.rasters.received import pixels_of
-from rayjobs.rasters.section import RastersSection
+from rayjobs.rasters.search import Search
+from rayjobs.rasters.section import GibsSource, RastersSection
+from rayjobs.rasters.services import list_wmts
 from rayjobs.rasters.stamps import stamps
 from rayjobs.rasters.tiled import TiledImage, cut
 from tests.unit.rasters.rasters_made import write
@@ -39,6 +42,11 @@ LAYER = """<Layer><ows:Title>{title}</ows:Title><ows:Identifier>{layer}</ows:Ide
 <ResourceURL format="image/jpeg" resourceType="tile" template="{dated}"/>
 <ResourceURL format="image/jpeg" resourceType="tile" template="{undated}"/>
 <ResourceURL format="text/xml" resourceType="Domains" template="https://gibs.example/domains.xml"/></Layer>"""
+
+DIMENSION = LAYER[LAYER.index("<Dimension>") : LAYER.index("<TileMatrixSetLink>")]
+DATED, UNDATED = "/default/{Time}/", "/default/"
+"""In addresses of tiles."""
+KVP = """<ows:Operation name="GetTile"><ows:DCP><ows:HTTP><ows:Get xlink:href="https://x/kvp"/></ows:HTTP></ows:DCP></ows:Operation>"""
 
 
 @pytest.fixture
@@ -69,7 +77,13 @@ def altered(gibs, monkeypatch, *changes):
 
 
 def address(found, name="MODIS_Terra_TrueColor"):
-    return template(found, found.layer(name), matrix_set="250m", level="6", style=None, form="image/jpeg", time="2012-07-09")
+    return template(found, found.layer(name), matrix_set="250m", level="6", style="default", form="image/jpeg", time="2012-07-09")
+
+
+def scenes_of(*dates, **keys):
+    """List the scenes of a source that names the made-up service."""
+    source = GibsSource(layer="MODIS_Terra_TrueColor", url=URL, dates=dates, resolution_m=1000, **keys)
+    return list_wmts(source, Search(area=shapely.box(-17.9, 28.0, -14.0, 29.0)))
 
 
 @pytest.mark.parametrize("odd", ["file:///etc/passwd?", "ftp://x/", "FILE:/etc/", "gopher://x/"])
@@ -133,8 +147,67 @@ def test_the_levels_of_gibs(gibs):
 
 def test_the_address_with_the_date_is_taken(gibs):
     layer = gibs.layer("MODIS_Terra_TrueColor")
-    found = template(gibs, layer, matrix_set="250m", level="6", style=None, form=chosen_format(layer, None), time="2012-07-09")
+    found = template(gibs, layer, matrix_set="250m", level="6", style="default", form=chosen_format(layer, None), time="2012-07-09")
     assert found == "https://gibs.example/best/MODIS_Terra_TrueColor/default/2012-07-09/250m/6/{row}/{col}.jpg"
+
+
+@pytest.mark.usefixtures("gibs")
+def test_the_dates_of_a_layer_are_scenes_of_one_series():
+    found = scenes_of("2024-01-30", "2024-02-01/2024-02-02", name="a@2x")
+    assert [entry.datetime.date().isoformat() for entry in found] == ["2024-01-30", "2024-02-01", "2024-02-02"]
+    assert [entry.scene_id for entry in found][:1] == ["a@2x@2024-01-30.250m-6.r13c36"]
+    assert {entry.series for entry in found} == {"a@2x.250m-6.r13c36"}
+    assert len({entry.files[0].uri for entry in found}) == 3
+
+
+@pytest.mark.parametrize("dates", ["2024-01-01", "2024-01-01/2024-01-03"])
+def test_a_layer_without_dates_takes_none(gibs, monkeypatch, dates):
+    altered(gibs, monkeypatch, (DIMENSION, ""))
+    with pytest.raises(ConfigError, match=r"the layer MODIS_Terra_TrueColor of .* has no dates; leave `dates` out"):
+        scenes_of(dates)
+    (scene,) = scenes_of()
+    assert (scene.scene_id, scene.datetime) == ("MODIS_Terra_TrueColor.250m-6.r13c36", None)
+
+
+def test_an_address_that_leaves_the_date_out_is_not_taken_for_one(gibs, monkeypatch):
+    altered(gibs, monkeypatch, (DATED, UNDATED))
+    with pytest.raises(ConfigError, match="that holds a date; leave `dates` out"):
+        scenes_of("2024-01-01")
+    assert len(scenes_of()) == 1
+    altered(gibs, monkeypatch, ("<Contents>", KVP + "<Contents>"))
+    assert "https://x/kvp?" in scenes_of("2024-01-01")[0].files[0].uri
+    assert "Time=2024-01-01" in scenes_of("2024-01-01")[0].files[0].uri
+
+
+def test_without_dates_the_service_shows_what_it_shows(gibs, monkeypatch):
+    (scene,) = scenes_of()
+    assert (scene.datetime, "/default/2024-02-03/" in scene.files[0].uri) == (None, True)
+    altered(gibs, monkeypatch, ("<Default>2024-02-03</Default>", ""))
+    (scene,) = scenes_of()
+    assert (scene.datetime, "/default/250m/" in scene.files[0].uri) == (None, True)
+    altered(gibs, monkeypatch, (UNDATED + "{TileMatrixSet}", DATED + "{TileMatrixSet}"))
+    with pytest.raises(ConfigError, match="nor a date to show by default; give the source `dates`"):
+        scenes_of()
+
+
+def test_formats_and_styles_that_a_layer_has_not(gibs, monkeypatch):
+    layer = gibs.layer("MODIS_Terra_TrueColor")
+    assert chosen_style(layer, None) == chosen_style(layer, "default") == "default"
+    with pytest.raises(ConfigError, match="no tiles as png; write `format` as one of image/jpeg, or leave it out"):
+        scenes_of("2024-01-01", format="png")
+    with pytest.raises(ConfigError, match="no style 'ndvi'; write `style` as one of default, or leave it out"):
+        scenes_of("2024-01-01", style="ndvi")
+    silent = dataclasses.replace(layer, styles=())
+    assert (chosen_style(silent, None), chosen_style(silent, "ndvi")) == ("default", "ndvi")
+    altered(gibs, monkeypatch, ("<Format>image/jpeg</Format>", "<Format>application/vnd.mapbox-vector-tile</Format>"))
+    with pytest.raises(BandError, match="has no pictures, but application/vnd"):
+        scenes_of("2024-01-01")
+
+
+def test_empty_entries_of_dates_are_none(gibs, monkeypatch):
+    found = altered(gibs, monkeypatch, ("<Value>2000-02-24/2000-08-05/P1D</Value>", "<Value/><Value>2001-01-01, ,2001-01-03,</Value>"))
+    assert found.layer("MODIS_Terra_TrueColor").times == ("2001-01-01", "2001-01-03", "2024-01-01/2024-02-03/P1D")
+    assert len(scenes_of("2001-01-01/2001-01-31")) == 2
 
 
 def test_layers_by_words_and_a_mistyped_layer(gibs):
@@ -155,6 +228,11 @@ def test_layers_by_words_and_a_mistyped_layer(gibs):
         (["2024-01-01T00:15/2024-01-01T00:25"], ["2024-01-01T00:00:00Z/2024-01-02T00:00:00Z/PT10M"], "2024-01-01T00:20:00Z"),
         (["2020-01-01/2020-12-31"], ["2020-01-31/2020-05-31/P1M"], "2020-01-31 2020-02-29 2020-03-31 2020-04-30 2020-05-31"),
         (["2024-02-28/2024-03-01"], [], "2024-02-28 2024-02-29 2024-03-01"),
+        (["2024-01-01/2024-02-28"], ["2024-01-01T00:10:00.500Z", "20240105", "2024-02"], "2024-01-01T00:10:00.500Z 20240105 2024-02"),
+        (["9999-12-01/9999-12-31"], ["9999-12-30/9999-12-31/P1D"], "9999-12-30 9999-12-31"),
+        (["9999-12-01/9999-12-31"], ["9999-11-30/9999-12-31/P1M"], "9999-12-30"),
+        (["2024-01-01/2024-02-01"], ["2024-01-01/2024-03-01/P99999Y"], "2024-01-01"),
+        (["2024-01-01/2024-02-01"], ["2024-01-01/2024-03-01/P9000000D"], "2024-01-01"),
     ],
 )  # fmt: skip
 def test_dates_that_a_layer_has(asked, listed, expected):
@@ -169,8 +247,8 @@ def test_dates_that_it_has_not(asked, words):
         moments([asked], ["2024-01-01/2024-02-03/P1D"])
 
 
-@pytest.mark.parametrize("period", ["P0D", "P0M", "PT0S", "P"])
-def test_a_period_of_no_length_is_refused(period):
+@pytest.mark.parametrize("period", ["P0D", "P0M", "PT0S", "P", "P1W", "P99999999999D"])
+def test_a_period_of_no_length_or_beyond_all_is_refused(period):
     with pytest.raises(ValueError, match=f"'{period}' is no period"):
         moments(["2024-01-10/2024-01-20"], [f"2024-01-01/2024-02-03/{period}"])
 
@@ -214,6 +292,38 @@ def test_tiles_cover_what_is_asked_and_no_more(gibs):
         assert TiledImage.from_uri(image.uri) == image
 
 
+def test_an_area_that_only_touches_a_tile_does_not_meet_it(gibs):
+    side = gibs.matrix_sets["250m"].levels[8].pixel_width * 512
+    assert whole_world(gibs, (-180, 0, -180 + 3 * side, 1)).shape[1] == 3
+    assert whole_world(gibs, (-180 + side * (3 - 1e-9), 0, -180 + side * 3, 1)) is None
+    assert whole_world(gibs, (0, 90 - side * 2, 1, 90 - side * (2 - 1e-9))) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("&bands=3", ""),
+        ("&bands=3", "&bands=2"),
+        ("&bands=3", "&bands=3&x=1"),
+        ("&bands=3", "&bands=3&template=x"),
+        ("tile_width=512", "tile_width=0"),
+        ("tile_height=512", "tile_height=-1"),
+        ("&width=512", "&width=0"),
+        ("&row=", "&row=-"),
+        ("pixel_width=", "pixel_width=-"),
+        ("pixel_height=", "pixel_height=nan&pixel_height=inf&nodata="),
+        ("left=", "left=nan&nodata="),
+        ("tile_width=512&", ""),
+    ],
+)
+def test_an_address_of_no_picture_is_refused(gibs, old, new):
+    uri = whole_world(gibs, (0.5, 0.5, 1, 1)).uri
+    assert old in uri
+    assert TiledImage.from_uri(uri).uri == uri
+    with pytest.raises(ValueError, match="picture"):
+        TiledImage.from_uri(uri.replace(old, new))
+
+
 def test_a_pictures_stamp_is_its_address(gibs):
     one = whole_world(gibs, (0, 0, 1, 1))
     other = dataclasses.replace(one, template="https://x/other/{row}/{col}")
@@ -225,8 +335,11 @@ def test_short_forms_are_written_out():
     (source,) = build(RastersSection, {"sources": ["gibs:MODIS_Terra_TrueColor@2024-01-01,2024-02-01/2024-02-03"]}).sources
     assert (source.kind, source.layer, source.dates) == ("gibs", "MODIS_Terra_TrueColor", ("2024-01-01", "2024-02-01/2024-02-03"))
     assert source.url.startswith("https://gibs.earthdata.nasa.gov/wmts/epsg4326/best/")
-    with pytest.raises(ConfigError, match="gibs:LAYER@2024-01-31"):
-        build(RastersSection, {"sources": ["gibs:MODIS_Terra_TrueColor"]})
+    (static,) = build(RastersSection, {"sources": ["gibs:BlueMarble_NextGeneration"]}).sources
+    assert (static.layer, static.dates) == ("BlueMarble_NextGeneration", ())
+    for odd in ("gibs:", "gibs:MODIS_Terra_TrueColor@", "gibs:MODIS Terra@2024-01-01", "MODIS_Terra_TrueColor"):
+        with pytest.raises(ConfigError, match="gibs:LAYER@2024-01-31"):
+            build(RastersSection, {"sources": [odd]})
 
 
 @pytest.mark.parametrize(

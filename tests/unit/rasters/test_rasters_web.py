@@ -78,6 +78,56 @@ def test_a_service_that_asks_for_an_hour_is_left_alone(scripted):
     assert "asks to wait 3600 s" in answer.failures[0].reason
 
 
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("7", 7, 7),
+        (" 12 ", 12, 12),
+        ("\u00b2", 0, 0),  # a digit, but no number
+        ("\u0663", 0, 0),
+        ("soon", 0, 0),
+        ("-5", 0, 0),
+        ("", 0, 0),
+        (None, 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2095 07:28:00 +9999", 0, 0),
+        ("Wed, 21 Oct 2095 07:28:00 -0000", 10**9, 10**10),
+    ],
+)
+def test_odd_wishes_to_wait_are_none(text, least, most):
+    assert least <= web._retry_after(text) <= most
+
+
+def test_an_odd_wish_to_wait_is_outlived(scripted):
+    script = [(503, {"Retry-After": "\u00b2"}), (429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 -0000"})]
+    with Asker(sleep=lambda _: None) as asker:
+        assert asker.ask(scripted(*script)).body == b"whole"
+
+
+@pytest.mark.parametrize(
+    ("status", "given_up"), [(400, True), (401, True), (403, True), (302, True), (503, True), (404, False), (410, False), (204, False)]
+)
+def test_a_service_that_turns_us_away_is_given_up(scripted, status, given_up):
+    """But not one that has nothing there, or says by a status that is accepted that a tile is empty."""
+    pace = LocalPace(1000, 3)
+    fields = {"Location": "ftp://x/"} if status == 302 else {}
+    url = scripted(*[(status, fields)] * 9)
+    with Asker(Patience(tries=1), pace, sleep=lambda _: None) as asker:
+        for _ in range(5):
+            answer = asker.ask(url)
+    assert ("not asked for" in str(answer.failures)) == given_up
+    assert _Scripted.asked == (3 if given_up else 5)
+
+
+def test_refusals_that_are_accepted_are_answers(scripted):
+    pace = LocalPace(1000, 2)
+    with Asker(pace=pace, sleep=lambda _: None) as asker:
+        url = scripted(*[(403, {})] * 9)
+        answers = [asker.ask(url, check=lambda status, _: None if status == 403 else "no") for _ in range(5)]
+    assert {(answer.body, answer.status, answer.tries) for answer in answers} == {(b"", 403, 1)}
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 def test_what_will_not_change_is_asked_once(scripted, status):
     with Asker(sleep=lambda _: None) as asker:
