@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import itertools
 import json
 import random
@@ -200,11 +202,24 @@ def test_a_range_of_dates_is_animated(service, fetch, experiment, form):
 
 
 def test_frames_are_as_large_as_memory_allows():
-    assert animate.frame_shape(2160, 4320, height=1080, frames=100) == (1080, 2160)
-    height, width = animate.frame_shape(2160, 4320, height=1080, frames=3650)
+    shape = functools.partial(animate.frame_shape, height=1080, longest=16_383)
+    assert shape(2160, 4320, frames=100) == (1080, 2160)
+    height, width = shape(2160, 4320, frames=3650)
     assert width == pytest.approx(2 * height, abs=1)
     assert 4 * 3650 * height * width == pytest.approx(animate.MOST_BYTES, rel=0.01)
-    assert animate.frame_shape(10, 20, height=1080, frames=3) == (10, 20)
+    assert shape(10, 20, frames=3) == (10, 20)
+
+
+@pytest.mark.parametrize("form", animate.FORMS)
+def test_frames_are_as_long_as_the_form_can_have(tmp_path, form):
+    longest = animate.LONGEST[form]
+    path, grid = tmp_path / "strip.tif", rasterio.transform.from_origin(0, 4, 1, 1)
+    with rasterio.open(path, "w", driver="GTiff", height=4, width=longest + 1, count=1, dtype="uint8", transform=grid) as file:
+        file.write(np.arange(longest + 1, dtype=np.uint16).astype(np.uint8)[None].repeat(4, axis=0), 1)
+    data = animate.animated([str(path)] * 2, form=form, height=1080, frames_per_second=15)
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        assert picture.size == (longest, 4)
+    assert animate.frame_shape(10 * longest, 20, height=10 * longest, frames=1, longest=longest) == (longest, 2)
 
 
 def test_levels_and_parts_of_a_layer_are_animated_apart(monkeypatch):
