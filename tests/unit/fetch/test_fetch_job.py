@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,6 +163,23 @@ def test_tiles_that_the_service_says_are_empty_have_no_data(service, fetch, expe
     assert not values[:64, :64].any()
     assert not valid[:64, :64].any()
     assert valid[64:, 64:].all()
+
+
+def test_what_an_earlier_command_took_for_empty_is_asked_for_again(service, fetch, experiment):
+    """During an outage 404 was believed; one tile failed for good, so that no scene of that date was put together."""
+    service.fail(lambda path: "404" if path.endswith("10/12.png") else "503" if path.endswith("10/13.png") else None)
+    outage = fetch(experiment(tries=1, empty_statuses=[204, 404]))
+    assert Counter(row["outcome"] for row in table(outage)) == {"empty": 2, "failed": 2, "ok": 2 * TILES - 4}
+    service.fail()
+    result = fetch(experiment(tries=1))
+    assert (result.complete, result.asked) == (True, 4)
+    for date, address in by_date(result).items():
+        np.testing.assert_array_equal(read(address)[0], service.pictures[date])
+    told = {row["url"][-9:]: row for row in table(result) if row["failures"]}
+    assert {name: (row["tries"], [failure["status"] for failure in row["failures"]]) for name, row in told.items()} == {
+        "10/12.png": (2, [404]),
+        "10/13.png": (2, [503]),
+    }
 
 
 @pytest.mark.parametrize(("channels", "nodata"), [(3, None), (3, 0), (3, 7), (1, None), (1, 7), (4, 7)])
