@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import rasterio
 from rayjobs.errors import ConfigError
 from rayjobs.fetch import animate, job, pieces, publish
 from rayjobs.fetch.section import FetchSection
+from rayjobs.rasters import capabilities
 from rayjobs.rasters.reader import RasterReader
 from rayjobs.storage import LocalStore
 from tests.unit.fetch.conftest import BBOX, COL, COLS, DATES, LEVEL, NORTH, PIXEL, ROW, ROWS, WEST
@@ -280,6 +282,17 @@ def test_layers_are_found_by_their_words(service, in_this_process, capfd):
     assert job.main(["--layers", "color", "--url", url]) == 0
     assert "VIIRS_SNPP_TrueColor" in capfd.readouterr().out
     assert job.main(["--layers", "no", "such", "--url", url]) == 1
+
+
+def test_a_layer_of_unknown_levels_is_listed(service, in_this_process, monkeypatch, capfd):
+    url = f"{service.proxy.endpoint}/wmts/1.0.0/WMTSCapabilities.xml"
+    body = re.sub(rb"(<ows:SupportedCRS>)[^<]*", rb"\1urn:ogc:def:crs:IAU::999999", capabilities.fetched(url))
+    monkeypatch.setattr(capabilities, "fetched", lambda _: body)
+    assert job.main(["--layers", "terra", "--url", url, "--json"]) == 0
+    (layer,) = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)["layers"]
+    assert (layer["finest_m"], layer["resolutions_m"]) == (None, {})
+    assert job.main(["--layers", "terra", "--url", url]) == 0
+    assert "MODIS_Terra_TrueColor  levels unknown  image/png" in capfd.readouterr().out
 
 
 def test_nothing_to_fetch_is_a_usage_error(in_this_process, capfd):
