@@ -92,7 +92,7 @@ def test_every_missing_request_is_named_and_a_second_command_asks_for_those_alon
     assert {row["url"][-10:] for row in result.missing} == {f"{LEVEL:02}{name}"[-10:] for name in gone}
     assert all(row["status"] == 503 and row["tries"] == 3 and row["at"] and "HTTP 503" in row["reason"] for row in result.missing)
     assert set(by_date(result)) == {DATES[1]}, "the other date is complete"
-    assert result.items is None
+    assert (result.version, result.items) == (None, None)
     assert sorted(row["outcome"] for row in table(result)) == ["failed"] * 2 + ["ok"] * (2 * TILES - 2)
 
     service.fail()
@@ -105,6 +105,7 @@ def test_every_missing_request_is_named_and_a_second_command_asks_for_those_alon
 
     service.fail()
     assert fetch(experiment(tries=3)).asked == len(service.asked) == 0
+    assert Path(again.items).parent.name == again.version
 
 
 def test_an_interrupted_command_goes_on(service, fetch, experiment, monkeypatch):
@@ -123,6 +124,15 @@ def test_an_interrupted_command_goes_on(service, fetch, experiment, monkeypatch)
     result = fetch(experiment())
     assert result.complete
     assert len(service.whole) == len(service.asked) == 2 * TILES
+
+
+def test_what_is_done_is_read_once(service, fetch, experiment, monkeypatch):
+    fetch(experiment())
+    read, keys = LocalStore.read_tagged, []
+    monkeypatch.setattr(LocalStore, "read_tagged", lambda store, key: keys.append(key) or read(store, key))
+    assert fetch(experiment(dates=("2024-01-01/2024-01-31",))).complete
+    asked = Counter(key for key in keys if "/done/" in key)
+    assert sorted(asked.values()) == [1, 1, 2], "that of the date that was not there, before and after"
 
 
 def test_further_dates_do_not_fetch_the_earlier_ones_again(service, fetch, experiment):
