@@ -17,7 +17,7 @@ from rayjobs.experiment import load, made
 from rayjobs.fetch.cogs import CogSettings, assemble, cog_key, summary
 from rayjobs.fetch.layers import listed
 from rayjobs.fetch.pieces import FetchPlan, fetch_piece
-from rayjobs.fetch.plan import FetchScene, cost, plan_fetch
+from rayjobs.fetch.plan import PIECES, FetchScene, cost, plan_fetch
 from rayjobs.fetch.publish import ITEMS_FILE, REQUESTS_FILE, Fetched, animations_of, plan_name, published, read_state, table_bytes
 from rayjobs.rasters.section import GibsSource
 from rayjobs.rasters.web import LocalPace, Patience
@@ -134,12 +134,21 @@ def run(experiment: Experiment, console: Console) -> Result:
         plan = _plan(experiment, artefact, threads=1, pace=None)
         done = {scene.scene_id: found for scene in scenes if (found := summary(plan, scene))}
         todo = [scene for scene in scenes if scene.scene_id not in done]
+        _clear(plan, [scene for scene in scenes if scene.scene_id in done], todo)
         asked = 0
         if todo:
             with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
                 asked = _fetch(todo, experiment, artefact, console)
         lease.check()
         return _end(experiment, read_state(plan, scenes, done), artefact, asked, console)
+
+
+def _clear(plan: FetchPlan, done: Sequence[FetchScene], todo: Sequence[FetchScene]) -> None:
+    """Delete pieces of complete scenes: a worker that was killed between saying that one is complete and deleting them has left them."""
+    spent = {scene.pieces_folder for scene in done} - {scene.pieces_folder for scene in todo}
+    for key in plan.store.list(f"{plan.prefix}{PIECES}") if spent else []:
+        if f"{key.rpartition('/')[0]}/".removeprefix(plan.prefix) in spent:
+            plan.store.delete(key)
 
 
 def _plan(experiment: Experiment, artefact: Artefact, *, threads: int, pace: Any) -> FetchPlan:

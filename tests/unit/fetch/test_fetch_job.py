@@ -135,6 +135,25 @@ def test_what_is_done_is_read_once(service, fetch, experiment, monkeypatch):
     assert sorted(asked.values()) == [1, 1, 2], "that of the date that was not there, before and after"
 
 
+def test_pieces_that_a_killed_worker_left_are_deleted(service, fetch, experiment, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "delete", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            fetch(experiment(dates=DATES[:1]))
+
+    def pieces_left():
+        return {path.parent for path in tmp_path.glob("workspace/**/pieces/*/*.parquet")}
+
+    (left,) = pieces_left()
+    service.fail(lambda path: "503" if path.endswith("10/12.png") else None)
+    assert not fetch(experiment(dates=DATES[:2], tries=1)).complete
+    (unfinished,) = pieces_left()
+    assert unfinished != left, "those of the other date are needed"
+    service.fail()
+    result = fetch(experiment(dates=DATES[:2]))
+    assert (result.complete, result.asked, pieces_left()) == (True, 1, set())
+
+
 def test_further_dates_do_not_fetch_the_earlier_ones_again(service, fetch, experiment):
     fetch(experiment())
     service.fail()
