@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from types import SimpleNamespace
 
 import pystac
 import pytest
@@ -13,7 +14,6 @@ from pystac.validation.local_validator import get_local_schema_cache
 from referencing import Registry, Resource
 
 from rayjobs.fetch.items import item_collection
-from rayjobs.fetch.plan import FetchScene
 from rayjobs.rasters.tiled import TiledImage
 from rayjobs.storage import FileDigest
 
@@ -29,7 +29,7 @@ def item(crs="EPSG:4326", *, bands=3, side=10.0):
         tile_width=64, tile_height=64, row=0, col=0, height=64, width=64, bands=bands,
     )  # fmt: skip
     taken = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
-    scene = FetchScene(scene_id="a", layer="a", image=image, datetime=taken, tiles_per_piece=1, settings="")
+    scene = SimpleNamespace(scene_id="a", image=image, datetime=taken)
     (found,) = item_collection([scene], {"a": FileDigest("a.tif", "0" * 64, 1, shared=True)})["features"]
     return json.loads(json.dumps(found))
 
