@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -43,8 +44,8 @@ class Console:
             self.result(line)
 
     def result_json(self, value: Mapping[str, Any]) -> None:
-        """Show the result as one line of JSON."""
-        print(json.dumps(value), file=self._out, flush=True)
+        """Show the result as one line of JSON, which has no word for NaN and infinity: these are null."""
+        print(json.dumps(_finite(value), allow_nan=False), file=self._out, flush=True)
 
     def stage(self, name: str, total: int | None, unit: str) -> Stage:
         """Begin a stage of `total` units: a bar that redraws itself on a terminal, a line now and then elsewhere.
@@ -117,6 +118,14 @@ class Stage:
             return "starting"
         share = self.done / self.total if self.total else 1.0
         return f"{self.done:,}/{self.total:,} {self.unit} ({share:.0%})"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FORMS: dict[str, dict[str, Any]] = {"webp": {"quality": 80, "method": 2}, "gif": {"disposal": 2}}
 """How each form of `fetch.animation` is written, beside what all have in common."""
 
+LONGEST = {"webp": 16_383, "gif": 65_535}
+"""Pixels of the longest side that each form can have."""
+
 MOST_BYTES = 2**31
 """Of all frames together: Pillow holds every one, four bytes a pixel, until the last is written."""
 
@@ -28,11 +31,12 @@ def animated(addresses: Sequence[str], *, form: str, height: int, frames_per_sec
     Args:
         addresses: of the rasters, grey or in colours, on one grid, in the order of their dates.
         form: of `FORMS`.
-        height: greatest, pixels; larger rasters are averaged down, further where all frames would take more than `MOST_BYTES`.
+        height: greatest, pixels; larger rasters are averaged down, further where all frames would take more than `MOST_BYTES`,
+            or a side is longer than `LONGEST`.
         frames_per_second: as it says.
     """
     with environment(), open_raster(addresses[0]) as file:
-        shape = frame_shape(file.height, file.width, height=height, frames=len(addresses))
+        shape = frame_shape(file.height, file.width, height=height, frames=len(addresses), longest=LONGEST[form])
     frames = _frames(addresses, shape)
     first = next(frames)
     sink = io.BytesIO()
@@ -40,9 +44,9 @@ def animated(addresses: Sequence[str], *, form: str, height: int, frames_per_sec
     return sink.getvalue()
 
 
-def frame_shape(rows: int, cols: int, *, height: int, frames: int) -> tuple[int, int]:
-    """Return height and width, pixels, of each of so many frames of a raster of `rows` and `cols`."""
-    shrink = max(1.0, rows / height, math.sqrt(4 * frames * rows * cols / MOST_BYTES))
+def frame_shape(rows: int, cols: int, *, height: int, frames: int, longest: int) -> tuple[int, int]:
+    """Return height and width, pixels, of each of so many frames of a raster of `rows` and `cols`; no side is longer than `longest`."""
+    shrink = max(1.0, rows / height, max(rows, cols) / longest, math.sqrt(4 * frames * rows * cols / MOST_BYTES))
     return max(1, round(rows / shrink)), max(1, round(cols / shrink))
 
 

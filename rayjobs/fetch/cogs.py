@@ -33,6 +33,9 @@ _MULTIPLE = 16
 _SUMMARY = b"rayjobs"
 _WITH_OPACITY = 4
 
+Summary = tuple[dict[str, Any], pa.Table]
+"""What `assemble` told of a scene, and its requests (`REQUESTS`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CogSettings:
@@ -86,7 +89,7 @@ def cog_key(prefix: str, file: FileDigest) -> str:
     return file.key(f"{prefix}any-version/")
 
 
-def summary(plan: FetchPlan, scene: FetchScene) -> tuple[dict[str, Any], pa.Table] | None:
+def summary(plan: FetchPlan, scene: FetchScene) -> Summary | None:
     """Return what `assemble` wrote down of a scene, and its requests; None where it did not, or the file is gone."""
     left = plan.store.read_tagged(plan.prefix + scene.done)
     if left is None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rayjobs.fetch.plan import FetchScene
     from rayjobs.storage import FileDigest
 
-_NAMES = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "opacity")}
+_COLOURS = [{"name": name, "common_name": name} for name in ("red", "green", "blue")]
+_BANDS: dict[int, list[dict[str, str]]] = {1: [{"name": "grey"}], 3: _COLOURS, 4: _COLOURS}
+"""What the extension `eo` says of each band but opacity, by how many there are; it has no common name for grey."""
 _TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 
 
@@ -31,17 +33,17 @@ def item_collection(scenes: Sequence[FetchScene], files: Mapping[str, FileDigest
 
 def _item(scene: FetchScene, file: FileDigest) -> dict[str, Any]:
     ground = footprint(scene.image.grid)
-    bands = [{"name": name, "common_name": name} for name in _NAMES[scene.image.bands] if name != "opacity"]
+    bands = _BANDS[scene.image.bands]
     # a band that is alone in its asset has the asset's name
-    key = _NAMES[1][0] if scene.image.bands == 1 else "image"
+    key = bands[0]["name"] if len(bands) == 1 else "image"
     asset = {"href": file.location, "type": _TYPE, "roles": ["data"], "eo:bands": bands}
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
         "stac_extensions": ["https://stac-extensions.github.io/eo/v1.1.0/schema.json"],
         "id": scene.scene_id,
-        "geometry": shapely.geometry.mapping(ground),
-        "bbox": list(ground.bounds),
+        # a picture may reach beyond the ground, such as one of a whole disk seen from space
+        **({"geometry": None} if ground is None else {"geometry": shapely.geometry.mapping(ground), "bbox": list(ground.bounds)}),
         "properties": {"datetime": when(scene)},
         "assets": {key: asset},
         "links": [],

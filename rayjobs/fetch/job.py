@@ -17,8 +17,8 @@ from rayjobs.experiment import load, made
 from rayjobs.fetch.cogs import CogSettings, assemble, cog_key, summary
 from rayjobs.fetch.layers import listed
 from rayjobs.fetch.pieces import FetchPlan, fetch_piece
-from rayjobs.fetch.plan import FetchScene, cost, plan_fetch
-from rayjobs.fetch.publish import ITEMS_FILE, REQUESTS_FILE, Fetched, animations_of, fetched, plan_name, published, table_bytes, version_of
+from rayjobs.fetch.plan import PIECES, FetchScene, cost, plan_fetch
+from rayjobs.fetch.publish import ITEMS_FILE, REQUESTS_FILE, Fetched, animations_of, plan_name, published, read_state, table_bytes
 from rayjobs.rasters.section import GibsSource
 from rayjobs.rasters.web import LocalPace, Patience
 from rayjobs.storage import Lease
@@ -45,7 +45,8 @@ class Result:
 
     complete: bool
     """Whether nothing is missing, so that the version is published."""
-    version: str
+    version: str | None
+    """None while something is missing, since there is no version then."""
     scenes: int
     """Of the plan."""
     files: dict[str, str]
@@ -133,13 +134,23 @@ def run(experiment: Experiment, console: Console) -> Result:
     artefact = workspace.imagery
     with Lease(workspace.store, f"{artefact.prefix}lease") as lease:
         plan = _plan(experiment, artefact, threads=1, pace=None)
-        todo = [scene for scene in scenes if not summary(plan, scene)]
+        done = {scene.scene_id: found for scene in scenes if (found := summary(plan, scene))}
+        todo = [scene for scene in scenes if scene.scene_id not in done]
+        _clear(plan, [scene for scene in scenes if scene.scene_id in done], todo)
         asked = 0
         if todo:
             with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
                 asked = _fetch(todo, experiment, artefact, console)
         lease.check()
-        return _end(experiment, fetched(plan, scenes), artefact, asked, console)
+        return _end(experiment, read_state(plan, scenes, done), artefact, asked, console)
+
+
+def _clear(plan: FetchPlan, done: Sequence[FetchScene], todo: Sequence[FetchScene]) -> None:
+    """Delete pieces of complete scenes: a worker that was killed between saying that one is complete and deleting them has left them."""
+    spent = {scene.pieces_folder for scene in done} - {scene.pieces_folder for scene in todo}
+    for key in plan.store.list(f"{plan.prefix}{PIECES}") if spent else []:
+        if f"{key.rpartition('/')[0]}/".removeprefix(plan.prefix) in spent:
+            plan.store.delete(key)
 
 
 def _plan(experiment: Experiment, artefact: Artefact, *, threads: int, pace: Any) -> FetchPlan:
@@ -192,30 +203,31 @@ def _each(rows: Sequence[Mapping[str, Any]], work: Any, workers: int) -> Iterato
     yield from entries.map(work, num_cpus=1, concurrency=workers).iter_rows()
 
 
-def _end(experiment: Experiment, what: Fetched, artefact: Artefact, asked: int, console: Console) -> Result:
+def _end(experiment: Experiment, state: Fetched, artefact: Artefact, asked: int, console: Console) -> Result:
     """Publish what is complete, or tell what is missing."""
     store = artefact.store
-    unfinished = f"{artefact.prefix}missing/{plan_name(what.scenes, experiment.fetch)}.parquet"
-    missing = what.missing()
-    items, animations = None, {}
+    unfinished = f"{artefact.prefix}missing/{plan_name(state.scenes, experiment.fetch)}.parquet"
+    missing = state.missing()
+    name, items, animations = None, None, {}
     if missing:
-        store.write(unfinished, table_bytes(what.requests))
+        store.write(unfinished, table_bytes(state.requests))
         _tell_missing(missing, console)
         requests = store.address(unfinished)
     else:
-        version = published(what, experiment, artefact)
+        version = published(state, experiment, artefact)
         store.delete(unfinished)
+        name = version.version
         items, requests = (store.address(version.key(name)) for name in (ITEMS_FILE, REQUESTS_FILE))
         animations = animations_of(version)
     return Result(
         complete=not missing,
-        version=version_of(what, experiment.fetch),
-        scenes=len(what.scenes),
-        files={scene_id: store.address(cog_key(artefact.prefix, file)) for scene_id, file in what.files.items()},
+        version=name,
+        scenes=len(state.scenes),
+        files={scene_id: store.address(cog_key(artefact.prefix, file)) for scene_id, file in state.files.items()},
         items=items,
         requests=requests,
         asked=asked,
-        missing_fraction={told["scene_id"]: told["missing_fraction"] for told in what.summaries},
+        missing_fraction={told["scene_id"]: told["missing_fraction"] for told in state.summaries},
         animations=animations,
         missing=missing,
     )

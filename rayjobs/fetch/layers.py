@@ -32,7 +32,8 @@ def listed(url: str, words: Sequence[str], console: Console, *, table: bool) -> 
     if not table:
         return {"url": url, "layers": found}
     for layer in found:
-        console.result(f"{layer['layer']}  {layer['finest_m']:.4g} m  {', '.join(layer['formats'])}  {_dates(layer['dates'])}")
+        finest = "levels unknown" if layer["finest_m"] is None else f"{layer['finest_m']:.4g} m"
+        console.result(f"{layer['layer']}  {finest}  {', '.join(layer['formats'])}  {_dates(layer['dates'])}")
         console.result(f"    {layer['title']}")
     return {"layers": len(found)}
 
@@ -42,7 +43,7 @@ def _described(capabilities: Capabilities, layer: Layer) -> dict[str, Any]:
     return {
         "layer": layer.identifier,
         "title": layer.title,
-        "finest_m": min((levels[-1] for levels in resolutions.values()), default=float("nan")),
+        "finest_m": min((levels[-1] for levels in resolutions.values()), default=None),
         "resolutions_m": {name: list(levels) for name, levels in resolutions.items()},
         "formats": list(layer.formats),
         "dates": list(layer.times),

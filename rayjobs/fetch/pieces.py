@@ -1,7 +1,7 @@
 """What runs on a worker: ask a service for the tiles of one piece, check each by decoding it, and keep the answers as they came.
 
 A piece is a table in the workspace with a row for each request: what was asked, when, with what outcome, and the body. A piece that is
-there is not asked for again, but for those of its requests that failed.
+there is not asked for again, but for those of its requests that failed, or whose answer the plan does not take for "no data" any more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rayjobs.storage import Store
 OK, EMPTY, FAILED = "ok", "empty", "failed"
 """Outcomes: a picture, the word of the service that it has no data there, and no answer that will do."""
 
+_NOTHING = "the answer is empty"
 _FAILURE = pa.struct({"at": pa.timestamp("us", tz="UTC"), "status": pa.int32(), "reason": pa.string()})
 REQUESTS = pa.schema(
     {
@@ -97,7 +98,7 @@ def fetch_piece(entry: Mapping[str, Any], *, plan: FetchPlan, scenes: Mapping[st
     scene = scenes[entry["scene_id"]]
     key = piece_key(plan.prefix, scene, entry["piece"])
     found = {(row["row"], row["col"]): row for row in read_piece(plan.store, key)}
-    wanted = [place for place in scene.tiles(entry["piece"]) if place not in found or found[place]["outcome"] == FAILED]
+    wanted = [place for place in scene.tiles(entry["piece"]) if place not in found or not _will_do(found[place], plan.empty_statuses)]
     if wanted:
         pace: Pace = plan.pace if isinstance(plan.pace, LocalPace) else DistantPace(plan.pace)
         with Asker(plan.patience, pace) as asker, ThreadPoolExecutor(min(plan.threads, len(wanted))) as pool:
@@ -136,9 +137,15 @@ def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
+def _will_do(row: Mapping[str, Any], empty: Sequence[int]) -> bool:
+    """Whether an answer that lies there is one by these statuses, too: an earlier command may have had others."""
+    return row["outcome"] == OK or (row["outcome"] == EMPTY and row["status"] in empty)
+
+
 def _after(before: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Add what an earlier command tried to what became of a request now."""
-    return {**row, "tries": before["tries"] + row["tries"], "failures": [*before["failures"], *row["failures"]]}
+    refused = [{"at": before["at"], "status": before["status"], "reason": _NOTHING}] if before["outcome"] == EMPTY else []
+    return {**row, "tries": before["tries"] + row["tries"], "failures": [*before["failures"], *refused, *row["failures"]]}
 
 
 def _asked(scene: FetchScene, asker: Asker, empty: Sequence[int], place: tuple[int, int]) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def _outcome(answer: Answer) -> str:
 def _wrong(image: TiledImage, empty: Sequence[int], status: int, body: bytes) -> str | None:
     """Say what is wrong with an answer; None where it is a whole tile, or the word that there is no data."""
     if not body:
-        return None if status in empty else "the answer is empty"
+        return None if status in empty else _NOTHING
     try:
         pixels_of(body, bands=image.bands, height=image.tile_height, width=image.tile_width)
     except ValueError as error:

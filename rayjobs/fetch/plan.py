@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rayjobs.fetch.section import FetchSection
     from rayjobs.rasters.section import RastersSection
 
+PIECES = "pieces/"
+"""Where the pieces of all scenes lie, relative to the artefact."""
+
 _FORMAT = 1
 """Raised when the same plan would give other files."""
 
@@ -40,7 +43,7 @@ class FetchScene:
     @property
     def pieces_folder(self) -> str:
         """Where its pieces lie, relative to the artefact, ending in `/`."""
-        return f"pieces/{_digest(self.image.uri, str(self.tiles_per_piece))}/"
+        return f"{PIECES}{_digest(self.image.uri, str(self.tiles_per_piece))}/"
 
     @property
     def done(self) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayjobs.fetch.animate import animated
-from rayjobs.fetch.cogs import summary
+from rayjobs.fetch.cogs import Summary, summary
 from rayjobs.fetch.items import item_collection
 from rayjobs.fetch.pieces import FAILED, REQUESTS, FetchPlan, piece_key, read_requests
 from rayjobs.fetch.plan import FetchScene, version_name, when
@@ -59,9 +59,9 @@ class Fetched:
         ]
 
 
-def fetched(plan: FetchPlan, scenes: Sequence[FetchScene]) -> Fetched:
-    """Read what was fetched of some scenes."""
-    done = [summary(plan, scene) for scene in scenes]
+def read_state(plan: FetchPlan, scenes: Sequence[FetchScene], known: Mapping[str, Summary]) -> Fetched:
+    """Read what the workspace holds of some scenes; `known` are summaries that were read before, by scene."""
+    done = [known.get(scene.scene_id) or summary(plan, scene) for scene in scenes]
     requests = [found[1] if found else _requests_so_far(plan, scene) for scene, found in zip(scenes, done, strict=True)]
     return Fetched(scenes, [found[0] for found in done if found], pa.concat_tables(requests))
 
@@ -71,26 +71,26 @@ def plan_name(scenes: Sequence[FetchScene], section: FetchSection) -> str:
     return version_name(scenes, _look(section))
 
 
-def version_of(what: Fetched, section: FetchSection) -> str:
+def _version_of(state: Fetched, section: FetchSection) -> str:
     """Return the version's name, which is also of the files: what is fetched anew may have other pixels, and no version changes."""
-    return version_name(what.scenes, _look(section), [what.files[scene_id].sha256 for scene_id in sorted(what.files)])
+    return version_name(state.scenes, _look(section), [state.files[scene_id].sha256 for scene_id in sorted(state.files)])
 
 
-def published(what: Fetched, experiment: Experiment, artefact: Artefact) -> Version:
+def published(state: Fetched, experiment: Experiment, artefact: Artefact) -> Version:
     """Publish a version of complete scenes; return it, or the current one if that is the same."""
-    name, standing = version_of(what, experiment.fetch), artefact.current()
+    name, standing = _version_of(state, experiment.fetch), artefact.current()
     if standing is not None and standing.version == name:
         return standing
     draft = artefact.draft(name)
-    draft.add(what.files.values())
-    draft.write(REQUESTS_FILE, table_bytes(what.requests))
-    draft.write(ITEMS_FILE, json.dumps(item_collection(what.scenes, what.files)).encode())
-    addresses = {scene_id: artefact.store.address(file.key(draft.prefix)) for scene_id, file in what.files.items()}
-    for picture, data in _animations(experiment.fetch, what.scenes, addresses):
+    draft.add(state.files.values())
+    draft.write(REQUESTS_FILE, table_bytes(state.requests))
+    draft.write(ITEMS_FILE, json.dumps(item_collection(state.scenes, state.files)).encode())
+    addresses = {scene_id: artefact.store.address(file.key(draft.prefix)) for scene_id, file in state.files.items()}
+    for picture, data in _animations(experiment.fetch, state.scenes, addresses):
         draft.write(picture, data)
     draft.write("experiment.yaml", experiment.to_yaml().encode())
-    counts = {name: sum(told[name] for told in what.summaries) for name in ("requests", "empty", "pixels")}
-    return draft.publish({"parents": {}, "counts": {"scenes": len(what.scenes), **counts}})
+    counts = {name: sum(told[name] for told in state.summaries) for name in ("requests", "empty", "pixels")}
+    return draft.publish({"parents": {}, "counts": {"scenes": len(state.scenes), **counts}})
 
 
 def animations_of(version: Version) -> dict[str, str]:

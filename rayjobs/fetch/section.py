@@ -43,6 +43,7 @@ class FetchSection:
     animation: Literal["none", "webp", "gif"] = "none"
     """An animated picture of each layer, a frame for each date, beside the GeoTIFFs."""
     animation_height: _Count = 1080
-    """Greatest height of a frame, pixels; less where all frames, which are in memory together, would take more than 2 GiB."""
+    """Greatest height of a frame, pixels; less where all frames, which are in memory together, would take more than 2 GiB, or one would be
+    wider than the form can have (webp: 16,383 pixels)."""
     frames_per_second: _Seconds = 15.0
     """Of the animation; 15, as the earlier system has it."""

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from rayjobs.console import Console, Stage
@@ -62,6 +64,14 @@ def test_the_result_is_one_line_of_json():
     assert json.loads(out.getvalue()) == {"verb": "sample", "tiles": 3, "name": "zwei\nZeilen"}
     assert out.getvalue().count("\n") == 1
     assert not err.getvalue()
+
+
+def test_what_is_no_number_is_null_in_json():
+    out = io.StringIO()
+    told = {"loss": math.nan, "by": {"a": [1.5, math.inf, (-math.inf, 2)]}, 3: np.float64("nan"), "word": "NaN", "is": True}
+    Console(out, io.StringIO()).result_json(told)
+    assert "NaN" not in out.getvalue().replace('"NaN"', "")
+    assert json.loads(out.getvalue()) == {"loss": None, "by": {"a": [1.5, None, [None, 2]]}, "3": None, "word": "NaN", "is": True}
 
 
 def test_a_stage_off_a_terminal_tells_beginning_and_end_only_when_quick():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import itertools
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +22,7 @@ from rayjobs.errors import ConfigError
 from rayjobs.fetch import animate, job, pieces, publish
 from rayjobs.fetch.plan import plan_fetch
 from rayjobs.fetch.section import FetchSection
+from rayjobs.rasters import capabilities
 from rayjobs.rasters.reader import RasterReader
 from rayjobs.storage import LocalStore
 from tests.unit.fetch.conftest import BBOX, COL, COLS, DATES, LEVEL, NORTH, PIXEL, ROW, ROWS, WEST
@@ -88,7 +93,7 @@ def test_every_missing_request_is_named_and_a_second_command_asks_for_those_alon
     assert {row["url"][-10:] for row in result.missing} == {f"{LEVEL:02}{name}"[-10:] for name in gone}
     assert all(row["status"] == 503 and row["tries"] == 3 and row["at"] and "HTTP 503" in row["reason"] for row in result.missing)
     assert set(by_date(result)) == {DATES[1]}, "the other date is complete"
-    assert result.items is None
+    assert (result.version, result.items) == (None, None)
     assert sorted(row["outcome"] for row in table(result)) == ["failed"] * 2 + ["ok"] * (2 * TILES - 2)
 
     service.fail()
@@ -101,6 +106,7 @@ def test_every_missing_request_is_named_and_a_second_command_asks_for_those_alon
 
     service.fail()
     assert fetch(experiment(tries=3)).asked == len(service.asked) == 0
+    assert Path(again.items).parent.name == again.version
 
 
 def test_an_interrupted_command_goes_on(service, fetch, experiment, monkeypatch):
@@ -119,6 +125,34 @@ def test_an_interrupted_command_goes_on(service, fetch, experiment, monkeypatch)
     result = fetch(experiment())
     assert result.complete
     assert len(service.whole) == len(service.asked) == 2 * TILES
+
+
+def test_what_is_done_is_read_once(service, fetch, experiment, monkeypatch):
+    fetch(experiment())
+    read, keys = LocalStore.read_tagged, []
+    monkeypatch.setattr(LocalStore, "read_tagged", lambda store, key: keys.append(key) or read(store, key))
+    assert fetch(experiment(dates=("2024-01-01/2024-01-31",))).complete
+    asked = Counter(key for key in keys if "/done/" in key)
+    assert sorted(asked.values()) == [1, 1, 2], "that of the date that was not there, before and after"
+
+
+def test_pieces_that_a_killed_worker_left_are_deleted(service, fetch, experiment, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "delete", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            fetch(experiment(dates=DATES[:1]))
+
+    def pieces_left():
+        return {path.parent for path in tmp_path.glob("workspace/**/pieces/*/*.parquet")}
+
+    (left,) = pieces_left()
+    service.fail(lambda path: "503" if path.endswith("10/12.png") else None)
+    assert not fetch(experiment(dates=DATES[:2], tries=1)).complete
+    (unfinished,) = pieces_left()
+    assert unfinished != left, "those of the other date are needed"
+    service.fail()
+    result = fetch(experiment(dates=DATES[:2]))
+    assert (result.complete, result.asked, pieces_left()) == (True, 1, set())
 
 
 def test_further_dates_do_not_fetch_the_earlier_ones_again(service, fetch, experiment):
@@ -170,6 +204,23 @@ def test_tiles_that_the_service_says_are_empty_have_no_data(service, fetch, expe
     assert valid[64:, 64:].all()
 
 
+def test_what_an_earlier_command_took_for_empty_is_asked_for_again(service, fetch, experiment):
+    """During an outage 404 was believed; one tile failed for good, so that no scene of that date was put together."""
+    service.fail(lambda path: "404" if path.endswith("10/12.png") else "503" if path.endswith("10/13.png") else None)
+    outage = fetch(experiment(tries=1, empty_statuses=[204, 404]))
+    assert Counter(row["outcome"] for row in table(outage)) == {"empty": 2, "failed": 2, "ok": 2 * TILES - 4}
+    service.fail()
+    result = fetch(experiment(tries=1))
+    assert (result.complete, result.asked) == (True, 4)
+    for date, address in by_date(result).items():
+        np.testing.assert_array_equal(read(address)[0], service.pictures[date])
+    told = {row["url"][-9:]: row for row in table(result) if row["failures"]}
+    assert {name: (row["tries"], [failure["status"] for failure in row["failures"]]) for name, row in told.items()} == {
+        "10/12.png": (2, [404]),
+        "10/13.png": (2, [503]),
+    }
+
+
 @pytest.mark.parametrize(("channels", "nodata"), [(3, None), (3, 0), (3, 7), (1, None), (1, 7), (4, 7)])
 def test_what_was_fetched_is_what_the_service_gives_unfetched(service, fetch, experiment, channels, nodata):
     """The same scenes, bands, pixels and validity on the same grid, so that a set may be sampled from either."""
@@ -208,11 +259,24 @@ def test_a_range_of_dates_is_animated(service, fetch, experiment, form):
 
 
 def test_frames_are_as_large_as_memory_allows():
-    assert animate.frame_shape(2160, 4320, height=1080, frames=100) == (1080, 2160)
-    height, width = animate.frame_shape(2160, 4320, height=1080, frames=3650)
+    shape = functools.partial(animate.frame_shape, height=1080, longest=16_383)
+    assert shape(2160, 4320, frames=100) == (1080, 2160)
+    height, width = shape(2160, 4320, frames=3650)
     assert width == pytest.approx(2 * height, abs=1)
     assert 4 * 3650 * height * width == pytest.approx(animate.MOST_BYTES, rel=0.01)
-    assert animate.frame_shape(10, 20, height=1080, frames=3) == (10, 20)
+    assert shape(10, 20, frames=3) == (10, 20)
+
+
+@pytest.mark.parametrize("form", animate.FORMS)
+def test_frames_are_as_long_as_the_form_can_have(tmp_path, form):
+    longest = animate.LONGEST[form]
+    path, grid = tmp_path / "strip.tif", rasterio.transform.from_origin(0, 4, 1, 1)
+    with rasterio.open(path, "w", driver="GTiff", height=4, width=longest + 1, count=1, dtype="uint8", transform=grid) as file:
+        file.write(np.arange(longest + 1, dtype=np.uint16).astype(np.uint8)[None].repeat(4, axis=0), 1)
+    data = animate.animated([str(path)] * 2, form=form, height=1080, frames_per_second=15)
+    with PIL.Image.open(io.BytesIO(data)) as picture:
+        assert picture.size == (longest, 4)
+    assert animate.frame_shape(10 * longest, 20, height=10 * longest, frames=1, longest=longest) == (longest, 2)
 
 
 def test_levels_and_parts_of_a_layer_are_animated_apart(monkeypatch):
@@ -279,6 +343,17 @@ def test_layers_are_found_by_their_words(service, in_this_process, capfd):
     assert job.main(["--layers", "color", "--url", url]) == 0
     assert "VIIRS_SNPP_TrueColor" in capfd.readouterr().out
     assert job.main(["--layers", "no", "such", "--url", url]) == 1
+
+
+def test_a_layer_of_unknown_levels_is_listed(service, in_this_process, monkeypatch, capfd):
+    url = f"{service.proxy.endpoint}/wmts/1.0.0/WMTSCapabilities.xml"
+    body = re.sub(rb"(<ows:SupportedCRS>)[^<]*", rb"\1urn:ogc:def:crs:IAU::999999", capabilities.fetched(url))
+    monkeypatch.setattr(capabilities, "fetched", lambda _: body)
+    assert job.main(["--layers", "terra", "--url", url, "--json"]) == 0
+    (layer,) = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)["layers"]
+    assert (layer["finest_m"], layer["resolutions_m"]) == (None, {})
+    assert job.main(["--layers", "terra", "--url", url]) == 0
+    assert "MODIS_Terra_TrueColor  levels unknown  image/png" in capfd.readouterr().out
 
 
 def test_nothing_to_fetch_is_a_usage_error(in_this_process, capfd):
