@@ -89,8 +89,9 @@ def test_a_file_that_is_no_table_of_labels_is_refused(labels, tmp_path):
         (f"tile_id,label\n{TILES[0]},a\nx,a\n", ConfigError),
         (f"tile_id,label\n{TILES[0].upper()}A,a\n", ConfigError),
         (f"tile_id,label\n{TILES[0]},a\n{TILES[1]},c\n", LabelError),
+        (f"tile_id,label\n{TILES[0]},Gew\u00e4sser\n".encode("latin-1"), ConfigError),
     ):
-        (tmp_path / "given.csv").write_text(content)
+        (tmp_path / "given.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
         for how in (["--dry-run"], []):
             with pytest.raises(error):
                 labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna", *how)
