@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import io
+import os
 import re
 import uuid
 from pathlib import Path
@@ -19,7 +21,7 @@ from rayjobs import command
 from rayjobs.errors import ConfigError
 from rayjobs.experiment import load
 from rayjobs.labels.events import LabelEvent, check_person
-from rayjobs.labels.export import as_csv, as_geojson, label_table, triplets, write_image_folder
+from rayjobs.labels.export import as_csv, as_geojson, check_image_folder, label_table, triplets, write_image_folder
 from rayjobs.labels.store import LabelStore
 from rayjobs.labels.table import read_labels
 from rayjobs.labels.taxonomy import LabelClass, publish_taxonomy, taxonomy_names
@@ -151,17 +153,36 @@ def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]
         raise ConfigError(f"--triplets is a table; export it to {' or '.join(_TABLES)}")
     with LabelStore(workspace.store, options.taxonomy).tally() as tally:
         current = dict(tally.current)
-    if options.dry_run:
-        return {"tiles": len(current), "output": str(path)}
     try:
+        if options.dry_run:
+            if not path.suffix:
+                check_image_folder(path, options.taxonomy)
+            return {"tiles": len(current), "output": str(path)}
         if not path.suffix:
             source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
-            return {"written": str(path), "pictures": write_image_folder(current, source, path)}
+            return {"written": str(path), "pictures": write_image_folder(current, source, path, taxonomy=options.taxonomy)}
         content = _written(options, current, workspace)
-        path.write_bytes(content)
+        _put(path, content)
     except OSError as error:
         raise ConfigError(f"--output {error.filename or path}: {error.strerror}") from error
     return {"written": str(path), "tiles": len(current), "bytes": len(content)}
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: what lies there stays until then. Raises `OSError`, of this path."""
+    target = path.resolve()  # where it is a link, it stays one
+    aside = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with aside.open("xb") as sink:
+            sink.write(data)
+            sink.flush()
+            os.fsync(sink.fileno())  # before it has its name: a file that is named is whole
+        aside.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _written(options: argparse.Namespace, current: Mapping[str, Current], workspace: Workspace) -> bytes:
