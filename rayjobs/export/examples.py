@@ -57,14 +57,16 @@ Example = _example_class()
 
 
 def example(values: Mapping[str, bytes | str | int | float | None]) -> bytes:
-    """Return named values as the bytes of an Example; None is a feature without values."""
+    """Return named values as the bytes of an Example; None is a feature of no kind, for which a parser takes its default."""
     made = Example()
     for name, value in values.items():
-        feature = made.features.feature[name]
+        feature = made.features.feature[name]  # which is there from now on
+        if value is None:
+            continue
         if isinstance(value, int):
             feature.int64_list.value.append(value)
         elif isinstance(value, float):
             feature.float_list.value.append(value)
         else:
-            feature.bytes_list.value.extend([] if value is None else [value.encode() if isinstance(value, str) else value])
+            feature.bytes_list.value.append(value.encode() if isinstance(value, str) else value)
     return bytes(made.SerializeToString(deterministic=True))

@@ -35,7 +35,8 @@ _DESCRIPTION = """Write the chips of a set as other programs read them.
 imagefolder: a PNG of each tile in a folder by its class, its own values where these are bytes of one band or three, else stretched.
 parquet: tables with a row for each tile, its pixels as they are. tfrecord: records of tf.train.Example with the same fields."""
 _NAME = "_export.json"
-"""Says which export a folder holds; readers of folders of Parquet pass over names that begin so."""
+"""Says which export a folder holds, and once it is whole how many `tiles` and `files`; readers of folders of Parquet pass over names that
+begin so."""
 _COLUMNS = ["tile_id", "scene_id", "datetime", "label", "split", "geometry"]
 
 
@@ -80,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_first(store, _NAME, json.dumps(export).encode())
         _check_folder(store, export)
         plan = ExportPlan(source=source, store=store, form=options.form)
-        return asdict(run(experiment, plan, tiles, to, console))
+        done = run(experiment, plan, tiles, to, console)
+        store.write(_NAME, json.dumps(export | {"tiles": done.tiles, "files": done.files}).encode())
+        return asdict(done)
 
     return command.execute("export", options, act)
 
@@ -108,8 +111,9 @@ def _check_folder(store: Store, export: dict[str, Any]) -> None:
     found = store.read_tagged(_NAME)
     if found is None and store.list():
         raise ConfigError(f"{store.uri} holds files already, and no {_NAME} that says of which export; choose an empty folder (--to)")
-    if found is not None and (held := json.loads(found.data)) != export:
-        told = ", ".join(f"{name} {value or 'all'}" for name, value in held.items())
+    held = export if found is None else json.loads(found.data)
+    if any(held.get(name) != value for name, value in export.items()):
+        told = ", ".join(f"{name} {held.get(name) or 'all'}" for name in export)
         raise ConfigError(f"{store.uri} holds another export ({told}), and both would be mixed; choose another folder (--to), or empty it")
 
 

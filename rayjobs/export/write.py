@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ UNLABELLED = "unlabelled"
 """Folder of pictures that have no class."""
 _UNFIT = re.compile(r"""[\x00-\x1f\x7f/\\:*?"<>|%]|^[. ]|[. ]$""")
 """Characters that a folder's name cannot have everywhere."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
+"""What Windows takes for a device."""
+_LONGEST = 255
+"""Bytes of a folder's name."""
 _PICTURE_BANDS = (1, 3)
 
 
@@ -70,15 +75,26 @@ def _image_folder(_: int, pairs: Sequence[tuple[Mapping[str, Any], Chip]], manif
 
 
 def class_folder(label: str | None) -> str:
-    """Return the folder of a class, one level deep and of no other class: its name, where that can be one on any system.
+    """Return the folder of a class, one level deep and of no other class: its name, where that can be one on Linux, macOS and Windows.
 
     Other characters are written as %XX, the bytes of UTF-8: those that separate or control, dots and blanks at the ends, `%` itself,
-    and the first of a class that is called as the folder of tiles without one.
+    and the first of a class that is called as the folder of tiles without one, or as a device of Windows. A name that is too long is cut,
+    and ends in `%-` and 16 digits of its SHA-256. Classes that differ by upper and lower case alone have one folder where a system does
+    not tell these apart.
     """
     if not label:
         return UNLABELLED
-    unfit = re.compile("^.") if label == UNLABELLED else _UNFIT
-    return unfit.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), label)
+    name = _UNFIT.sub(lambda found: _written(found[0]), label)
+    if name.casefold() == UNLABELLED or _DEVICE.fullmatch(name):
+        name = _written(name[0]) + name[1:]
+    if len(name.encode()) > _LONGEST:
+        digest = f"%-{hashlib.sha256(label.encode()).hexdigest()[:16]}"  # no other name has it: else a % is before two digits
+        name = name.encode()[: _LONGEST - len(digest)].decode(errors="ignore") + digest
+    return name
+
+
+def _written(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
 
 
 def _shown(chip: Chip, manifest: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

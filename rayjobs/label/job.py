@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
     from rayjobs.embed.encoder import ChosenEncoder
     from rayjobs.experiment import Experiment
+    from rayjobs.geo import BoolArray
     from rayjobs.labels.acquisition.diversity import Vectors
     from rayjobs.storage import Store, Version
 
@@ -88,10 +89,12 @@ def run(experiment: Experiment, console: Console) -> Result:
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     encoder = chosen_encoder(experiment)
+    taxonomy, made = _taxonomy(experiment, workspace.store, name)
     tell_encoder(encoder, console, "label")
     embedded, table = _embedded(experiment, source, encoder, console)
-    taxonomy = _taxonomy(experiment, workspace.store, name)
     bench = _Bench(experiment, embedded, table, taxonomy, examples_of(experiment.label.examples, embedded, encoder.read()))
+    if made:  # last, after all checks: a taxonomy can be widened, but never taken back
+        publish_taxonomy(workspace.store, name, taxonomy.classes)
     version, before = bench.publish(console), ""
     while version.version != before and bench.ask(version):
         version, before = bench.publish(console), version.version
@@ -131,19 +134,23 @@ def _embedded(experiment: Experiment, source: Version, encoder: ChosenEncoder, c
     return read_embeddings(version), version.version
 
 
-def _taxonomy(experiment: Experiment, store: Store, name: str) -> Taxonomy:
-    """Return the taxonomy, after making one that is not there yet."""
+def _taxonomy(experiment: Experiment, store: Store, name: str) -> tuple[Taxonomy, bool]:
+    """Return the taxonomy, and whether it is yet to be published: one that is not there has the classes of `label.classes`."""
     try:
-        return read_taxonomy(store, name)
+        return read_taxonomy(store, name), False
     except UnknownTaxonomyError:
-        return publish_taxonomy(store, name, [LabelClass(name=one) for one in experiment.label.classes])
+        return Taxonomy(name=name, version=1, classes=tuple(LabelClass(name=one) for one in experiment.label.classes)), True
 
 
 class _Bench:
     """All that the rounds of one command have in common."""
 
     def __init__(self, experiment: Experiment, embedded: Embeddings, table: str, taxonomy: Taxonomy, examples: Vectors) -> None:
-        """Take the embedded tiles and the taxonomy; ask the oracle what it knows."""
+        """Take the embedded tiles and the taxonomy; ask the oracle what it knows. Writes nothing.
+
+        Raises:
+            ConfigError: the section asks for what the taxonomy, the tiles or the oracle have not.
+        """
         self._experiment, self._settings, self._embedded, self._taxonomy = experiment, experiment.label, embedded, taxonomy
         self._classes = tuple(one.name for one in taxonomy.classes)
         self._sought = self._settings.sought or self._classes[0]
@@ -153,6 +160,8 @@ class _Bench:
         self._labels, self._target = LabelStore(store, taxonomy.name), queue_of(store, taxonomy.name)
         self._ids: list[str] = embedded.table["tile_id"].to_pylist()
         self._knows = oracle.answers(self._settings, embedded.table, self._classes, self._sought)
+        self._truth = numbered(self._ids, self._knows, self._classes) if self._knows else None
+        self._measured, self._asked = self._parts()
         self._examples = examples
         self._digest = hashlib.sha256(repr((_FORMAT, table, self._keys(), examples.tobytes())).encode())
 
@@ -186,7 +195,7 @@ class _Bench:
             return False
         queued: list[str] = read_geoparquet(version.read(FILE))["tile_id"].to_pylist()[:left]
         if queued:
-            self._labels.append(oracle.events(self._taxonomy, queued, self._knows))
+            self._labels.append(oracle.events(self._labels.taxonomy(), queued, self._knows))
         return bool(queued)
 
     def _keys(self) -> Mapping[str, Any]:
@@ -196,21 +205,24 @@ class _Bench:
         """Return what has been said by now."""
         current = current_labels(self._labels.events(), renamed=self._taxonomy.renamed)
         said = numbered(self._ids, {tile: one.label for tile, one in current.items()}, self._classes)
-        split = np.array(self._embedded.table["split"].to_pylist(), object)
-        measured = split == self._settings.measured if self._settings.measured else np.zeros(len(split), bool)
-        asked = ~measured if self._settings.splits is None else ~measured & np.isin(split, list(self._settings.splits))
-        if not asked.any():
-            raise ConfigError("no embedded tile may be labelled; widen label.splits, label.measured or index.splits")
-        truth = numbered(self._ids, self._knows, self._classes) if self._knows else said
         return Known(
             table=self._embedded.table,
             vectors=self._embedded.vectors,
             classes=self._classes,
             sought=self._classes.index(self._sought),
             said=said,
-            may_be_queued=asked,
-            truth=np.where(measured, truth, -1),
+            may_be_queued=self._asked,
+            truth=np.where(self._measured, said if self._truth is None else self._truth, -1),
         )
+
+    def _parts(self) -> tuple[BoolArray, BoolArray]:
+        """Return (tiles,) which tiles are measured on, and about which people may be asked. Raises `ConfigError`: about none."""
+        split = np.array(self._embedded.table["split"].to_pylist(), object)
+        measured = split == self._settings.measured if self._settings.measured else np.zeros(len(split), bool)
+        asked = ~measured if self._settings.splits is None else ~measured & np.isin(split, list(self._settings.splits))
+        if not asked.any():
+            raise ConfigError("no embedded tile may be labelled; widen label.splits, label.measured or index.splits")
+        return measured, asked
 
 
 def _told(entry: Mapping[str, Any], queued: int) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rayjobs.errors import ConfigError
 from rayjobs.labels.events import LabelEvent
+from rayjobs.labels.table import read_labels
 from rayjobs.storage import read_uri
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 PERSON = "oracle"
 _TILES = "tiles"
-_COLUMNS = ("tile_id", "label")
 _NAMESPACE = uuid.UUID("6f1c1d0c-6a3f-5d0e-9a53-0e2a8f1f3a77")
 
 
@@ -35,14 +33,22 @@ def answers(settings: LabelSection, tiles: pa.Table, classes: Sequence[str], sou
         sought: the class that `label.oracle_class` stands for.
 
     Raises:
-        ConfigError: it knows nothing, or nothing of what is sought.
+        ConfigError: it knows none of these tiles, or nothing of what is sought.
     """
     if settings.oracle is None:
         return {}
-    ids, labels = (tiles[name].to_pylist() for name in _COLUMNS) if settings.oracle == _TILES else _read(settings.oracle)
-    known = {tile: label for tile, label in zip(ids, labels, strict=True) if label}
-    if not known:
-        raise ConfigError(f"the oracle {settings.oracle} has no label; name a CSV with the columns {','.join(_COLUMNS)}")
+    ids = tiles["tile_id"].to_pylist()
+    if settings.oracle == _TILES:
+        said = list(zip(ids, tiles["label"].to_pylist(), strict=True))
+    else:
+        said = read_labels(read_uri(settings.oracle), f"label.oracle {settings.oracle}")
+    ours = set(ids)
+    known = {tile: label for tile, label in said if label and tile in ours}
+    if not known:  # it would be unsure of all that it is asked, and what it has said once stays
+        raise ConfigError(
+            f"the oracle {settings.oracle} knows none of the {len(ids)} tiles of this set; name a CSV with the columns tile_id,label "
+            "whose ids are those of the set's tiles"
+        )
     if settings.oracle_class is None:
         return known
     others = [name for name in classes if name != sought]
@@ -53,13 +59,6 @@ def answers(settings: LabelSection, tiles: pa.Table, classes: Sequence[str], sou
             f"the oracle knows no {settings.oracle_class!r}, but {', '.join(sorted(set(known.values())))}; correct label.oracle_class"
         )
     return {tile: sought if label == settings.oracle_class else others[0] for tile, label in known.items()}
-
-
-def _read(uri: str) -> tuple[list[str], list[str]]:
-    rows = list(csv.DictReader(io.StringIO(read_uri(uri).decode("utf-8-sig"))))
-    if not rows or not set(_COLUMNS) <= set(rows[0]):
-        raise ConfigError(f"{uri} is no CSV with the columns {','.join(_COLUMNS)}; correct label.oracle")
-    return [row["tile_id"] for row in rows], [row["label"] for row in rows]
 
 
 def events(taxonomy: Taxonomy, tiles: Sequence[str], known: dict[str, str]) -> list[LabelEvent]:

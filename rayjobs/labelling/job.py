@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import datetime
 import hashlib
 import io
+import os
 import re
 import uuid
 from pathlib import Path
@@ -20,8 +21,9 @@ from rayjobs import command
 from rayjobs.errors import ConfigError
 from rayjobs.experiment import load
 from rayjobs.labels.events import LabelEvent, check_person
-from rayjobs.labels.export import as_csv, as_geojson, label_table, triplets, write_image_folder
+from rayjobs.labels.export import as_csv, as_geojson, check_image_folder, label_table, triplets, write_image_folder
 from rayjobs.labels.store import LabelStore
+from rayjobs.labels.table import read_labels
 from rayjobs.labels.taxonomy import LabelClass, publish_taxonomy, taxonomy_names
 from rayjobs.tiles.table import read_tiles
 
@@ -121,33 +123,25 @@ def _read(path: Path) -> bytes:
 
 def _events_of(data: bytes, person: str, labels: LabelStore) -> list[LabelEvent]:
     """Return an event for each row; its id follows from file and row, so that a file that is imported again brings nothing new."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"--input is no CSV in UTF-8: {error}") from None
-    if not rows or not {"tile_id", "label"} <= rows[0].keys():
-        raise ConfigError("--input has no rows with the columns tile_id and label; give it a header line with both")
-    short = next((number for number, row in enumerate(rows) if not row["tile_id"] or row["label"] is None), None)
-    if short is not None:
-        raise ConfigError(f"--input: row {short + 1} lacks its tile_id or its label; an empty label, after a comma, says unsure")
-    wrong = next((number for number, row in enumerate(rows) if not _TILE_ID.fullmatch(row["tile_id"])), None)
+    rows = read_labels(data, "--input")
+    wrong = next((number for number, (tile, _) in enumerate(rows) if not _TILE_ID.fullmatch(tile)), None)
     if wrong is not None:
-        raise ConfigError(f"--input: row {wrong + 1} has the tile_id {rows[wrong]['tile_id'][:40]!r}; one has 20 digits of 0-9 and a-f")
+        raise ConfigError(f"--input: row {wrong + 1} has the tile_id {rows[wrong][0][:40]!r}; one has 20 digits of 0-9 and a-f")
     taxonomy, now, digest = labels.taxonomy(), datetime.datetime.now(datetime.UTC), hashlib.sha256(data).hexdigest()
-    for label in filter(None, dict.fromkeys(row["label"] for row in rows)):
+    for label in filter(None, dict.fromkeys(label for _, label in rows)):
         taxonomy.check(label)  # of all rows, before the first is taken down
     return [
         LabelEvent(
             event_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{labels.name} {person} {digest} {number}")),
-            tile_id=row["tile_id"],
-            kind="label" if row["label"] else "unsure",
-            label=row["label"] or None,
+            tile_id=tile,
+            kind="label" if label else "unsure",
+            label=label or None,
             person=person,
             at=now,
             taxonomy_version=taxonomy.version,
             origin="import",
         )
-        for number, row in enumerate(rows)
+        for number, (tile, label) in enumerate(rows)
     ]
 
 
@@ -159,17 +153,36 @@ def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]
         raise ConfigError(f"--triplets is a table; export it to {' or '.join(_TABLES)}")
     with LabelStore(workspace.store, options.taxonomy).tally() as tally:
         current = dict(tally.current)
-    if options.dry_run:
-        return {"tiles": len(current), "output": str(path)}
     try:
+        if options.dry_run:
+            if not path.suffix:
+                check_image_folder(path, options.taxonomy)
+            return {"tiles": len(current), "output": str(path)}
         if not path.suffix:
             source = workspace.set.require("the pictures of an image folder come from the set; run `rayjobs sample` first")
-            return {"written": str(path), "pictures": write_image_folder(current, source, path)}
+            return {"written": str(path), "pictures": write_image_folder(current, source, path, taxonomy=options.taxonomy)}
         content = _written(options, current, workspace)
-        path.write_bytes(content)
+        _put(path, content)
     except OSError as error:
         raise ConfigError(f"--output {error.filename or path}: {error.strerror}") from error
     return {"written": str(path), "tiles": len(current), "bytes": len(content)}
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: what lies there stays until then. Raises `OSError`, of this path."""
+    target = path.resolve()  # where it is a link, it stays one
+    aside = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with aside.open("xb") as sink:
+            sink.write(data)
+            sink.flush()
+            os.fsync(sink.fileno())  # before it has its name: a file that is named is whole
+        aside.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _written(options: argparse.Namespace, current: Mapping[str, Current], workspace: Workspace) -> bytes:

@@ -1,7 +1,12 @@
-"""Labels for other programs: CSV, GeoJSON, an image folder, and the triplets that metric learning asks for. Nothing is ever moved."""
+"""Labels for other programs: CSV, GeoJSON, an image folder, and the triplets that metric learning asks for. Nothing is ever moved.
+
+An image folder holds copies. It is of one taxonomy, which its `_labels.json` names, and pictures go from no other folder: `rayjobs export`
+and the labels of another taxonomy give theirs the same names.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -13,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from rayjobs.errors import LabelError
+from rayjobs.errors import ConfigError, LabelError
 from rayjobs.labels.current import Current
 from rayjobs.labels.taxonomy import UNSURE
 from rayjobs.tiles.render import pictures_of, png
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 _COLUMNS = ("tile_id", "label", "agreement", "votes", "people", "at")
 _EXPORTED = re.compile(r"[0-9a-f]{20}\.png")
 """Names of the files in an image folder that are ours."""
+_MARK, _OTHER_MARK = "_labels.json", "_export.json"
+"""What says of which taxonomy an image folder is; the same of a folder that `rayjobs export` wrote."""
 _AT_ONCE = 1000
 """Pictures that are held in memory."""
 
@@ -111,18 +118,57 @@ def triplets(labels: pa.Table, count: int, *, seed: int = 0) -> pa.Table:
     return pa.table({name: pa.array([row[place] for row in drawn], pa.string()) for place, name in enumerate(columns)})
 
 
-def write_image_folder(current: Mapping[str, Current], source: Version, folder: Path) -> dict[str, int]:
+def check_image_folder(folder: Path, taxonomy: str) -> None:
+    """Refuse a folder that holds anything but the labels of a taxonomy, or what an export of them that was ended left.
+
+    Raises:
+        ConfigError: says what it holds.
+        OSError: it cannot be read.
+    """
+    held = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    if _OTHER_MARK in held:
+        raise ConfigError(f"{folder} holds what `rayjobs export` wrote, whose pictures would be removed; choose another folder (--output)")
+    if _MARK in held:
+        marked = (folder / _MARK).read_text(encoding="utf-8", errors="replace")
+        if marked != _mark(taxonomy):
+            raise ConfigError(
+                f"{folder} holds other labels ({_MARK}: {marked[:100]!r}), whose pictures would be removed; choose another folder "
+                "(--output), or empty it"
+            )
+    elif held:
+        raise ConfigError(
+            f"{folder} holds files already, and no {_MARK} that says of which taxonomy; choose an empty folder (--output), or empty it"
+        )
+
+
+def _mark(taxonomy: str) -> str:
+    return json.dumps({"taxonomy": taxonomy})
+
+
+def write_image_folder(current: Mapping[str, Current], source: Version, folder: Path, *, taxonomy: str) -> dict[str, int]:
     """Write the labelled tiles of a set as PNG, each in a folder named after its class: `<folder>/<class>/<tile_id>.png`, or `unsure`.
 
     Tiles that were exported before under another class go to their new one; those that have lost their label since go.
+
+    Args:
+        current: what is held of each tile.
+        source: the set.
+        folder: is made; one that is there is empty, or of an earlier export of the same taxonomy.
+        taxonomy: its name.
 
     Returns:
         Pictures of each folder.
 
     Raises:
+        ConfigError: the folder holds something else.
         StorageError: the set cannot be read.
         OSError: the folder cannot be written.
     """
+    check_image_folder(folder, taxonomy)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), (folder / _MARK).open("x", encoding="utf-8") as mark:  # the first of two writers has it
+        mark.write(_mark(taxonomy))
+    check_image_folder(folder, taxonomy)
     written: dict[str, int] = {}
     for before in folder.glob("*/*.png"):
         if _EXPORTED.fullmatch(before.name) and before.stem not in current:

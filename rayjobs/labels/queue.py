@@ -28,6 +28,7 @@ class Suggestion:
     """What a model takes a tile for."""
 
     label: str
+    """As the class was called when the queue was made; see `Taxonomy.renamed`."""
     probability: float
     """Of the label, 0 to 1."""
 

@@ -111,8 +111,8 @@ class Taxonomy:
 
     @property
     def binary(self) -> bool:
-        """Whether the classes are positive and negative."""
-        return {one.name for one in self.classes} == set(BINARY)
+        """Whether the classes are positive and negative, as they are called or once were."""
+        return {self.renamed.get(name, name) for name in BINARY} == {one.name for one in self.classes}
 
     @property
     def renamed(self) -> dict[str, str]:

@@ -33,6 +33,7 @@ from rayjobs.serve.label_schema import (
 )
 
 if TYPE_CHECKING:
+    from rayjobs.labels.queue import Suggestion
     from rayjobs.serve.answers import Answers
     from rayjobs.storage import Store
 
@@ -130,10 +131,9 @@ class Labelling:
                 geometry=feature.geometry,
                 datetime=feature.properties.datetime,
                 scene_id=feature.properties.scene_id,
-                suggestion=None if found is None else Suggested(label=found.label, probability=found.probability),
+                suggestion=_suggested(queue.suggestions.get(one.tile_id), taxonomy),
             )
             for one, feature in zip(given, features, strict=True)
-            for found in [queue.suggestions.get(one.tile_id)]
         ]
         return Handed(items=items, progress=self._progress(room, answers))
 
@@ -225,6 +225,11 @@ def _fresh(asked: NextRequest, queue: Sequence[str], answers: Answers, busy: Col
     first = answers.known(_first([tile for tile in queue if tile not in busy], count)) if asked.order != "random" else []
     drawn = answers.drawn(count - len(first), without={*busy, *first})
     return [*first, *drawn]
+
+
+def _suggested(found: Suggestion | None, taxonomy: Taxonomy) -> Suggested | None:
+    """Return what a model takes a tile for, as the class is called now: the queue may be older than its name."""
+    return None if found is None else Suggested(label=taxonomy.renamed.get(found.label, found.label), probability=found.probability)
 
 
 def _first(tiles: Iterable[str], count: int) -> list[str]:

@@ -86,7 +86,8 @@ def test_tfrecords(exported, tmp_path):
         assert feature["label"].bytes_list.value[0].decode() == tiles[tile_id]["label"]
         assert feature["width"].int64_list.value[0] == 16
         assert feature["pixels"].bytes_list.value[0] == pixels[tile_id].tobytes()
-        assert len(feature["date"].bytes_list.value) == 0
+        assert feature["date"].WhichOneof("kind") is None
+        assert feature["west"].WhichOneof("kind") is None, "or a default that is a number is refused"
 
 
 def test_an_example_byte_by_byte():
@@ -95,6 +96,12 @@ def test_an_example_byte_by_byte():
     assert example({"a": 7}) == b"\x0a" + bytes([len(entry) + 2]) + b"\x0a" + bytes([len(entry)]) + entry
     entry = b"\x0a\x01b" + b"\x12\x06" + b"\x0a\x04" + b"\x0a\x02xy"
     assert example({"b": "xy"}) == b"\x0a" + bytes([len(entry) + 2]) + b"\x0a" + bytes([len(entry)]) + entry
+
+
+def test_what_is_not_known_is_of_no_kind():
+    """TensorFlow's parser takes it with a default of any type; a list of bytes it refuses, where numbers are wanted."""
+    entry = b"\x0a\x01w" + b"\x12\x00"
+    assert example({"w": None}) == b"\x0a" + bytes([len(entry) + 2]) + b"\x0a" + bytes([len(entry)]) + entry
 
 
 def test_a_split_without_tiles_and_a_dry_run(exported):
@@ -117,8 +124,22 @@ def test_a_folder_holds_one_export(exported, tmp_path, capfd):
     for other in (["--to", there[1]], [*there, "--form", "parquet"], [*there, "--dry-run", "--form", "tfrecord"]):
         assert run(*other)[0] == 2
     assert sorted((tmp_path / "out").rglob("*")) == written
+    note = json.loads((tmp_path / "out" / "_export.json").read_text())
+    assert (note["split"], note["form"], note["tiles"], note["files"]) == ("train", "imagefolder", 6, 6)
     (tmp_path / "out" / "_export.json").unlink()
     assert run(*there)[0] == 2
+
+
+def test_an_export_that_was_ended_does_not_look_whole(exported, tmp_path, monkeypatch):
+    run, *_ = exported
+    there = ["--to", str(tmp_path / "out")]
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "export_shard", lambda *_, **__: 1 / 0)
+        assert run(*there)[0] != 0
+    note = tmp_path / "out" / "_export.json"
+    assert "tiles" not in json.loads(note.read_text())
+    assert [run(*there)[0] for _ in range(2)] == [0, 0]
+    assert json.loads(note.read_text())["tiles"] == 6
 
 
 def test_each_class_has_one_folder_of_its_own():
@@ -136,9 +157,27 @@ def test_each_class_has_one_folder_of_its_own():
         "Gew\u00e4sser",
         "unlabelled",
         "a\n",
+        "CON",
+        "nul",
+        "Aux.tar.gz",
+        "com\u00b9",
+        "LPT1 .txt",
+        "con.\tx",
+        "Unlabelled",
+        "%43ON",
+        "console",
+        "CON1",
+        "w" * 255,
+        "w" * 256,
+        "w" * 256 + "a",
+        "\u00e4" * 200,
+        "*" * 100,
     ]
     folders = [class_folder(name) for name in [*names, None]]
     assert len(set(folders)) == len(folders)
     assert folders[:5] == ["water", "Wald & Wiese", "Trees%2FShrub", "Trees%252FShrub", "%2E%2E"]
     assert all("/" not in folder and folder.strip(". ") == folder for folder in folders)
     assert class_folder("Gew\u00e4sser") == "Gew\u00e4sser"
+    assert [class_folder(name) for name in ("CON", "nul", "Aux.tar.gz", "con.\tx")] == ["%43ON", "%6Eul", "%41ux.tar.gz", "%63on.%09x"]
+    assert [class_folder(name) for name in ("console", "CON1", "w" * 255)] == ["console", "CON1", "w" * 255]
+    assert max(len(folder.encode()) for folder in folders) == 255

@@ -22,7 +22,7 @@ from rayjobs.label import job
 from rayjobs.labels.events import LabelEvent
 from rayjobs.labels.queue import Queues, queue_of
 from rayjobs.labels.store import LabelStore
-from rayjobs.labels.taxonomy import read_taxonomy
+from rayjobs.labels.taxonomy import read_taxonomy, taxonomy_names
 from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.spec import ModelSpec
@@ -243,17 +243,44 @@ def test_an_oracle_of_a_file_knows_its_classes(workspace, tmp_path):
         ({"oracle": "tiles"}, "'Airport' is no class of the taxonomy"),
         ({"oracle": "tiles", "oracle_class": "Farm", "classes": ["a", "b", "c"]}, "wants a taxonomy of two classes"),
         ({"measured": "test", "splits": ["test"]}, "no embedded tile may be labelled"),
+        ({"examples": ["nowhere.png"]}, "no tile of the set, and no picture"),
     ],
 )
-def test_what_cannot_be_is_said(workspace, tmp_path, label, message):
+def test_what_cannot_be_is_said_before_a_taxonomy_is_made(workspace, tmp_path, label, message):
     with pytest.raises(ConfigError, match=message):
         job.run(settings(tmp_path, **label), Quiet())
+    assert taxonomy_names(workspace.store) == []
+    assert workspace.store.list("labels/") == [], "it could not be taken back"
 
 
-def test_a_file_that_is_no_table_of_labels_is_refused(workspace, tmp_path):
-    (tmp_path / "bad.csv").write_text("tile,class\na,b\n")
-    with pytest.raises(ConfigError, match="is no CSV with the columns tile_id,label"):
-        job.run(settings(tmp_path, oracle=str(tmp_path / "bad.csv")), Quiet())
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tile,class\na,b\n", "has no rows with the columns tile_id and label"),
+        ("tile_id,label\n0001\n", "row 1 lacks its tile_id or its label"),
+        ("tile_id,label\n0001,Gew\u00e4sser\n".encode("latin-1"), "is no CSV in UTF-8"),
+        (f"tile_id,label\n0001,{'a' * 200_000}\n", "is no CSV in UTF-8: field larger"),
+        ("tile_id,label\nfirst,positive\nsecond,negative\n", "knows none of the 400 tiles of this set"),
+        (f"tile_id,label\n{IDS[0]},\nsecond,negative\n", "knows none of the 400 tiles of this set"),
+    ],
+)
+def test_an_oracle_that_cannot_answer_is_not_asked(workspace, tmp_path, content, message):
+    """What it is unsure of stays so, whatever the next file says."""
+    given = tmp_path / "given.csv"
+    given.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=f"oracle .*{message}"):
+        job.run(settings(tmp_path, oracle=str(given)), Quiet())
+    assert LabelStore(workspace.store, "small").events() == []
+    given.write_bytes(
+        b"tile_id,label\r" + b"".join(f"{tile},{'positive' if int(tile) % 16 == 0 else 'negative'}\r".encode() for tile in IDS)
+    )
+    assert job.run(settings(tmp_path, oracle=str(given), budget=10), Quiet()).labels == 10, "lines that end in a carriage return alone"
+
+
+def test_an_oracle_may_know_other_sets_too(workspace, tmp_path):
+    given = tmp_path / "given.csv"
+    given.write_text("tile_id,label\nelsewhere,Ship\n" + "".join(f"{tile},positive\n" for tile in IDS))
+    assert job.run(settings(tmp_path, oracle=str(given), budget=10), Quiet()).by_class == {"positive": 10, "negative": 0}
 
 
 def test_a_queue_of_another_program_is_followed_by_a_round(workspace, tmp_path):

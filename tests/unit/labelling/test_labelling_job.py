@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 
 import pyarrow.parquet as pq
@@ -55,10 +56,42 @@ def test_labels_come_in_and_go_out(labels, tmp_path):
     pictures = labels("export", "--taxonomy", "land", "--output", tmp_path / "out")["pictures"]
     assert pictures == {"field": 2, "unsure": 1, "water": 1}
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"--output .*file/\w+: Not a directory"):
+    with pytest.raises(ConfigError, match=r"--output .*file: Not a directory"):
         labels("export", "--taxonomy", "land", "--output", tmp_path / "file")
     labels("export", "--taxonomy", "land", "--output", tmp_path / "triplets.parquet", "--triplets", 5)
     assert pq.read_table(tmp_path / "triplets.parquet").column_names == ["anchor_id", "positive_id", "negative_id"]
+
+
+def test_a_folder_of_somebody_else_is_refused_at_first(labels, tmp_path):
+    publish_set(open_store(f"file:{tmp_path}/workspace"), "small")
+    labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("")
+    for how in ([], ["--dry-run"]):
+        with pytest.raises(ConfigError, match=r"holds files already, and no _labels\.json"):
+            labels("export", "--taxonomy", "land", "--output", tmp_path / "out", *how)
+    assert labels("export", "--taxonomy", "land", "--output", tmp_path / "new", "--dry-run")["tiles"] == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_stays_until_the_next_is_whole(labels, tmp_path, monkeypatch):
+    labels("create", "--taxonomy", "land", "--class", "a", "--class", "b")
+    arguments = ("export", "--taxonomy", "land", "--output", tmp_path / "out.csv")
+    (tmp_path / "real.csv").write_text("before")
+    (tmp_path / "out.csv").symlink_to("real.csv")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job.os, "fsync", full)
+        with pytest.raises(ConfigError, match=r"--output .*/out\.csv: No space left"):
+            labels(*arguments)
+    assert (tmp_path / "out.csv").read_text() == "before"
+    assert not list(tmp_path.glob(".*")), "nothing is left aside"
+    labels(*arguments)
+    assert (tmp_path / "real.csv").read_text().startswith("tile_id,label")
+    assert (tmp_path / "out.csv").is_symlink()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +122,9 @@ def test_a_file_that_is_no_table_of_labels_is_refused(labels, tmp_path):
         (f"tile_id,label\n{TILES[0]},a\nx,a\n", ConfigError),
         (f"tile_id,label\n{TILES[0].upper()}A,a\n", ConfigError),
         (f"tile_id,label\n{TILES[0]},a\n{TILES[1]},c\n", LabelError),
+        (f"tile_id,label\n{TILES[0]},Gew\u00e4sser\n".encode("latin-1"), ConfigError),
     ):
-        (tmp_path / "given.csv").write_text(content)
+        (tmp_path / "given.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
         for how in (["--dry-run"], []):
             with pytest.raises(error):
                 labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna", *how)

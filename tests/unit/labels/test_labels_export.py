@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from rayjobs.errors import LabelError
+from rayjobs.errors import ConfigError, LabelError
+from rayjobs.labels import export
 from rayjobs.labels.current import current_labels
 from rayjobs.labels.export import as_csv, as_geojson, label_table, triplets, with_labels, write_image_folder
 from rayjobs.storage import open_store
@@ -39,22 +40,55 @@ def test_geojson_has_a_feature_per_tile():
 
 
 def test_an_image_folder_holds_copies(source, tmp_path):
-    assert write_image_folder(CURRENT, source, tmp_path / "out") == {"field": 3, "unsure": 1, "water": 2}
+    assert write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land") == {"field": 3, "unsure": 1, "water": 2}
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
     assert found == {f"{name or 'unsure'}/{tile}.png" for tile, name in zip(TILES, NAMES, strict=True)}
     assert np.asarray(Image.open(tmp_path / "out" / "field" / f"{TILES[0]}.png")).shape == (8, 8, 3)
     assert source.damage() is None, "nothing is moved"
     changed = current_labels([said("anna", tile, "water") for tile in TILES])
-    write_image_folder(changed, source, tmp_path / "out")
+    write_image_folder(changed, source, tmp_path / "out", taxonomy="land")
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.png")) == ["water"] * 6
 
 
 def test_what_was_undone_leaves_the_image_folder(source, tmp_path):
-    write_image_folder(CURRENT, source, tmp_path / "out")
+    write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land")
     (tmp_path / "out" / "field" / "mine.png").write_bytes(b"")
-    write_image_folder({tile: CURRENT[tile] for tile in TILES[1:3]}, source, tmp_path / "out")
+    write_image_folder({tile: CURRENT[tile] for tile in TILES[1:3]}, source, tmp_path / "out", taxonomy="land")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
     assert found == {f"field/{TILES[1]}.png", f"water/{TILES[2]}.png", "field/mine.png"}
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ({"_export.json": '{"set": "land"}'}, "holds what `rayjobs export` wrote"),
+        ({"_labels.json": '{"taxonomy": "water"}'}, r"holds other labels .*water.*choose another folder \(--output\), or empty"),
+        ({"_labels.json": ""}, "holds other labels"),
+        ({}, "holds files already, and no _labels.json"),
+    ],
+)
+def test_what_others_wrote_into_a_folder_stays(source, tmp_path, held, words):
+    """Their pictures are named as ours are."""
+    there = {**held, f"pond/{TILES[0]}.png": "theirs", f"pond/{'f' * 20}.png": "theirs"}
+    (tmp_path / "out" / "pond").mkdir(parents=True)
+    for name, content in there.items():
+        (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land")
+    found = {path.relative_to(tmp_path / "out").as_posix(): path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == there
+
+
+def test_an_export_that_was_ended_goes_on(source, tmp_path, monkeypatch):
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "png", ended)
+        with pytest.raises(KeyboardInterrupt):
+            write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land")
+    assert json.loads((tmp_path / "out" / "_labels.json").read_text()) == {"taxonomy": "land"}
+    assert write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land") == {"field": 3, "unsure": 1, "water": 2}
 
 
 def test_tiles_take_the_labels_of_people():

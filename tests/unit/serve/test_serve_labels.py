@@ -192,6 +192,24 @@ def test_the_queue_comes_first_with_its_suggestions(ask):
         assert (item["tile_id"], item["suggestion"]["label"]) == (IDS[9], "negative")
 
 
+def test_a_suggestion_has_the_name_that_its_class_has_now(ask):
+    """Also where the queue was read before: it is kept until there is another."""
+
+    def suggested():
+        [item] = ask("POST", "/v1/labels/ponds/next", {"held": []})["items"]
+        return item["suggestion"]["label"]
+
+    queue(ask.store, [IDS[7]], probability=[0.9], label=["positive"])
+    assert suggested() == "positive"
+    for name in ("pond", "lake"):
+        classes = [{"name": name, "formerly": ["positive", "pond"][: 1 + (name == "lake")]}, {"name": "negative"}]
+        ask("POST", "/v1/labels", {"name": "ponds", "classes": classes}, status=201)
+        assert suggested() == name
+    for version, more in (("round-2", {"label": ["pond"]}), ("round-3", {})):
+        queue(ask.store, [IDS[7]], version, probability=[0.9], **more)
+        assert suggested() == "lake", "of a queue that names the class as it was, or none: of positive"
+
+
 def test_progress_by_person_and_class(ask):
     ask("POST", "/v1/labels/ponds/events", {"events": [event(IDS[0]), event(IDS[1], "negative"), event("f" * 20)]})
     ask("POST", "/v1/labels/ponds/events", {"events": [event(IDS[0], origin="search")]}, person="ben")
