@@ -19,23 +19,24 @@ const given = new URLSearchParams(location.search).get("tab");
 const state = { view: null, positives: [], negatives: [], features: [] };
 
 the("options").addEventListener("click", () => chrome.runtime.openOptionsPage());
-the("search-view").addEventListener("click", () => work(async () => find([await fromTile(await tileAt(inView()))])));
+the("search-view").addEventListener("click", () => work(async () => search([await fromTile(await tileAt(inView()))], [])));
 the("add-view").addEventListener("click", () => work(async () => move(await fromTile(await tileAt(inView())), "positives")));
-the("search-picture").addEventListener("click", () => work(async () => find([await fromPicture(inView())])));
-the("again").addEventListener("click", () => work(search));
-the("clear").addEventListener("click", () => show({ positives: [], negatives: [], features: [] }, ""));
+the("search-picture").addEventListener("click", () => work(async () => search([await fromPicture(inView())], [])));
+the("again").addEventListener("click", () => work(() => search(state.positives, state.negatives)));
+the("clear").addEventListener("click", () => work(async () => show({ positives: [], negatives: [], features: [] }, "")));
 chrome.tabs.onActivated.addListener(look);
 chrome.tabs.onUpdated.addListener((_, { url }) => url && look());
+chrome.tabs.onRemoved.addListener(look);
 chrome.storage.onChanged.addListener(look);
 look();
 
 /** Read what is open; Worldview writes each movement of its map into its address. */
 async function look() {
   const { worldview, snapshot } = await settings();
-  const [tab] = given ? [await chrome.tabs.get(Number(given))] : await chrome.tabs.query({ active: true, currentWindow: true });
+  const [tab] = given ? [await chrome.tabs.get(Number(given)).catch(() => undefined)] : await chrome.tabs.query({ active: true, currentWindow: true });
   the("search-picture").hidden = !snapshot;
   try {
-    state.view = viewOf(tab?.url ?? "", worldview); // without leave to read it there is no address
+    state.view = viewOf(tab?.url ?? "", worldview); // of a tab that is closed, or without leave to read it, there is no address
     const { lon, lat } = middleOf(state.view);
     the("view").textContent = [placeSaid(lon, lat), state.view.day, ...state.view.layers].filter(Boolean).join(" · ");
   } catch (fault) {
@@ -73,24 +74,22 @@ async function work(task) {
 }
 
 /**
- * Look for these examples alone.
+ * Look for these examples; they are shown with their hits, and not before.
  * @param {Example[]} positives
+ * @param {Example[]} negatives
  */
-async function find(positives) {
-  Object.assign(state, { positives, negatives: [] });
-  await search();
-}
-
-async function search() {
+async function search(positives, negatives) {
   const asked = (/** @type {Example[]} */ examples) => examples.map((example) => example.asked);
-  const { positives, negatives } = state;
   const dates = datesOf(state.view, the("when").value);
   const answer = await post("/v1/search", {
     positives: asked(positives), ...(negatives.length ? { negatives: asked(negatives) } : {}), limit: LIMIT, ...(dates ? { datetime: dates } : {}),
+  }).catch((fault) => {
+    forget([...positives, ...negatives]);
+    throw fault;
   });
   const count = answer.features.length;
   const said = count ? `${count} of ${answer.candidates.toLocaleString("en")} tiles${answer.exact ? "" : ", approximately"}` : "No tile of these dates.";
-  show({ features: answer.features }, said);
+  show({ positives, negatives, features: answer.features }, said);
 }
 
 /**
@@ -130,8 +129,11 @@ function placeOf(geometry) {
  * @param {"positives" | "negatives"} list
  */
 function move(example, list) {
-  if ([...state.positives, ...state.negatives].some(({ id }) => id !== null && id === example.id)) return say("That place is among the examples already.");
-  if (state[list].length >= MOST_EXAMPLES) return say(`A search takes ${MOST_EXAMPLES} examples at most.`);
+  const known = [...state.positives, ...state.negatives].some(({ id }) => id !== null && id === example.id);
+  if (known || state[list].length >= MOST_EXAMPLES) {
+    forget([example]);
+    return say(known ? "That place is among the examples already." : `A search takes ${MOST_EXAMPLES} examples at most.`);
+  }
   show({ [list]: [...state[list], example], features: state.features.filter(({ id }) => id !== example.id) }, "Search again to learn from it.");
   the("again").hidden = !state.positives.length;
 }
@@ -148,17 +150,18 @@ function show(changes, said) {
   say(said);
   the("again").hidden = true;
   the("query").hidden = !state.positives.length && !state.negatives.length;
-  forgetPictures();
+  forget([...document.querySelectorAll("#examples img, #hits img")].map(({ src }) => ({ picture: src })));
   the("examples").replaceChildren(...state.positives.map((one) => entry(one, "positives")), ...state.negatives.map((one) => entry(one, "negatives")));
   the("hits").replaceChildren(...state.features.map(card));
 }
 
-/** Pictures that were shown lie in memory until they are let go of; those of examples are shown again. */
-function forgetPictures() {
+/**
+ * Pictures lie in memory until they are let go of; those of the examples are shown again.
+ * @param {{ picture: string }[]} shown
+ */
+function forget(shown) {
   const kept = new Set([...state.positives, ...state.negatives].map(({ picture }) => picture));
-  for (const { src } of document.querySelectorAll("#examples img, #hits img")) {
-    if (!kept.has(src)) URL.revokeObjectURL(src);
-  }
+  for (const { picture } of shown) if (!kept.has(picture)) URL.revokeObjectURL(picture);
 }
 
 /**
@@ -167,7 +170,7 @@ function forgetPictures() {
  */
 function entry(example, list) {
   const said = `${list === "positives" ? "like" : "unlike"} ${example.name}`;
-  const remove = () => {
+  const remove = async () => {
     show({ [list]: state[list].filter((other) => other !== example) }, "");
     the("again").hidden = !state.positives.length;
   };
@@ -175,7 +178,7 @@ function entry(example, list) {
     "li",
     { class: list, title: said },
     make("img", { src: example.picture, alt: said, width: 64, height: 64 }),
-    make("button", { type: "button", "aria-label": `Remove: ${said}`, onclick: remove }, "×"),
+    make("button", { type: "button", "aria-label": `Remove: ${said}`, onclick: () => work(remove) }, "×"),
   );
 }
 

@@ -7,6 +7,7 @@ Validation is pydantic's; this module adds the nearest spelling of an unknown ke
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 import types
@@ -34,9 +35,13 @@ _PYDANTIC = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True, v
 def section(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only, validated part of the experiment file.
 
-    The docstring under each field becomes its description in `--help` and in the JSON schema.
+    The docstring under each field becomes its description in `--help` and in the JSON schema, in sections that inherit the field, too.
     """
-    return typing.cast("type[T]", pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)(cls))
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)(cls)
+    for name, field in made.__pydantic_fields__.items():
+        # pydantic reads the docstrings of the class itself alone; an inherited field is the base's own `dataclasses.Field`
+        made.__dataclass_fields__[name].metadata = types.MappingProxyType({"description": field.description})
+    return typing.cast("type[T]", made)
 
 
 class Key(NamedTuple):
@@ -238,7 +243,8 @@ def keys(cls: type[Any]) -> Iterator[Key]:
 def _walk(cls: type[Any], given: Any, prefix: str) -> Iterator[Key]:
     """List the keys of a section; `given` is one whose values are the defaults, None for the class's own."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    for name, field in cls.__pydantic_fields__.items():
+    for name in _own_first(cls):
+        field = cls.__pydantic_fields__[name]
         required = given is None and field.is_required()
         default = getattr(given, name) if given is not None else None if required else field.get_default(call_default_factory=True)
         description = " ".join((field.description or "").split())
@@ -249,6 +255,12 @@ def _walk(cls: type[Any], given: Any, prefix: str) -> Iterator[Key]:
             yield Key(prefix + name, written, description, choices=() if members else _choices(hints[name]))
             description = ""
         yield from _below(members, default, f"{prefix}{name}{_ENTRY if repeated else ''}.", description)
+
+
+def _own_first(cls: type[Any]) -> Iterator[str]:
+    """Name the fields of a section: its own, then those that it inherits."""
+    names = dict.fromkeys(name for one in cls.__mro__ for name in inspect.get_annotations(one))
+    return (name for name in names if name in cls.__pydantic_fields__)
 
 
 def _below(members: Sequence[type[Any]], default: Any, prefix: str, description: str) -> Iterator[Key]:

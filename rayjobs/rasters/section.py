@@ -230,65 +230,62 @@ Channels = Annotated[int, pydantic.AfterValidator(_check_channels)]
 
 
 @section
-class GibsSource:
-    """A layer of NASA's Global Imagery Browse Services; in short `gibs:LAYER@DATE`, `gibs:LAYER@START/END` or `gibs:LAYER`."""
+class _TilesSource:
+    """What is told of the tiles of all services that draw them."""
 
-    kind: Literal["gibs"] = "gibs"
-    layer: str
-    """Identifier of the layer; `rayjobs fetch --layers KEYWORDS` searches for them."""
-    dates: tuple[DateText, ...] = ()
-    """Days, and intervals `2024-01-01/2024-01-31` of which the days that the layer has are taken; one scene each. None, as of a layer that
-    has no dates: one scene without a date, of what the service shows by itself."""
-    url: Url = "https://gibs.earthdata.nasa.gov/wmts/epsg4326/best/1.0.0/WMTSCapabilities.xml"
-    """Where the capabilities lie; other projections have other ones (epsg3857, epsg3413, epsg3031 in place of epsg4326)."""
-    matrix_set: str | None = None
-    """Pyramid of levels (null: the layer's first, which with GIBS is its only one)."""
-    resolution_m: pydantic.PositiveFloat | None = None
-    """Metres per pixel at the equator: the level that comes nearest is taken (null: the finest)."""
-    style: str | None = None
-    """Style of the layer (null: its default)."""
-    format: str | None = None
-    """Format of the tiles, such as `png` (null: PNG where the layer has it, else its first)."""
+    kind: str
+    """Which service; declared here, too, so that a source that is written out begins with it."""
     channels: Channels | None = None
-    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, else 4)."""
+    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, in `xyz` an address that ends in .jpg or .jpeg; else 4)."""
     nodata: float | None = None
     """Of tiles without opacity: pixels all of whose bands have this value are missing (null: none; opacity says itself where there is no
     data)."""
     name: str | None = None
-    """First part of the scenes' ids (null: the layer)."""
+    """First part of the scenes' ids (null: the layer; in `xyz` the host)."""
 
 
 @section
-class WmtsSource:
-    """A layer of any web map tile service (OGC WMTS 1.0.0)."""
+class _LayerSource(_TilesSource):
+    """What is told of a layer of a web map tile service."""
 
-    kind: Literal["wmts"] = "wmts"
-    url: Url
-    """Where the capabilities lie."""
     layer: str
-    """Identifier of the layer."""
-    dates: tuple[DateText, ...] = ()
-    """Days and intervals `start/end`, of which the dates that the layer lists are taken (of a layer that lists none, every day); one scene
-    each. None: one scene without a date, of what the service shows by itself."""
+    """Identifier of the layer; `rayjobs fetch --layers KEYWORDS` searches for those of GIBS."""
     matrix_set: str | None = None
-    """Pyramid of levels (null: the layer's first)."""
+    """Pyramid of levels (null: the layer's first, which with GIBS is its only one)."""
     resolution_m: pydantic.PositiveFloat | None = None
     """Metres per pixel, in degrees those at the equator: the level that comes nearest is taken (null: the finest)."""
     style: str | None = None
     """Style of the layer (null: its default)."""
     format: str | None = None
     """Format of the tiles, such as `png` (null: PNG where the layer has it, else its first)."""
-    channels: Channels | None = None
-    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 of JPEG, else 4)."""
-    nodata: float | None = None
-    """Of tiles without opacity: pixels all of whose bands have this value are missing (null: none; opacity says itself where there is no
-    data)."""
-    name: str | None = None
-    """First part of the scenes' ids (null: the layer)."""
 
 
 @section
-class XyzSource:
+class GibsSource(_LayerSource):
+    """A layer of NASA's Global Imagery Browse Services; in short `gibs:LAYER@DATE`, `gibs:LAYER@START/END` or `gibs:LAYER`."""
+
+    kind: Literal["gibs"] = "gibs"
+    dates: tuple[DateText, ...] = ()
+    """Days, and intervals `2024-01-01/2024-01-31` of which the days that the layer has are taken; one scene each. None, as of a layer that
+    has no dates: one scene without a date, of what the service shows by itself."""
+    url: Url = "https://gibs.earthdata.nasa.gov/wmts/epsg4326/best/1.0.0/WMTSCapabilities.xml"
+    """Where the capabilities lie; other projections have other ones (epsg3857, epsg3413, epsg3031 in place of epsg4326)."""
+
+
+@section
+class WmtsSource(_LayerSource):
+    """A layer of any web map tile service (OGC WMTS 1.0.0)."""
+
+    kind: Literal["wmts"] = "wmts"
+    url: Url
+    """Where the capabilities lie."""
+    dates: tuple[DateText, ...] = ()
+    """Days and intervals `start/end`, of which the dates that the layer lists are taken (of a layer that lists none, every day); one scene
+    each. None: one scene without a date, of what the service shows by itself."""
+
+
+@section
+class XyzSource(_TilesSource):
     """Tiles in web Mercator whose addresses are told by zoom, column and row, the top row being 0."""
 
     kind: Literal["xyz"] = "xyz"
@@ -300,13 +297,6 @@ class XyzSource:
     """Side of a tile, pixels."""
     dates: tuple[DateText, ...] = ()
     """Days and intervals `start/end` of every day, put in place of `{date}`; one scene each."""
-    channels: Channels | None = None
-    """Bands of a tile: 1 grey, 3 colours, 4 with opacity (null: 3 where the address ends in .jpg or .jpeg, else 4)."""
-    nodata: float | None = None
-    """Of tiles without opacity: pixels all of whose bands have this value are missing (null: none; opacity says itself where there is no
-    data)."""
-    name: str | None = None
-    """First part of the scenes' ids (null: the host)."""
 
     @pydantic.model_validator(mode="after")
     def _places(self) -> XyzSource:

@@ -126,7 +126,14 @@ def test_pictures_that_are_shown_no_more_are_let_go_of(opened):
     searched(panel)
     eventually(panel, "[...document.querySelectorAll('#hits img')].every(one => one.src)")
     shown_now = "[...document.querySelectorAll('#hits img, #examples img')].map(one => one.src)"
-    eventually(panel, f"window.held.size === new Set({shown_now}).size")
+    held_is_shown = f"window.held.size === new Set({shown_now}).size"
+    eventually(panel, held_is_shown)
+    panel.route("**/v1/search", lambda route: route.abort())
+    fault(panel)
+    eventually(panel, held_is_shown)
+    panel.get_by_role("button", name="Add").click()  # the example that is there
+    panel.get_by_text("among the examples already").wait_for()
+    eventually(panel, held_is_shown)
     panel.get_by_role("button", name="Clear").click()
     eventually(panel, "window.held.size === 0")
 
@@ -147,6 +154,50 @@ def test_hits_become_examples_and_teach_the_next_search(opened):
     panel.locator("#examples .negatives").get_by_role("button").click()
     request, _ = searched(panel, "Search again")
     assert "negatives" not in request
+
+
+def test_a_search_that_fails_leaves_the_examples_that_the_hits_are_of(opened):
+    panel = opened()
+    first, _ = searched(panel)
+    panel.get_by_role("button", name="Hit 1 is right").click()
+    panel.wait_for_selector("#examples li:nth-child(2)")
+    before = [shown(panel), panel.locator("#examples").inner_html()]
+    panel.route("**/v1/search", lambda route: route.fulfill(status=503, json={"detail": "no room"}))
+    assert "no room" in fault(panel)
+    assert [shown(panel), panel.locator("#examples").inner_html()] == before
+    panel.unroute("**/v1/search")
+    request, _ = searched(panel, "Search again")
+    assert request["positives"][0] == first["positives"][0]
+    assert len(request["positives"]) == 2
+
+
+def test_nothing_is_taken_from_under_a_search(opened):
+    panel = opened()
+    searched(panel)
+    waiting = []
+    panel.route("**/v1/search", lambda route: waiting.append(route))  # noqa: PLW0108  playwright marks what it is given
+    panel.get_by_role("button", name="Search", exact=True).click()
+    for _ in range(WAIT_MS // PAUSE_MS):
+        if waiting:
+            break
+        panel.wait_for_timeout(PAUSE_MS)
+    panel.get_by_role("button", name="Clear").click()
+    panel.locator("#examples").get_by_role("button").click()
+    waiting[0].continue_()
+    panel.wait_for_selector("#results[aria-busy=false]")
+    assert shown(panel)
+    assert panel.locator("#examples li").count() == 1
+    panel.get_by_role("button", name="Clear").click()
+    eventually(panel, "document.querySelector('#query').hidden")
+    assert shown(panel) == []
+    assert panel.locator("#said").inner_text() == ""
+
+
+def test_a_tab_that_was_closed_has_no_view(opened):
+    panel = opened()
+    panel.worldview.close()
+    panel.get_by_role("button", name="Search", exact=True).and_(panel.locator(":disabled")).wait_for()
+    assert "2018-07-16" not in panel.locator("#view").inner_text()
 
 
 def test_the_panel_follows_the_map(opened):

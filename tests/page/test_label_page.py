@@ -212,6 +212,41 @@ def test_one_browser_is_handed_over(labelling, service, taxonomy):
     assert [(one["kind"], one["person"]) for one in events(service, taxonomy)][2:] == [("unsure", "anna")]
 
 
+def listeners(page):
+    """Which events the dialog of the name, or anything in it, is listened for."""
+    browser = page.context.new_cdp_session(page)
+    dialog = browser.send("Runtime.evaluate", {"expression": "document.querySelector('#person')"})["result"]["objectId"]
+    found = browser.send("DOMDebugger.getEventListeners", {"objectId": dialog, "depth": -1})["listeners"]
+    return sorted(one["type"] for one in found)
+
+
+def test_whoever_leaves_the_question_for_the_name_keeps_it(labelling):
+    page = labelling("anna")
+    before = listeners(page)
+    for _ in range(3):
+        page.locator("#who").click()
+        page.locator("#person-value").fill("ben")
+        page.keyboard.press("Escape")
+        eventually(page, "!document.querySelector('#person').open")
+    assert page.locator("#who").inner_text() == "anna"
+    assert listeners(page) == before
+    handed_over(page, "carl")
+    assert listeners(page) == before
+
+
+def test_who_labels_is_asked_until_there_is_a_name(opened, taxonomy):
+    page = opened(f"label?taxonomy={taxonomy}")
+    page.get_by_role("dialog", name="Who labels?").wait_for()
+    for _ in range(3):  # browsers let nobody be held by a dialog: they close it at the second
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(100)
+        page.get_by_role("dialog", name="Who labels?").wait_for()
+    page.locator("#person-value").fill("anna")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#frame:not([hidden]) img")
+    assert page.locator("#who").inner_text() == "anna"
+
+
 def test_a_storage_that_is_full_keeps_all_or_none(labelling):
     page = labelling()
     page.keyboard.press("g")

@@ -69,6 +69,16 @@ class Album:
     """Round each page."""
 
 
+@section
+class Poster(Drawing):
+    """What inherits keys, and declares one of them anew."""
+
+    shape: Shape = Square(side=2.0)
+    """The only one."""
+    glossy: bool = False
+    """How it is printed."""
+
+
 def fault(raw):
     with pytest.raises(ConfigError) as caught:
         build(Drawing, raw)
@@ -217,6 +227,23 @@ def test_keys_below_a_list_are_no_options_and_defaults_are_the_sections_own():
     assert (found["frame"].default, found["frame"].description) == ("null", "Round each page.")
     assert found["frame.gilt"].choices == ("true", "false")
     assert "mark" not in found
+
+
+def test_inherited_keys_keep_their_descriptions_and_stand_after_a_sections_own():
+    found = {key.path: key.description for key in keys(Poster) if "." not in key.path or key.path.endswith(".kind")}
+    assert list(found.items()) == [
+        ("shape.kind", "The only one."),
+        ("glossy", "How it is printed."),
+        ("title", "Shown above."),
+        ("pens", "Widths."),
+    ]
+    schema = pydantic.TypeAdapter(Poster).json_schema()["properties"]
+    assert {name: one["description"] for name, one in schema.items()} == {
+        "title": "Shown above.",
+        "shape": "The only one.",
+        "pens": "Widths.",
+        "glossy": "How it is printed.",
+    }
 
 
 def test_changed_keys_are_named_with_both_values():

@@ -45,6 +45,10 @@ def test_help_lists_choices_kinds_and_which_keys_are_no_options():
     assert "--rasters.sources[" not in text
 
 
+def test_every_key_says_what_it_does():
+    assert [key.path for key in keys(Experiment) if not key.description] == []
+
+
 @pytest.mark.parametrize(
     ("key", "written", "read"),
     [("ray.gpu", "yes", "yes"), ("ray.gpu", "no", "no"), ("rasters.sentinel2_check", "off", "off"), ("evaluate.umap", "no", False)],

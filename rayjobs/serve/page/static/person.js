@@ -1,10 +1,22 @@
 /** Who labels: the person that the token names, else the name that was given here. */
 
-import { the } from "./dom.js";
+import { question } from "./question.js";
 import { get } from "./service.js";
 
 const KEY = "rayjobs-person";
 const HEADER = "X-Rayjobs-Person";
+const { field, answered } = question("person", {
+  title: "Who labels?",
+  said: "Your name is kept with each label, so that several people can work together.",
+  label: "Name",
+  button: "Begin",
+  input: {
+    autocomplete: "nickname",
+    maxlength: 64,
+    pattern: String.raw` *[\p{L}\p{N}][\p{L}\p{N}_ .@'\-]{0,63}`, // as the service's `check_person`
+    title: "letters, digits and . _ @ ' - or blanks, a letter or digit first",
+  },
+});
 
 /** The name that was given in this browser; empty for none. */
 export const givenName = () => localStorage.getItem(KEY) ?? "";
@@ -29,25 +41,14 @@ export async function whoLabels({ again = false } = {}) {
 
 /** Whether the service takes it as a name. @param {string} name */
 function mayBe(name) {
-  the("person-value").value = name;
-  return the("person-value").validity.valid;
+  field.value = name;
+  return field.validity.valid;
 }
 
 /** @param {boolean} mayStay  whether the dialog can be left without a name */
-function askForName(mayStay) {
-  const dialog = the("person");
-  the("person-value").value = givenName();
-  dialog.showModal();
-  return new Promise((resolve) => {
-    const leave = (/** @type {Event} */ event) => (mayStay ? resolve(givenName()) : event.preventDefault());
-    dialog.addEventListener("cancel", leave);
-    the("person-form").addEventListener(
-      "submit",
-      () => {
-        dialog.removeEventListener("cancel", leave);
-        resolve(the("person-value").value.trim());
-      },
-      { once: true },
-    );
-  });
+async function askForName(mayStay) {
+  field.value = givenName();
+  let given = await answered();
+  while (!given && !mayStay) given = await answered();
+  return given ? field.value.trim() : givenName();
 }

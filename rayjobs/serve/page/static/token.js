@@ -1,6 +1,14 @@
 /** The dialog that asks for the service's token. */
 
-import { the } from "./dom.js";
+import { question } from "./question.js";
+
+const { field, line, answered } = question("token", {
+  title: "This service asks for a token",
+  said: "It is kept in this tab until the tab is closed.",
+  label: "Token",
+  button: "Enter",
+  input: { type: "password", autocomplete: "current-password" },
+});
 
 /** @type {Promise<string> | null} */
 let asking = null;
@@ -16,14 +24,9 @@ export function askForToken(wrong) {
 }
 
 /** @param {boolean} wrong */
-function asked(wrong) {
-  const dialog = the("token");
-  const value = the("token-value");
-  if (wrong) the("token-said").textContent = "The service refused that token. Please try another.";
-  value.value = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    the("token-form").addEventListener("submit", () => resolve(value.value), { once: true });
-    dialog.addEventListener("cancel", (/** @type {Event} */ event) => event.preventDefault()); // nothing works without it
-  });
+async function asked(wrong) {
+  if (wrong) line.textContent = "The service refused that token. Please try another.";
+  field.value = "";
+  while (!(await answered())); // nothing works without it
+  return field.value;
 }
