@@ -37,18 +37,23 @@ CONFIG = Path(__file__).parent.parent / "configs" / "simclr.yaml"
 PARTITIONS = range(10)
 """Values of `tiles.splits.seed`, by class."""
 SEEDS = (0, 1, 2)
-BUDGET: dict[str, Any] = {"model.input_size": 64, "train.batch_size": 64, "train.epochs": 4, "train.steps_per_epoch": 8}
+BUDGET: dict[str, Any] = {"model.input_size": 64, "train.batch_size": 64}
 """What two crowded cores have time for, beside the file."""
 _LINEAR: dict[str, Any] = {"model.freeze": "all", "model.projection": "linear", "model.dim": 1280, "model.whitening": 0.3}
 _EARLIER_VIEWS = {
     "rotate_degrees": 180, "crop_scale": [0.5, 1.0], "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue_degrees": 1.5
 }  # fmt: skip
+_SIMSIAM: dict[str, Any] = {
+    "loss": {"kind": "simsiam"}, "projector": {"dim": 256, "layers": 3, "batch_norm": "all"}, "train.weight_decay": 1e-4,
+    "train.optimizer": {"kind": "sgd", "momentum": 0.9}, "train.learning_rate": 0.05 * 32 / 256, "train.warmup_epochs": 0
+}  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "simclr": {},
     "simclr, linear": _LINEAR,
     "whitened, no loss": _LINEAR | {"train.learning_rate": 1e-12, "train.epochs": 1, "train.steps_per_epoch": 1},
-    "simclr, earlier views": {"model.freeze": 5, "train.learning_rate": 3e-4, "train.augment": _EARLIER_VIEWS},
-    "simsiam": {"loss": {"kind": "simsiam"}, "projector": {"dim": 256, "layers": 3, "batch_norm": "all"}},
+    "simclr, moving statistics": {"model.freeze_batch_norm": False},
+    "simclr, earlier views": {"train.augment": _EARLIER_VIEWS},
+    "simsiam": _SIMSIAM,
 }
 """Changes of the file, and beside them a linear layer on the frozen backbone, begun by whitening, with what that does before it learns."""
 FROZEN = "frozen-pretrained"
