@@ -72,7 +72,7 @@ function dayOf(given) {
   const day = DAY.exec(given)?.[0] ?? "";
   const moment = new Date(day);
   if (Number.isNaN(moment.valueOf()) || moment.toISOString().slice(0, 10) !== day) { // 30 February would be read as 2 March
-    throw new Unsearchable(`The date in the address of the open page is none (t=${given}). Choose a date in Worldview.`);
+    throw new Unsearchable(`The address of the open page names no real date (t=${given}). Choose a date in Worldview.`);
   }
   return day;
 }

@@ -264,9 +264,9 @@ def test_a_hole_is_told_from_ground_that_is_not_covered(opened, service):
 def test_addresses_that_cannot_be_read_are_told_in_words(opened):
     panel = opened("?v=10,20,30,40&t=9999-99-99")
     view = panel.locator("#view")
-    assert view.inner_text() == "The date in the address of the open page is none (t=9999-99-99). Choose a date in Worldview."
+    assert view.inner_text() == "The address of the open page names no real date (t=9999-99-99). Choose a date in Worldview."
     panel.worldview.evaluate("history.replaceState(null, '', '?v=10,20,30,40&t=2018-02-30')")
-    panel.get_by_text("is none (t=2018-02-30)").wait_for()
+    panel.get_by_text("no real date (t=2018-02-30)").wait_for()
     panel.worldview.evaluate("history.replaceState(null, '', '?v=10,20,30')")
     panel.get_by_text("says no place that can be read (v=10,20,30)").wait_for()
     assert panel.get_by_role("button", name="Search", exact=True).is_disabled()
