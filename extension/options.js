@@ -6,6 +6,7 @@ import { keep, originsOf, settings } from "./settings.js";
 import { SNAPSHOTS } from "./worldview.js";
 
 const FIELDS = ["service", "token", "worldview", "snapshot"];
+const ADDRESSES = { service: "The address of your service", worldview: "The address of Worldview", snapshot: "The address of pictures" };
 const HERE = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 
 the("nasa").addEventListener("click", () => (the("snapshot").value = SNAPSHOTS));
@@ -19,7 +20,7 @@ for (const field of FIELDS) the(field).value = before[field];
 async function save() {
   const wanted = Object.fromEntries(FIELDS.map((field) => [field, the(field).value.trim()]));
   wanted.service = wanted.service.replace(/\/+$/, "");
-  if (wanted.snapshot && !URL.canParse(wanted.snapshot)) throw new Error("The address of pictures is none.");
+  for (const [field, what] of Object.entries(ADDRESSES)) checkAddress(what, wanted[field]);
   const origins = originsOf(wanted);
   const given = await chrome.permissions.request({ origins }); // must be the first to be awaited: it takes the person's click
   await keep(wanted);
@@ -27,6 +28,16 @@ async function save() {
   await forgetOthers(origins);
   const info = await (await ask("/v1/info", {}, wanted)).json();
   say(`Saved. The service answers: index “${info.name}”, ${info.rows.toLocaleString("en")} tiles.${warningOf(wanted)}`, "good");
+}
+
+/**
+ * @param {string} what
+ * @param {string} address  empty for none
+ * @throws {Error} no browser could ask it
+ */
+function checkAddress(what, address) {
+  const isWeb = URL.canParse(address) && /^https?:$/.test(new URL(address).protocol);
+  if (address && !isWeb) throw new Error(`${what} must begin with http:// or https:// and name a host: “${address}” cannot be asked.`);
 }
 
 /** @param {string[]} wanted */

@@ -67,10 +67,21 @@ async function work(task) {
   } catch (fault) {
     the("said").textContent = "";
     the("fault").hidden = false;
-    const mend = fault.options ? make("button", { type: "button", class: "plain", onclick: () => chrome.runtime.openOptionsPage() }, "Open the options") : null;
-    the("fault").replaceChildren(make("p", {}, fault.message), ...(mend ? [mend] : []));
+    the("fault").replaceChildren(make("p", {}, fault.message), ...mends(fault));
   }
   the("results").ariaBusy = "false";
+}
+
+/**
+ * What can be done about a fault.
+ * @param {{ options?: boolean, near?: Feature | null }} fault
+ */
+function mends({ options, near }) {
+  const openOptions = () => chrome.runtime.openOptionsPage();
+  return [
+    ...(options ? [make("button", { type: "button", class: "plain", onclick: openOptions }, "Open the options")] : []),
+    ...(near && state.view ? [make("a", { href: addressOf(state.view, near), target: "_blank", rel: "noreferrer" }, "Open that one in Worldview")] : []),
+  ];
 }
 
 /**

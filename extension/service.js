@@ -1,12 +1,13 @@
 /** The person's own service: its HTTP interface, and its faults as errors that say what to do. */
 
 import { settings } from "./settings.js";
-import { middleOf, Unsearchable } from "./worldview.js";
+import { boxOf, middleOf, Unsearchable, wrapped } from "./worldview.js";
 
 const LONGEST_MS = 30_000;
 const DAY_MS = 86_400_000;
 const MOST_TILES = 100;
 const AROUND_DAYS = [0, 3, 30, 365];
+const AROUND_DEGREES = [0.02, 0.06, 0.2, 0.6, 2, 6, 20, 60];
 
 /** What went wrong. */
 export class Problem extends Error {
@@ -71,7 +72,7 @@ export async function post(path, body) {
  * The tile in the middle of a view, of the view's day, or else of the day next to it.
  * @param {import("./worldview.js").View} view
  * @throws {Problem} the service does not answer
- * @throws {Unsearchable} the index has no tile there
+ * @throws {Unsearchable} the index has no tile there; `near` is one that is near
  */
 export async function tileAt(view) {
   const { lon, lat } = middleOf(view);
@@ -83,7 +84,7 @@ export async function tileAt(view) {
     found = (await (await ask(there + window)).json()).features;
     if (found.length) break;
   }
-  if (!found.length) throw new Unsearchable(await nothingAt(lon, lat));
+  if (!found.length) throw await nothingAt(lon, lat);
   return found.sort((/** @type {any} */ one, /** @type {any} */ other) => farness(one, view.day) - farness(other, view.day))[0];
 }
 
@@ -107,13 +108,55 @@ function farness({ properties: { datetime } }, day) {
 }
 
 /**
+ * Why there is nothing: the index lies elsewhere, or has a hole there.
  * @param {number} lon
  * @param {number} lat
  */
 async function nothingAt(lon, lat) {
   const { name, bounds } = await (await ask("/v1/info")).json();
-  const where = bounds ? `it covers ${boxSaid(bounds)}` : "its images have no place on the ground";
-  return `The index “${name}” has no tile at ${placeSaid(lon, lat)}: ${where}.`;
+  const nothing = `The index “${name}” has no tile at ${placeSaid(lon, lat)}`;
+  if (!bounds) return new Unsearchable(`${nothing}: its images have no place on the ground.`);
+  if (!isWithin(bounds, lon, lat)) return new Unsearchable(`${nothing}: it covers ${boxSaid(bounds)}.`);
+  const near = await nearestTo(lon, lat);
+  const where = near ? `one near by is at ${placeSaid(...placeOf(near))}` : "move the map a little";
+  return Object.assign(new Unsearchable(`${nothing}: it has tiles around it, but none just there; ${where}.`), { near });
+}
+
+/**
+ * @param {number[]} bounds  west lies beyond east where they cross the antimeridian
+ * @param {number} lon
+ * @param {number} lat
+ */
+function isWithin([west, south, east, north], lon, lat) {
+  const isAcross = west > east ? lon >= west || lon <= east : lon >= west && lon <= east;
+  return isAcross && lat >= south && lat <= north;
+}
+
+/**
+ * The tile whose middle is nearest, of those in the first of some growing boxes that holds any; null where none does.
+ * @param {number} lon
+ * @param {number} lat
+ */
+async function nearestTo(lon, lat) {
+  const far = (/** @type {any} */ tile) => {
+    const [east, north] = placeOf(tile);
+    return Math.hypot(wrapped(east - lon) * Math.cos((lat * Math.PI) / 180), north - lat);
+  };
+  for (const degrees of AROUND_DEGREES) {
+    const box = [wrapped(lon - degrees), Math.max(-90, lat - degrees), wrapped(lon + degrees), Math.min(90, lat + degrees)];
+    const { features } = await (await ask(`/v1/tiles?bbox=${box}&limit=${MOST_TILES}`)).json();
+    if (features.length) return features.reduce((/** @type {any} */ best, /** @type {any} */ one) => (far(one) < far(best) ? one : best));
+  }
+  return null;
+}
+
+/**
+ * @param {any} tile
+ * @returns {[number, number]} longitude and latitude of its middle
+ */
+function placeOf({ geometry }) {
+  const { lon, lat } = middleOf({ bbox: boxOf(geometry) });
+  return [lon, lat];
 }
 
 /**

@@ -12,9 +12,10 @@ export const SNAPSHOTS =
   "https://wvs.earthdata.nasa.gov/api/v1/snapshot?REQUEST=GetSnapshot&TIME={day}&BBOX={south},{west},{north},{east}" +
   "&CRS=EPSG:4326&LAYERS={layers}&WRAP=day&FORMAT=image/jpeg&WIDTH={width}&HEIGHT={height}";
 
-const DAY = /^\d{4}-\d{2}-\d{2}/;
+const DAY = /^[12]\d{3}-\d{2}-\d{2}/;
 const NO_IMAGERY = /^(Coastlines|Reference_|Graticule|Land_Water_Map)/;
 const LONGER_SIDE_PX = 512;
+const TURN = 360;
 
 /** What cannot be searched for, and why. */
 export class Unsearchable extends Error {}
@@ -43,12 +44,37 @@ export function viewOf(address, worldview) {
   if (projection !== "geographic") throw new Unsearchable(`The view is in the ${projection} projection. Choose the geographic one.`);
   const second = words.get("ca") === "false";
   const asked = words.get(second ? "l1" : "l") ?? "";
-  const bbox = (words.get("v") ?? "").split(",").map(Number);
-  if (bbox.length !== 4 || !bbox.every(Number.isFinite) || bbox[0] >= bbox[2] || bbox[1] >= bbox[3]) {
-    throw new Unsearchable("The address of the open page says no place yet. Move the map a little.");
+  return { page: page.origin + page.pathname, bbox: viewed(words.get("v")), day: dayOf(words.get(second ? "t1" : "t")), asked, layers: shown(asked) };
+}
+
+/**
+ * The view's box. One across the antimeridian may be written as 170 to -170 as well as 170 to 190.
+ * @param {string | null} given
+ * @throws {Unsearchable}
+ */
+function viewed(given) {
+  if (!given) throw new Unsearchable("The address of the open page says no place yet. Move the map a little.");
+  const [west, south, east, north, ...more] = given.split(",").map(Number);
+  const bbox = [west, south, west > east ? east + TURN : east, north];
+  if (more.length || !bbox.every(Number.isFinite) || west === east || bbox[2] < west || south >= north) {
+    throw new Unsearchable(`The address of the open page says no place that can be read (v=${given}). Move the map a little.`);
   }
-  const day = DAY.exec(words.get(second ? "t1" : "t") ?? "");
-  return { page: page.origin + page.pathname, bbox, day: day && day[0], asked, layers: shown(asked) };
+  return bbox;
+}
+
+/**
+ * @param {string | null} given
+ * @returns {string | null} null where none is named
+ * @throws {Unsearchable}
+ */
+function dayOf(given) {
+  if (!given) return null;
+  const day = DAY.exec(given)?.[0] ?? "";
+  const moment = new Date(day);
+  if (Number.isNaN(moment.valueOf()) || moment.toISOString().slice(0, 10) !== day) { // 30 February would be read as 2 March
+    throw new Unsearchable(`The address of the open page names no real date (t=${given}). Choose a date in Worldview.`);
+  }
+  return day;
 }
 
 /** @param {string} asked */
@@ -66,8 +92,8 @@ export function middleOf({ bbox: [west, south, east, north] }) {
   return { lon: wrapped((west + east) / 2), lat: Math.max(-90, Math.min(90, (south + north) / 2)) };
 }
 
-/** @param {number} lon */
-const wrapped = (lon) => ((((lon + 180) % 360) + 360) % 360) - 180;
+/** A longitude within half a turn. @param {number} lon */
+export const wrapped = (lon) => ((((lon + 180) % 360) + 360) % 360) - 180;
 
 /**
  * The address of a picture of a view.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import urllib.parse
 import urllib.request
 
@@ -240,6 +241,54 @@ def test_what_is_wrong_is_said(opened):
     assert "has no tile at 5.00° S 100.00° E: it covers" in fault(opened(v="90,-10,110,0"))
     assert "Give its address in the options" in fault(opened(address=""))
     assert "may not ask http://127.0.0.1:9 yet" in fault(opened(address="http://127.0.0.1:9"))
+
+
+def test_a_hole_is_told_from_ground_that_is_not_covered(opened, service):
+    panel = opened()
+    west, _, east, _ = asked(service, "/v1/info")["bounds"]
+
+    def nothing(route):
+        box = urllib.parse.parse_qs(urllib.parse.urlsplit(route.request.url).query)["bbox"][0].split(",")
+        return route.fulfill(json={"features": []}) if box[:2] == box[2:] else route.continue_()
+
+    panel.route(re.compile(r"/v1/tiles\?"), nothing)
+    said = fault(panel)
+    assert "has no tile at 47.02° N 99.16° W: it has tiles around it, but none just there; one near by is at 47.0" in said
+    assert "it covers" not in said
+    link = urllib.parse.urlsplit(panel.get_by_role("link", name="Open that one in Worldview").get_attribute("href"))
+    near = [float(degrees) for degrees in dict(urllib.parse.parse_qsl(link.query))["v"].split(",")]
+    assert near[2] - near[0] < (east - west) / 4
+    assert near[0] - (near[2] - near[0]) < (west + east) / 2 < near[2] + (near[2] - near[0])
+
+
+def test_addresses_that_cannot_be_read_are_told_in_words(opened):
+    panel = opened("?v=10,20,30,40&t=9999-99-99")
+    view = panel.locator("#view")
+    assert view.inner_text() == "The address of the open page names no real date (t=9999-99-99). Choose a date in Worldview."
+    panel.worldview.evaluate("history.replaceState(null, '', '?v=10,20,30,40&t=2018-02-30')")
+    panel.get_by_text("no real date (t=2018-02-30)").wait_for()
+    panel.worldview.evaluate("history.replaceState(null, '', '?v=10,20,30')")
+    panel.get_by_text("says no place that can be read (v=10,20,30)").wait_for()
+    assert panel.get_by_role("button", name="Search", exact=True).is_disabled()
+    panel.worldview.evaluate("history.replaceState(null, '', '?v=170,0,-170,10')")
+    panel.get_by_text("5.00° N 180.00° W").wait_for()
+    assert panel.get_by_role("button", name="Search", exact=True).is_enabled()
+
+
+def test_options_take_addresses_of_the_web_alone(extension):
+    context, worker = extension
+    options = context.new_page()
+    options.goto(f"{worker.url.rpartition('/')[0]}/options.html")
+    options.get_by_label("Address of your service").fill("javascript:alert(1)")
+    options.get_by_role("button", name="Save and try").click()
+    said = options.get_by_role("status").filter(has_text="The address of your service must begin with http:// or https://")
+    said.wait_for()
+    options.get_by_label("Address of your service").fill("http://127.0.0.1:9")
+    options.get_by_text("Worldview and pictures of views").click()
+    options.get_by_label("Address of pictures").fill("nasa")
+    options.get_by_role("button", name="Save and try").click()
+    options.get_by_role("status").filter(has_text="The address of pictures must begin").wait_for()
+    options.close()
 
 
 def test_the_side_panel_reads_the_tab_beside_it(opened):

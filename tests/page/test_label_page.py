@@ -488,6 +488,70 @@ def test_phones(labelling, service, taxonomy, width):
     assert [(one["tile_id"], one["label"]) for one in events(service, taxonomy)] == [(tile, "positive")]
 
 
+OVERLAPS = """() => {
+    const box = (name) => document.querySelector(name).getBoundingClientRect();
+    const named = ["header.bar", ".far", "#frame", "#zoom", "#controls"].map(name => ({ name, box: box(name) }));
+    const across = ({ box: one }, { box: other }) => Math.min(one.right, other.right) - Math.max(one.left, other.left);
+    const down = ({ box: one }, { box: other }) => Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top);
+    const overlap = (one, other) => across(one, other) > 1 && down(one, other) > 1;
+    return named.flatMap((one, at) => named.slice(at + 1).filter(other => overlap(one, other)).map(({ name }) => `${one.name} ${name}`));
+}"""
+EIGHT = [{"name": f"class number {number}"} for number in range(8)]
+LONG = "MODIS_Terra_CorrectedReflectance_TrueColor@2018-07-16_250m_EPSG4326_8_120_75"
+
+
+def named_at_length(route):
+    """Pictures of a scene whose name is as long as those of GIBS are."""
+    answer = route.fetch()
+    told = answer.json()
+    route.fulfill(response=answer, json={**told, "items": [{**item, "scene_id": LONG} for item in told["items"]]})
+
+
+@pytest.mark.parametrize("taxonomy", [LAND, EIGHT], indirect=True, ids=["three", "eight"])
+def test_nothing_overlaps_in_any_window(opened, taxonomy):
+    page = opened(width=844, height=390)
+    page.route("**/next", named_at_length)
+    page.goto(f"{page.url}label?taxonomy={taxonomy}")
+    page.locator("#person-value").fill("anna")
+    page.get_by_role("button", name="Begin").click()
+    page.wait_for_selector("#frame:not([hidden]) img")
+    for width, height, least in (
+        (844, 390, 250),
+        (667, 375, 200),
+        (800, 600, 380),
+        (390, 844, 250),
+        (320, 568, 120),
+        (1280, 500, 350),
+        (1280, 800, 550),
+    ):
+        page.set_viewport_size({"width": width, "height": height})
+        eventually(page, f"innerWidth === {width} && innerHeight === {height}")
+        assert page.evaluate(OVERLAPS) == [], (width, height)
+        assert page.evaluate(
+            "[document.documentElement.scrollWidth - innerWidth, document.documentElement.scrollHeight - innerHeight]"
+        ) == [0, 0]
+        assert page.locator("#frame").bounding_box()["width"] >= least
+        last = page.locator("#classes button").last
+        last.scroll_into_view_if_needed()
+        box = last.bounding_box()
+        assert box["y"] + box["height"] <= height
+    assert page.locator("#about-item").bounding_box()["height"] < 30
+    assert LONG in page.locator("#about-item").get_attribute("title")
+
+
+def test_a_taxonomy_that_there_is_not_opens_no_other(opened, taxonomy):
+    page = opened("label?taxonomy=nosuch")
+    page.locator("#person-value").fill("anna")
+    page.get_by_role("button", name="Begin").click()
+    page.get_by_text("There is no taxonomy nosuch. Choose one above, or make one.").wait_for()
+    assert not page.locator("#controls").is_visible()
+    assert not any(url.endswith("/next") for url in page.asked)
+    assert page.get_by_role("button", name="Make a taxonomy").is_visible()
+    page.locator("#taxonomy").select_option(taxonomy)
+    page.wait_for_selector("#frame:not([hidden]) img")
+    assert any(url.endswith(f"/{taxonomy}/next") for url in page.asked)
+
+
 def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
     page = opened()
     page.wait_for_selector("#map .scene")
@@ -499,7 +563,7 @@ def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
     page.get_by_role("button", name="Save right and wrong as labels").click()
     page.locator("#person-value").fill("anna")
     page.get_by_role("button", name="Begin").click()
-    page.get_by_label("Taxonomy").select_option(taxonomy)
+    page.locator("#taxonomy").select_option(taxonomy)
     assert page.locator("#labels-right").input_value() == "positive"
     assert page.evaluate(CONTRAST) == []
     page.get_by_role("button", name="Save", exact=True).click()
@@ -509,14 +573,14 @@ def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
     assert {(one["tile_id"], one["label"]) for one in events(service, taxonomy)} == expected
     assert {(one["origin"], one["person"]) for one in events(service, taxonomy)} == {("search", "anna")}
     page.get_by_role("button", name="Save right and wrong as labels").click()
-    page.get_by_label("Taxonomy").select_option(taxonomy)
+    page.locator("#taxonomy").select_option(taxonomy)
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("saved already").wait_for()
     sent(page)
     assert len(events(service, taxonomy)) == 3
     for label in ("negative", "positive"):  # there and back: the last word counts
         page.get_by_role("button", name="Save right and wrong as labels").click()
-        page.get_by_label("Taxonomy").select_option(taxonomy)
+        page.locator("#taxonomy").select_option(taxonomy)
         page.locator("#labels-right").select_option(label)
         page.get_by_role("button", name="Save", exact=True).click()
         sent(page)

@@ -1,6 +1,6 @@
 /** The picture in hand: swiped away, or looked at more closely with wheel, two fingers or a double click. */
 
-import { make, the } from "./dom.js";
+import { the } from "./dom.js";
 import { choose, directions } from "./choices.js";
 import { thumbnail } from "./pictures.js";
 
@@ -114,7 +114,7 @@ export function card(store, session) {
     if (image) Object.assign(image, { draggable: false, loading: "eager" });
     frame.replaceChildren(...(image ? [image] : []), the("leaning"));
     frame.dataset.id = item?.tile_id ?? "";
-    the("about-item").replaceChildren(...(item ? [make("span", {}, [item.scene_id, item.datetime?.slice(0, 10)].filter(Boolean).join(" · "))] : []));
+    the("about-item").textContent = the("about-item").title = [item?.datetime?.slice(0, 10), item?.scene_id].filter(Boolean).join(" · ");
     place();
     for (const { tile_id: id } of session.next) thumbnail(id).loading = "eager"; // the browser keeps it
   });

@@ -65,7 +65,7 @@ export function choices(store, session) {
   store.watch(["phase", "canUndo"], ({ phase, canUndo }) => {
     for (const id of ["unsure", "later", "open-grid"]) the(id).disabled = phase !== "picture";
     the("undo").disabled = !canUndo || phase === "grid";
-    the("controls").hidden = phase === "none" || phase === "grid";
+    the("controls").hidden = ["none", "absent", "grid"].includes(phase);
     for (const one of the("classes").children) one.disabled = phase !== "picture";
   });
 }

@@ -9,7 +9,7 @@ import { pace, perMinute } from "./pace.js";
 import { whoLabels } from "./person.js";
 import { Session } from "./session.js";
 import { Store } from "./store.js";
-import { taxonomies } from "./taxonomies.js";
+import { named, taxonomies } from "./taxonomies.js";
 
 const BATCH = "rayjobs-batch";
 const SAID = {
@@ -53,10 +53,10 @@ function states() {
     the("stage").hidden = work.phase === "grid";
     the("frame").hidden = the("zoom").hidden = work.phase !== "picture";
     the("state").hidden = ["picture", "grid"].includes(work.phase);
-    the("state-said").textContent = work.phase === "pause" ? paused(work) : (SAID[work.phase] ?? "");
+    the("state-said").textContent = saidOf(work);
     the("go-on").hidden = !["pause", "end"].includes(work.phase);
     the("go-on").textContent = work.phase === "end" ? "Look again" : "Continue";
-    the("make-first").hidden = work.phase !== "none";
+    the("make-first").hidden = !["none", "absent"].includes(work.phase);
     if (work.phase === "pause") the("go-on").focus();
   });
   the("go-on").addEventListener("click", () => session.goOn());
@@ -72,6 +72,12 @@ function states() {
     const person = await whoLabels({ again: true });
     if (person !== store.state.person) await session.handOver(person);
   });
+}
+
+/** @param {import("./session.js").Work} work */
+function saidOf(work) {
+  if (work.phase === "pause") return paused(work);
+  return work.phase === "absent" ? `There is no taxonomy ${named()}. Choose one above, or make one.` : (SAID[work.phase] ?? "");
 }
 
 /** @param {import("./session.js").Work} work */

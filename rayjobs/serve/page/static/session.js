@@ -14,7 +14,7 @@ import { post } from "./service.js";
  *
  * What the page knows:
  * @typedef {object} Work
- * @property {"starting" | "picture" | "grid" | "pause" | "end" | "waiting" | "none"} phase  what is shown; `none`: there is no taxonomy
+ * @property {"starting" | "picture" | "grid" | "pause" | "end" | "waiting" | "none" | "absent"} phase  what is shown; `none`: there is no taxonomy, `absent`: not the one that was asked for
  * @property {Taxonomy[]} taxonomies
  * @property {Taxonomy | null} taxonomy
  * @property {string} person

@@ -8,6 +8,9 @@ import { get, post } from "./service.js";
 const KEY = "rayjobs-taxonomy";
 const BINARY = [{ name: "positive", key: "p" }, { name: "negative", key: "n" }];
 
+/** The taxonomy that the page's address names; null for none. */
+export const named = () => new URLSearchParams(location.search).get("taxonomy") || null;
+
 /**
  * @param {import("./store.js").Store} store
  * @param {import("./session.js").Session} session
@@ -18,7 +21,8 @@ export async function taxonomies(store, session) {
   let changed = null;
 
   store.watch(["taxonomies", "taxonomy"], ({ taxonomies: all, taxonomy }) => {
-    chooser.replaceChildren(...all.map(({ name }) => make("option", { value: name, selected: name === taxonomy?.name }, name)));
+    const none = make("option", { value: "", selected: true, disabled: true }, "choose …");
+    chooser.replaceChildren(...(taxonomy ? [] : [none]), ...all.map(({ name }) => make("option", { value: name, selected: name === taxonomy?.name }, name)));
     the("taxonomy-field").hidden = !all.length;
   });
   chooser.addEventListener("change", () => open(chooser.value));
@@ -69,9 +73,13 @@ export async function taxonomies(store, session) {
   }
 
   await load();
-  const wanted = new URLSearchParams(location.search).get("taxonomy") ?? localStorage.getItem(KEY);
-  const found = store.state.taxonomies.find(({ name }) => name === wanted) ?? store.state.taxonomies[0];
+  const { taxonomies: all } = store.state;
+  const [first] = all;
+  const wanted = named() ?? localStorage.getItem(KEY);
+  const found = all.find(({ name }) => name === wanted);
   if (found) open(found.name);
+  else if (first && named() !== null) store.update({ phase: "absent" }); // labels that were meant for one taxonomy shall not go to another
+  else if (first) open(first.name);
   else store.update({ phase: "none" });
 }
 
