@@ -53,7 +53,7 @@ def assemble(entry: Mapping[str, Any], *, plan: FetchPlan, scenes: Mapping[str, 
         What `summary` gives.
 
     Raises:
-        DamagedError: the file is not what the service sent.
+        DamagedError: the file is not what the service sent, or a piece does not hold all of its tiles.
     """
     scene = scenes[entry["scene_id"]]
     with tempfile.TemporaryDirectory(prefix="rayjobs-fetch-") as folder:
@@ -103,7 +103,11 @@ def summary(plan: FetchPlan, scene: FetchScene) -> Summary | None:
 
 
 def _write(scene: FetchScene, plan: FetchPlan, settings: CogSettings, path: Path) -> tuple[pa.Table, dict[tuple[int, int], int], int]:
-    """Write the tiles of all pieces into one file; return the requests, a sum of each tile's pixels, and how many pixels hold data."""
+    """Write the tiles of all pieces into one file; return the requests, a sum of each tile's pixels, and how many pixels hold data.
+
+    Raises:
+        DamagedError: a piece does not hold all of its tiles.
+    """
     image = scene.image
     sums: dict[tuple[int, int], int] = {}
     rows: list[dict[str, Any]] = []
@@ -125,6 +129,9 @@ def _write(scene: FetchScene, plan: FetchPlan, settings: CogSettings, path: Path
                 sums[place] = _sum(values)
                 valid += int(has.sum())
                 rows.append(row)
+    if len(sums) != scene.requests:
+        # of a killed command a worker may have lived on, and put what it had in place of what this one has
+        raise DamagedError(f"{scene.requests - len(sums):,} tiles of {scene.scene_id} are not there any more; run the same command again")
     return pa.Table.from_pylist(rows, schema=REQUESTS), sums, valid
 
 

@@ -16,8 +16,9 @@ from rayjobs.errors import ConfigError
 from rayjobs.experiment import load, made
 from rayjobs.fetch.cogs import CogSettings, assemble, cog_key, summary
 from rayjobs.fetch.layers import listed
+from rayjobs.fetch.missing import told_missing, told_unlisted
 from rayjobs.fetch.pieces import FetchPlan, fetch_piece
-from rayjobs.fetch.plan import PIECES, FetchScene, cost, plan_fetch
+from rayjobs.fetch.plan import PIECES, FetchScene, cost, plan_fetch, unlisted
 from rayjobs.fetch.publish import ITEMS_FILE, REQUESTS_FILE, Fetched, animations_of, plan_name, published, read_state, table_bytes
 from rayjobs.rasters.section import GibsSource
 from rayjobs.rasters.web import LocalPace, Patience
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Fetch imagery from tile services into the workspace, as Cloud Optimised GeoTIFFs.
 
 What is fetched are the sources of kind gibs, wmts and xyz of an experiment, or a layer that the options name. The same command goes on
-where it was ended, and asks again for what failed. It ends with code 1 while a request is missing, and names each."""
+where it was ended, and asks again for what failed. It ends with code 1 while a request is missing, says for which reasons, and
+names each in the table `requests`, and with --json."""
 _URL = GibsSource.__dataclass_fields__["url"].default
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Result:
     items: str | None
     """Address of the STAC items of all scenes, which a source of kind stac reads; None while something is missing."""
     requests: str
-    """Address of the table of all requests."""
+    """Address of the table of all requests; `outcome` is `failed` in the rows of those that are missing."""
     asked: int
     """Requests that this command made, each counted once however often it was tried."""
     missing_fraction: dict[str, float]
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return listed(options.url or _URL, options.layers, console, table=not options.json)
         experiment = _experiment(options, overrides)
         if options.dry_run:
-            return preview(experiment)
+            told = preview(experiment)
+            _caution(told["scenes_not_listed"], console)
+            return told
         result = run(experiment, console)
         missing.extend(result.missing)
         return asdict(result)
@@ -121,8 +124,9 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     workspace = experiment.open_workspace()
     workspace.store.check()
     plan = _plan(experiment, workspace.imagery, threads=1, pace=None)
-    done = sum(scene.requests for scene in scenes if summary(plan, scene))
-    return {**cost(scenes, experiment.fetch), "requests_done": done}
+    todo = [scene for scene in scenes if not summary(plan, scene)]
+    told = cost(scenes, experiment.fetch)
+    return {**told, "requests_done": told["requests"] - sum(scene.requests for scene in todo), "scenes_not_listed": unlisted(todo)}
 
 
 def run(experiment: Experiment, console: Console) -> Result:
@@ -137,6 +141,7 @@ def run(experiment: Experiment, console: Console) -> Result:
         done = {scene.scene_id: found for scene in scenes if (found := summary(plan, scene))}
         todo = [scene for scene in scenes if scene.scene_id not in done]
         _clear(plan, [scene for scene in scenes if scene.scene_id in done], todo)
+        _caution(unlisted(todo), console)
         asked = 0
         if todo:
             with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
@@ -211,8 +216,9 @@ def _end(experiment: Experiment, state: Fetched, artefact: Artefact, asked: int,
     name, items, animations = None, None, {}
     if missing:
         store.write(unfinished, table_bytes(state.requests))
-        _tell_missing(missing, console)
         requests = store.address(unfinished)
+        for line in told_missing(missing, state.scenes, requests):
+            console.say(f"fetch            {line}")
     else:
         version = published(state, experiment, artefact)
         store.delete(unfinished)
@@ -233,7 +239,6 @@ def _end(experiment: Experiment, state: Fetched, artefact: Artefact, asked: int,
     )
 
 
-def _tell_missing(missing: Sequence[Mapping[str, Any]], console: Console) -> None:
-    console.say(f"fetch            {len(missing):,} requests failed; the same command asks for them again, and for nothing else")
-    for row in missing[:_SHOWN]:
-        console.say(f"fetch            {row['url']} failed at {row['at']}: {row['reason']}")
+def _caution(scenes: Sequence[str], console: Console) -> None:
+    if scenes:
+        console.say(f"fetch/plan       {told_unlisted(scenes)}")

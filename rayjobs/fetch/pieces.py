@@ -1,7 +1,8 @@
 """What runs on a worker: ask a service for the tiles of one piece, check each by decoding it, and keep the answers as they came.
 
-A piece is a table in the workspace with a row for each request: what was asked, when, with what outcome, and the body. A piece that is
-there is not asked for again, but for those of its requests that failed, or whose answer the plan does not take for "no data" any more.
+A piece is a table in the workspace with a row for each request: what was asked, when, with what outcome, and the body. It is written whole
+every few seconds while answers come in, so that a worker that is killed loses no more than the last of them. What a piece holds is not
+asked for again, but for those of its requests that failed, or whose answer the plan does not take for "no data" any more.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import functools
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ from rayjobs.storage import Store
 OK, EMPTY, FAILED = "ok", "empty", "failed"
 """Outcomes: a picture, the word of the service that it has no data there, and no answer that will do."""
 
+Place = tuple[int, int]
+"""Row and column of a tile, as the service counts."""
+Rows = dict[Place, dict[str, Any]]
+
+KEPT_EVERY_S = 10.0
+"""Seconds after which the answers that came in are kept, whether or not the piece is whole."""
 _NOTHING = "the answer is empty"
 _FAILURE = pa.struct({"at": pa.timestamp("us", tz="UTC"), "status": pa.int32(), "reason": pa.string()})
 REQUESTS = pa.schema(
@@ -97,18 +104,27 @@ def fetch_piece(entry: Mapping[str, Any], *, plan: FetchPlan, scenes: Mapping[st
     """
     scene = scenes[entry["scene_id"]]
     key = piece_key(plan.prefix, scene, entry["piece"])
-    found = {(row["row"], row["col"]): row for row in read_piece(plan.store, key)}
+    found: Rows = {(row["row"], row["col"]): row for row in read_piece(plan.store, key)}
     wanted = [place for place in scene.tiles(entry["piece"]) if place not in found or not _will_do(found[place], plan.empty_statuses)]
     if wanted:
         pace: Pace = plan.pace if isinstance(plan.pace, LocalPace) else DistantPace(plan.pace)
         with Asker(plan.patience, pace) as asker, ThreadPoolExecutor(min(plan.threads, len(wanted))) as pool:
             ask = functools.partial(_asked, scene, asker, plan.empty_statuses)
-            for row in pool.map(ask, wanted):
-                before = found.get((row["row"], row["col"]))
-                found[row["row"], row["col"]] = _after(before, row) if before else row
-        plan.store.write(key, _parquet([found[place] for place in scene.tiles(entry["piece"])]))
+            for rows in _as_they_come(pool, ask, wanted):
+                found |= {place: _after(found.get(place), row) for place, row in rows.items()}
+                plan.store.write(key, _parquet([found[place] for place in scene.tiles(entry["piece"]) if place in found]))
     failed = sum(row["outcome"] == FAILED for row in found.values())
     return {"scene_id": scene.scene_id, "piece": entry["piece"], "asked": len(wanted), "failed": failed}
+
+
+def _as_they_come(pool: ThreadPoolExecutor, ask: Callable[[Place], dict[str, Any]], wanted: Sequence[Place]) -> Iterator[Rows]:
+    """Yield, every `KEPT_EVERY_S` and at the end, the rows of requests that have ended since."""
+    asked = {pool.submit(ask, place): place for place in wanted}
+    pending = set(asked)
+    while pending:
+        ended, pending = wait(pending, timeout=KEPT_EVERY_S)
+        if ended:
+            yield {asked[request]: request.result() for request in ended}
 
 
 def piece_key(prefix: str, scene: FetchScene, piece: int) -> str:
@@ -142,13 +158,15 @@ def _will_do(row: Mapping[str, Any], empty: Sequence[int]) -> bool:
     return row["outcome"] == OK or (row["outcome"] == EMPTY and row["status"] in empty)
 
 
-def _after(before: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what an earlier command tried to what became of a request now."""
+def _after(before: Mapping[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    """Add what an earlier command tried, if one did, to what became of a request now."""
+    if before is None:
+        return row
     refused = [{"at": before["at"], "status": before["status"], "reason": _NOTHING}] if before["outcome"] == EMPTY else []
     return {**row, "tries": before["tries"] + row["tries"], "failures": [*before["failures"], *refused, *row["failures"]]}
 
 
-def _asked(scene: FetchScene, asker: Asker, empty: Sequence[int], place: tuple[int, int]) -> dict[str, Any]:
+def _asked(scene: FetchScene, asker: Asker, empty: Sequence[int], place: Place) -> dict[str, Any]:
     row, col = place
     url = scene.image.address(row, col)
     answer = asker.ask(url, check=functools.partial(_wrong, scene.image, empty))

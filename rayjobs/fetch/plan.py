@@ -36,6 +36,8 @@ class FetchScene:
     image: TiledImage
     datetime: datetime.datetime | None
     """UTC."""
+    listed: bool
+    """Whether the service lists its date, or lists none."""
     tiles_per_piece: int
     settings: str
     """What else decides the bytes of the file."""
@@ -95,6 +97,7 @@ def plan_fetch(rasters: RastersSection, section: FetchSection) -> list[FetchScen
             series=entry.series or entry.scene_id,
             image=TiledImage.from_uri(entry.files[0].uri),
             datetime=entry.datetime,
+            listed=entry.listed,
             tiles_per_piece=section.tiles_per_piece,
             settings=settings,
         )
@@ -136,6 +139,11 @@ def cost(scenes: Sequence[FetchScene], section: FetchSection) -> dict[str, Any]:
         "largest_scene_pixels": max(pixels),
         "seconds_at_least": requests / section.requests_per_second,
     }
+
+
+def unlisted(scenes: Sequence[FetchScene]) -> list[str]:
+    """Return the ids of scenes whose date the service does not list: it may have nothing of them."""
+    return [scene.scene_id for scene in scenes if not scene.listed]
 
 
 def when(scene: FetchScene) -> str | None:

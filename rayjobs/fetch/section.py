@@ -32,7 +32,8 @@ class FetchSection:
     """After so many requests in a row that failed in every try, or were refused (by any status but 404 and 410, which say that nothing lies
     there), the rest is not asked for: the service is down, or turns whoever asks away."""
     tiles_per_piece: _Count = 64
-    """Requests whose answers are kept together; what a killed command loses of its work is so much for each worker."""
+    """Requests that one worker makes in a row, whose answers are kept in one file; it is written every ten seconds while they come in, so
+    that a killed command loses at most the answers of its last ten seconds."""
     empty_statuses: tuple[int, ...] = (204,)
     """Statuses of HTTP by which the service says that a tile holds no data; 404, where it says it so."""
     nodata: int | None = None

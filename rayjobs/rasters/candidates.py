@@ -67,6 +67,8 @@ class Candidate:
     """Of a service's scene, what all dates of the same layer, level and tiles have in common: the id without the date."""
     files: tuple[BandFile, ...]
     datetime: datetime.datetime | None = None
+    listed: bool = True
+    """Whether the service that it is of lists its date; True where there is no such list."""
     platform: str | None = None
     label: str | None = None
     place: str | None = None

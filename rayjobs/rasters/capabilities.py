@@ -339,6 +339,26 @@ def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
     return list(found)
 
 
+def unlisted(asked: Sequence[str], listed: Sequence[str]) -> frozenset[str]:
+    """Return the single dates of which a service lists neither these nor a part, such as an hour; none where it lists none.
+
+    Args:
+        asked: dates and intervals, as `moments` takes them; of an interval only what is listed is taken.
+        listed: dates and intervals that a service has.
+    """
+    single = {text.strip() for text in asked if listed and "/" not in text}
+    return frozenset(text for text in single - set(listed) if not _is_within(text, listed))
+
+
+def _is_within(moment: str, listed: Sequence[str]) -> bool:
+    """Whether a list has a date; so it counts where the list cannot be read."""
+    span = dates.interval(moment)
+    try:
+        return any(True for entry in listed for _ in _steps(entry, span))
+    except ValueError:
+        return True
+
+
 def _steps(entry: str, span: dates.Interval) -> Iterator[str]:
     """Yield the dates of a listed entry that lie within a span: a single one as it is listed.
 

@@ -14,7 +14,16 @@ import shapely
 from rayjobs.errors import ConfigError
 from rayjobs.rasters import dates
 from rayjobs.rasters.candidates import BandFile, Candidate
-from rayjobs.rasters.capabilities import chosen_format, chosen_set, chosen_style, moments, nearest_level, read_capabilities, template
+from rayjobs.rasters.capabilities import (
+    chosen_format,
+    chosen_set,
+    chosen_style,
+    moments,
+    nearest_level,
+    read_capabilities,
+    template,
+    unlisted,
+)
 from rayjobs.rasters.search import Search
 from rayjobs.rasters.section import GibsSource, WmtsSource, XyzSource
 from rayjobs.rasters.tiled import TiledImage, TileMatrix, cut
@@ -45,6 +54,8 @@ class _Shown:
     """Where it has tiles, degrees."""
     bands: int
     nodata: float | None
+    unlisted: frozenset[str] = frozenset()
+    """Of the dates that are asked for, those that the service does not list."""
 
 
 def list_wmts(source: WmtsSource | GibsSource, search: Search) -> list[Candidate]:
@@ -61,6 +72,7 @@ def list_wmts(source: WmtsSource | GibsSource, search: Search) -> list[Candidate
     matrix_set = chosen_set(capabilities, layer, source.matrix_set)
     level = nearest_level(matrix_set, source.resolution_m)
     form, style = chosen_format(layer, source.format), chosen_style(layer, source.style)
+    times = _times(source.dates, layer.times, f"the layer {layer.identifier} of {source.url}")
     bands = _channels(source.channels, form)
     shown = _Shown(
         name=source.name or layer.identifier,
@@ -70,9 +82,9 @@ def list_wmts(source: WmtsSource | GibsSource, search: Search) -> list[Candidate
         has=layer.bounds,
         bands=bands,
         nodata=_nodata(source, bands),
+        unlisted=unlisted(source.dates, layer.times),
     )
     place = {"matrix_set": matrix_set.identifier, "level": level.identifier}
-    times = _times(source.dates, layer.times, f"the layer {layer.identifier} of {source.url}")
     templates = {time: template(capabilities, layer, **place, style=style, form=form, time=time) for time in times}
     return _scenes(shown, templates, search)
 
@@ -160,6 +172,7 @@ def _candidate(shown: _Shown, time: str | None, image: TiledImage) -> Candidate:
         series=_safe(f"{shown.name}.{at}"),
         files=(BandFile(uri=image.uri, names=names),),
         datetime=dates.instant(time) if time else None,
+        listed=time not in shown.unlisted,
     )
 
 

@@ -6,6 +6,7 @@ import datetime
 import email.utils
 import functools
 import random
+import re
 import ssl
 import threading
 import time
@@ -25,6 +26,9 @@ _DOCUMENT_BYTES = 512 * 2**20
 """Largest capabilities or page of items."""
 _NOTHING_THERE = frozenset({404, 410})
 """Statuses of a service that is well: it answers, and has nothing at that address. Other refusals are of whoever asks."""
+NOT_ASKED = "not asked for: the requests before it had all failed"
+"""Reason of a request that was not made, since the service was given up."""
+_MARKUP = re.compile(r"<[^>]*>")
 _SHOWN = 200
 """Characters of an answer that a message shows."""
 
@@ -173,8 +177,7 @@ class Asker:
         while True:
             turn = self._pace.reserve() if self._pace is not None else 0.0
             if turn is None:
-                reason = "not asked for: the requests before it had all failed"
-                return _lost([*failures, Failure(at=_now(), status=None, reason=reason)], tries=len(failures))
+                return _lost([*failures, Failure(at=_now(), status=None, reason=NOT_ASKED)], tries=len(failures))
             self._sleep(turn)
             attempt = self._try(url, json, check)
             if attempt.fault is None:
@@ -209,7 +212,7 @@ class Asker:
         if retry and asked and self._pace is not None and asked <= self._patience.longest_wait_s:
             self._pace.hold(asked)
         told = f"; asks to wait {asked:g} s" if asked else ""
-        fault = f"HTTP {answer.status_code} {answer.reason_phrase}{told}"
+        fault = f"HTTP {answer.status_code} {answer.reason_phrase}{told}{_said(answer, content)}"
         return _Attempt(status=answer.status_code, fault=fault, retry=retry, wait_s=asked)
 
     def _content(self, answer: httpx.Response) -> bytes:
@@ -229,6 +232,21 @@ class Asker:
             if self._clock() > end:
                 raise httpx.ReadTimeout(f"the answer is not whole after {_WHOLE * self._patience.timeout_s:g} s")
         return b"".join(parts)
+
+
+def is_refusal(status: int | None) -> bool:
+    """Whether a status says that the same request will not succeed; None: no answer came."""
+    return status is not None and not httpx.codes.is_success(status) and status not in _AGAIN
+
+
+def _said(answer: httpx.Response, content: bytes) -> str:
+    """Return what a service says of a refusal, in one line, without markup; nothing where it shows a page, or no text."""
+    kind = answer.headers.get("Content-Type", "").lower()
+    if "html" in kind or not any(form in kind for form in ("xml", "json", "text/")):
+        return ""
+    words = _MARKUP.sub(" ", content[: 16 * _SHOWN].decode(errors="replace")).split()
+    text = "".join(letter for letter in " ".join(words) if letter.isprintable())
+    return f": {text[:_SHOWN]}" if text else ""
 
 
 def _now() -> datetime.datetime:

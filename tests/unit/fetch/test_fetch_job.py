@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from rayjobs.errors import ConfigError
+from rayjobs.errors import ConfigError, DamagedError
 from rayjobs.fetch import animate, job, pieces, publish
 from rayjobs.fetch.plan import plan_fetch
 from rayjobs.fetch.section import FetchSection
@@ -125,6 +126,52 @@ def test_an_interrupted_command_goes_on(service, fetch, experiment, monkeypatch)
     result = fetch(experiment())
     assert result.complete
     assert len(service.whole) == len(service.asked) == 2 * TILES
+
+
+def pieces_of(tmp_path):
+    return sorted(tmp_path.glob("workspace/**/pieces/*/*.parquet"))
+
+
+def test_a_killed_command_keeps_of_a_piece_what_came_in(service, fetch, experiment, monkeypatch, tmp_path):
+    """One tile is slow: the others of its piece are kept meanwhile, and not asked for again."""
+    asked = pieces._asked
+
+    def killed(scene, asker, empty, place):
+        if place != (ROW, COL + 1):
+            return asked(scene, asker, empty, place)
+        for _ in range(1000):
+            if any(pq.read_metadata(path).num_rows == 4 for path in pieces_of(tmp_path)):
+                break
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pieces, "KEPT_EVERY_S", 0.02)
+    with monkeypatch.context() as patched:
+        patched.setattr(pieces, "_asked", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(experiment(dates=DATES[:1]))
+    assert [pq.read_metadata(path).num_rows for path in pieces_of(tmp_path)] == [4]
+    result = fetch(experiment(dates=DATES[:1]))
+    assert (result.complete, result.asked) == (True, TILES - 4)
+    assert len(service.whole) == len(service.asked) == TILES
+    np.testing.assert_array_equal(read(by_date(result)[DATES[0]])[0], service.pictures[DATES[0]])
+
+
+def test_no_scene_is_put_together_of_half_a_piece(service, fetch, experiment, monkeypatch, tmp_path):
+    """A worker of a killed command may live on for a while, and write what it had."""
+    put_together = job.assemble
+
+    def after_another_wrote(entry, **what):
+        (path, *_) = pieces_of(tmp_path)
+        pq.write_table(pq.read_table(path).slice(0, 3), path)
+        return put_together(entry, **what)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "assemble", after_another_wrote)
+        with pytest.raises(DamagedError, match=r"2 tiles of .* are not there any more; run the same command again"):
+            fetch(experiment(dates=DATES[:1]))
+    result = fetch(experiment(dates=DATES[:1]))
+    assert (result.complete, result.asked) == (True, 2)
 
 
 def test_what_is_done_is_read_once(service, fetch, experiment, monkeypatch):

@@ -14,7 +14,7 @@ import shapely
 from rayjobs.config import build
 from rayjobs.errors import BandError, ConfigError
 from rayjobs.rasters import capabilities
-from rayjobs.rasters.capabilities import chosen_format, chosen_style, moments, nearest_level, read_capabilities, template
+from rayjobs.rasters.capabilities import chosen_format, chosen_style, moments, nearest_level, read_capabilities, template, unlisted
 from rayjobs.rasters.received import pixels_of
 from rayjobs.rasters.search import Search
 from rayjobs.rasters.section import GibsSource, RastersSection
@@ -245,6 +245,21 @@ def test_dates_that_a_layer_has(asked, listed, expected):
 def test_dates_that_it_has_not(asked, words):
     with pytest.raises(ValueError, match=words):
         moments([asked], ["2024-01-01/2024-02-03/P1D"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed", "expected"),
+    [
+        (["2024-02-03", "2024-02-04", "2030-01-01/2030-02-01"], ["2024-01-01/2024-02-03/P1D"], {"2024-02-04"}),
+        (["2024-01-02", " 2024-01-09 "], ["2024-01-01/2024-12-31/P8D"], {"2024-01-02"}),
+        (["2024-02-01", "2024-02"], ["2024-01-31/2024-12-31/P1M"], {"2024-02-01"}),
+        (["2024-01-01", "2024-01-02T00:05"], ["2024-01-01T00:10:00.500Z", "2024-01-02/2024-01-03/PT10M"], {"2024-01-02T00:05"}),
+        (["2024-01-01"], [], set()),
+        (["2024-01-01"], ["2023-01-01/2023-12-31/no period"], set()),
+    ],
+)  # fmt: skip
+def test_single_dates_that_a_service_does_not_list(asked, listed, expected):
+    assert unlisted(asked, listed) == expected
 
 
 @pytest.mark.parametrize("period", ["P0D", "P0M", "PT0S", "P", "P1W", "P99999999999D"])

@@ -135,6 +135,29 @@ def test_what_will_not_change_is_asked_once(scripted, status):
     assert _Scripted.asked == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "said"),
+    [
+        ("text/xml", b"<?xml version='1.0'?><Error>\n <Text>Invalid\x1b[31m date</Text></Error>", ": Invalid[31m date"),
+        ("text/plain; charset=utf-8", b"no such layer" + b"x" * 9999, ": no such layer" + "x" * 187),
+        ("application/json", b"", ""),
+        ("text/html", b"<h1>400</h1>nginx", ""),
+        ("image/png", b"\x89PNG", ""),
+    ],
+)
+def test_a_refusal_tells_what_the_service_said(scripted, monkeypatch, kind, body, said):
+    monkeypatch.setattr(_Scripted, "body", body)
+    with Asker(sleep=lambda _: None) as asker:
+        answer = asker.ask(scripted((400, {"Content-Type": kind})))
+    assert [failure.reason for failure in answer.failures] == [f"HTTP 400 Bad Request{said}"]
+
+
+def test_what_is_a_refusal():
+    assert [status for status in (None, 200, 204, 302, 400, 403, 404, 410, 429, 500, 503) if web.is_refusal(status)] == [
+        302, 400, 403, 404, 410,
+    ]  # fmt: skip
+
+
 def test_an_answer_that_does_not_do_is_asked_for_again(scripted):
     seen = []
 
