@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Make a taxonomy, show how far it is labelled, and take labels in and out of the workspace.
 
   show     all taxonomies, or one with its classes and people
-  create   a taxonomy, or its next version: --class once for each class, NAME or NAME:KEY
+  create   a taxonomy, or its next version: --class once for each class, NAME or NAME:KEY; --formerly NEW=OLD renames one
   import   labels of a CSV with the columns tile_id and label (empty: unsure); the same file again changes nothing
   export   current labels to --output: .csv, .geojson, .parquet (tile_id, label), or a folder of pictures, one folder per class"""
 _AT_ONCE = 10_000
@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("action", choices=tuple(ACTIONS), help="what to do")
     made.add_argument("--taxonomy", metavar="NAME", help="which taxonomy; show without it lists all")
     made.add_argument("--class", dest="classes", metavar="NAME[:KEY]", action="append", default=[], help="a class, for create")
+    made.add_argument(
+        "--formerly", metavar="NEW=OLD", action="append", default=[], help="what a --class was called before, for create: renames it"
+    )
     made.add_argument("--input", metavar="FILE", type=Path, help="what to import: a CSV")
     made.add_argument("--person", metavar="NAME", help="who gave the imported labels")
     made.add_argument("--output", metavar="PATH", type=Path, help="where to export to")
@@ -89,11 +92,23 @@ def _show(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
 
 def _create(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
     parts = [given.partition(":") for given in options.classes]
-    classes = [LabelClass(name=name, key=key) for name, _, key in parts]
+    formerly = _formerly(options.formerly, [name for name, _, _ in parts])
+    classes = [LabelClass(name=name, key=key, formerly=tuple(formerly[name])) for name, _, key in parts]
     if options.dry_run:
         return {"taxonomy": options.taxonomy, "classes": [one.name for one in classes]}
     made = publish_taxonomy(workspace.store, options.taxonomy, classes)
     return {"taxonomy": made.name, "version": made.version, "classes": [one.name for one in made.classes]}
+
+
+def _formerly(given: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names that each class had, as `--formerly` says. Raises `ConfigError`."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for one in given:
+        new, _, old = one.partition("=")
+        if new not in found or not old:
+            raise ConfigError(f"--formerly {one[:140]!r} must be NEW=OLD, where a --class is NEW and the version before has the class OLD")
+        found[new].append(old)
+    return found
 
 
 def _import(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]:
@@ -149,6 +164,8 @@ def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]
     path: Path | None = options.output
     if path is None or (path.suffix and path.suffix not in _FILES):
         raise ConfigError(f"labels export needs --output: a file that ends in {', '.join(_FILES)}, or a folder")
+    if options.triplets is not None and options.triplets < 1:
+        raise ConfigError(f"--triplets {options.triplets}: give 1 or more")
     if options.triplets is not None and path.suffix not in _TABLES:
         raise ConfigError(f"--triplets is a table; export it to {' or '.join(_TABLES)}")
     with LabelStore(workspace.store, options.taxonomy).tally() as tally:
@@ -165,7 +182,8 @@ def _export(options: argparse.Namespace, workspace: Workspace) -> dict[str, Any]
         _put(path, content)
     except OSError as error:
         raise ConfigError(f"--output {error.filename or path}: {error.strerror}") from error
-    return {"written": str(path), "tiles": len(current), "bytes": len(content)}
+    counted = {"tiles": len(current)} if options.triplets is None else {"triplets": options.triplets}
+    return {"written": str(path), **counted, "bytes": len(content)}
 
 
 def _put(path: Path, data: bytes) -> None:

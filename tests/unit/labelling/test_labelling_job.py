@@ -58,8 +58,20 @@ def test_labels_come_in_and_go_out(labels, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--output .*file: Not a directory"):
         labels("export", "--taxonomy", "land", "--output", tmp_path / "file")
-    labels("export", "--taxonomy", "land", "--output", tmp_path / "triplets.parquet", "--triplets", 5)
+    drawn = labels("export", "--taxonomy", "land", "--output", tmp_path / "triplets.parquet", "--triplets", 5)
+    assert (drawn["triplets"], "tiles" in drawn) == (5, False)
     assert pq.read_table(tmp_path / "triplets.parquet").column_names == ["anchor_id", "positive_id", "negative_id"]
+
+
+def test_a_class_is_renamed(labels, tmp_path):
+    labels("create", "--taxonomy", "land", "--class", "positive", "--class", "negative")
+    (tmp_path / "given.csv").write_text(f"tile_id,label\n{TILES[0]},positive\n")
+    labels("import", "--taxonomy", "land", "--input", tmp_path / "given.csv", "--person", "anna")
+    with pytest.raises(LabelError, match="--formerly NEW=positive"):
+        labels("create", "--taxonomy", "land", "--class", "lake", "--class", "negative")
+    made = labels("create", "--taxonomy", "land", "--class", "lake", "--class", "negative", "--formerly", "lake=positive")
+    assert (made["version"], made["classes"]) == (2, ["lake", "negative"])
+    assert labels("show", "--taxonomy", "land")["classes"] == {"lake": 1, "negative": 0}
 
 
 def test_a_folder_of_somebody_else_is_refused_at_first(labels, tmp_path):
@@ -104,6 +116,10 @@ def test_a_file_stays_until_the_next_is_whole(labels, tmp_path, monkeypatch):
         (("export", "--taxonomy", "land", "--output", "x.txt"), "needs --output"),
         (("export", "--taxonomy", "land", "--output", "x", "--triplets", "5"), "--triplets is a table"),
         (("export", "--taxonomy", "land", "--output", "x.geojson", "--triplets", "5"), "--triplets is a table"),
+        (("export", "--taxonomy", "land", "--output", "x.csv", "--triplets", "-5"), "--triplets -5: give 1 or more"),
+        (("export", "--taxonomy", "land", "--output", "x.csv", "--triplets", "0"), "--triplets 0: give 1 or more"),
+        (("create", "--taxonomy", "land", "--class", "c", "--class", "b", "--formerly", "a"), "--formerly 'a' must be NEW=OLD"),
+        (("create", "--taxonomy", "land", "--class", "c", "--class", "b", "--formerly", "d=a"), "--formerly 'd=a' must be NEW=OLD"),
         (("export", "--taxonomy", "land", "--output", "/nowhere/x.csv"), "--output /nowhere/x.csv: No such file"),
     ],
 )
