@@ -257,7 +257,7 @@ def test_what_cannot_be_is_said_before_a_taxonomy_is_made(workspace, tmp_path, l
     ("content", "message"),
     [
         ("tile,class\na,b\n", "has no rows with the columns tile_id and label"),
-        ("tile_id,label\n0001\n", "row 1 lacks its tile_id or its label"),
+        ("tile_id,label\n0001\n", "row 1: lacks its tile_id or its label"),
         ("tile_id,label\n0001,Gew\u00e4sser\n".encode("latin-1"), "is no CSV in UTF-8"),
         (f"tile_id,label\n0001,{'a' * 200_000}\n", "is no CSV in UTF-8: field larger"),
         ("tile_id,label\nfirst,positive\nsecond,negative\n", "knows none of the 400 tiles of this set"),
