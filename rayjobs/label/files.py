@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -28,12 +28,19 @@ _SURE = 0.5
 _DRAWN = {"AP": "average precision", "balanced_accuracy": "balanced accuracy"}
 
 
-def files_of(known: Known, found: Round, earlier: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """Return the files of a round by name; those that need a head only where there is one."""
+def files_of(known: Known, found: Round, earlier: Sequence[Mapping[str, Any]], by_oracle: Collection[str] = ()) -> dict[str, bytes]:
+    """Return the files of a round by name; those that need a head only where there is one.
+
+    Args:
+        known: what has been said.
+        found: the round.
+        earlier: rows of the rounds before.
+        by_oracle: ids of the tiles of which the oracle alone has said something.
+    """
     rounds = [*earlier, found.entry]
     files = {FILE: _queue(known, found), REPORT: json.dumps({"rounds": rounds}, indent=1, allow_nan=False).encode(), CURVE: curve(rounds)}
     if found.probabilities is not None:
-        files |= {PREDICTIONS: _predictions(known, found.probabilities), LABELLED: _labelled(known, found.probabilities)}
+        files |= {PREDICTIONS: _predictions(known, found.probabilities), LABELLED: _labelled(known, found.probabilities, by_oracle)}
     return files
 
 
@@ -87,15 +94,16 @@ def _predictions(known: Known, probabilities: np.ndarray[Any, Any]) -> bytes:
     return geoparquet_bytes(table)
 
 
-def _labelled(known: Known, probabilities: np.ndarray[Any, Any]) -> bytes:
-    """Return the labelled set: what people said, and where nobody did, the class that the head gives more than one half."""
+def _labelled(known: Known, probabilities: np.ndarray[Any, Any], by_oracle: Collection[str]) -> bytes:
+    """Return the labelled set: what people or the oracle said, and where nobody did, the class that the head gives more than one half."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["tile_id", "label", "probability", "by"])
     for tile, said, likely in zip(known.tile_ids, known.said.tolist(), probabilities, strict=True):
         label = said if said >= 0 else int(likely.argmax())
         if said >= 0 or likely[label] > _SURE:
-            rows.writerow([tile, known.classes[label], f"{likely[label]:.4f}", "people" if said >= 0 else "head"])
+            by = "head" if said < 0 else "oracle" if tile in by_oracle else "people"
+            rows.writerow([tile, known.classes[label], f"{likely[label]:.4f}", by])
     return text.getvalue().encode()
 
 

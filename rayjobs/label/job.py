@@ -175,7 +175,10 @@ class _Bench:
         earlier = rounds_of(before)
         found = next_round(known, self._examples, self._settings, before=predicted_by(before, self._classes), earlier=earlier)
         draft = self._target.draft(f"{len(earlier):04}-{digest.hexdigest()[:12]}", after=before)
-        for name, data in {**files_of(known, found, earlier), "experiment.yaml": self._experiment.to_yaml().encode()}.items():
+        for name, data in {
+            **files_of(known, found, earlier, self._by_oracle()),
+            "experiment.yaml": self._experiment.to_yaml().encode(),
+        }.items():
             draft.write(name, data)
         fields = {
             "parents": {"embeddings": self._embedded.fingerprint, "queue": before.version if before else None},
@@ -186,6 +189,13 @@ class _Bench:
         }
         console.say(_told(found.entry, len(found.queue)))
         return draft.publish(fields)
+
+    def _by_oracle(self) -> set[str]:
+        """Return the tiles whose votes are the oracle's alone."""
+        events = self._labels.events()
+        current = current_labels(events)
+        alone = {tile: one.people[0] for tile, one in current.items() if len(one.people) == 1}
+        return {one.tile_id for one in events if one.origin == "oracle" and alone.get(one.tile_id) == one.person}
 
     def ask(self, version: Version) -> bool:
         """Have the oracle label the queue, and return whether there was anything to label."""

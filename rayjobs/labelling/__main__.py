@@ -6,4 +6,4 @@ from rayjobs import command
 from rayjobs.labelling import job
 
 options, overrides = job.parser().parse_known_args()
-sys.exit(command.execute("labels", options, lambda _: job.run(options, overrides)))
+sys.exit(command.execute("labels", options, lambda console: job.run(options, overrides, console.say)))

@@ -36,12 +36,14 @@ SCHEMA = pa.schema(
 """Columns of a segment of events."""
 
 _PERSON = re.compile(r"[^\W_][\w .@'-]{0,63}")
+PERSON_RULE = "letters, digits and . _ @ ' - or blanks, a letter or digit first"
+"""The same in words, as the pages say it."""
 
 
 def check_person(name: str) -> str:
     """Return a name that may be a person's. Raises `ValueError`."""
     if not _PERSON.fullmatch(name) or name != name.strip():
-        raise ValueError(f"{name[:80]!r} cannot be a person's name; use up to 64 letters, digits and . _ @ ' - or blanks, a letter first")
+        raise ValueError(f"{name[:80]!r} cannot be a person's name; use up to 64 {PERSON_RULE}")
     return name
 
 

@@ -121,11 +121,14 @@ def triplets(labels: pa.Table, count: int, *, seed: int = 0) -> pa.Table:
 def check_image_folder(folder: Path, taxonomy: str) -> None:
     """Refuse a folder that holds anything but the labels of a taxonomy, or what an export of them that was ended left.
 
+    Nor may folders in it be links: pictures would be written, and removed, where these lead.
+
     Raises:
         ConfigError: says what it holds.
         OSError: it cannot be read.
     """
-    held = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    there = sorted(folder.iterdir()) if folder.exists() else []
+    held = {path.name for path in there if not path.name.startswith(".")}
     if _OTHER_MARK in held:
         raise ConfigError(f"{folder} holds what `rayjobs export` wrote, whose pictures would be removed; choose another folder (--output)")
     if _MARK in held:
@@ -138,6 +141,11 @@ def check_image_folder(folder: Path, taxonomy: str) -> None:
     elif held:
         raise ConfigError(
             f"{folder} holds files already, and no {_MARK} that says of which taxonomy; choose an empty folder (--output), or empty it"
+        )
+    link = next((path for path in there if path.is_symlink() and path.is_dir()), None)
+    if link is not None:
+        raise ConfigError(
+            f"{link} is a link to a folder, whose pictures would be removed; remove the link, or choose another folder (--output)"
         )
 
 

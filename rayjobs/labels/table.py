@@ -28,5 +28,5 @@ def read_labels(data: bytes, source: str) -> list[tuple[str, str]]:
         raise ConfigError(f"{source} has no rows with the columns tile_id and label; give it a header line with both")
     short = next((number for number, row in enumerate(rows) if not row["tile_id"] or row["label"] is None), None)
     if short is not None:
-        raise ConfigError(f"{source}: row {short + 1} lacks its tile_id or its label; an empty label, after a comma, says unsure")
+        raise ConfigError(f"{source}, row {short + 1}: lacks its tile_id or its label; an empty label, after a comma, says unsure")
     return [(row["tile_id"], row["label"]) for row in rows]

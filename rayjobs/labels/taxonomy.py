@@ -213,7 +213,7 @@ def _carried(classes: Sequence[LabelClass], before: Taxonomy | None) -> list[Lab
         if len(heirs) != 1 or old.name not in carried[heirs[0]].names:
             raise LabelError(
                 f"class {old.name!r} of version {before.version if before else 0} must go on as one class; name it, or rename it with "
-                f"formerly: [{old.name!r}]"
+                f"formerly: [{old.name!r}] (`rayjobs labels create`: --formerly NEW={old.name})"
             )
         heir = carried[heirs[0]]
         carried[heirs[0]] = replace(heir, formerly=tuple(sorted((old.names | heir.names) - {heir.name})))

@@ -14,6 +14,7 @@ import yaml
 from tensorboard.compat.tensorflow_stub.errors import OutOfRangeError
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
+from rayjobs.errors import ConfigError
 from rayjobs.export import job
 from rayjobs.export.examples import Example, example
 from rayjobs.export.write import class_folder
@@ -128,6 +129,14 @@ def test_a_folder_holds_one_export(exported, tmp_path, capfd):
     assert (note["split"], note["form"], note["tiles"], note["files"]) == ("train", "imagefolder", 6, 6)
     (tmp_path / "out" / "_export.json").unlink()
     assert run(*there)[0] == 2
+
+
+def test_a_file_in_place_of_the_folder_is_said_to_be_that_of_the_option(exported, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match=r"/out is a file; choose another folder \(--to\), or move the file"):
+        job._opened(str(tmp_path / "out"))
+    assert exported[0]("--to", str(tmp_path / "out"))[0] == 2
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_an_export_that_was_ended_does_not_look_whole(exported, tmp_path, monkeypatch):

@@ -154,12 +154,30 @@ def test_a_round_leaves_a_queue_a_map_and_a_labelled_set(workspace, tmp_path):
     assert {tile: label for tile, label in zip(IDS, table["label"].to_pylist(), strict=True) if label} == said
 
     labelled = {row["tile_id"]: row for row in csv.DictReader(io.StringIO(current.read("labelled.csv").decode()))}
-    assert {tile: row["label"] for tile, row in labelled.items() if row["by"] == "people"} == said
+    assert {tile: row["label"] for tile, row in labelled.items() if row["by"] == "oracle"} == said
     by_head = {tile for tile, row in labelled.items() if row["by"] == "head"}
     sure = {tile for tile, row in zip(IDS, rows, strict=True) if row.max() > 0.5} - set(said)
     assert by_head == sure
     assert all(float(labelled[tile]["probability"]) > 0.5 for tile in by_head)
     assert PIL.Image.open(io.BytesIO(current.read("curve.png"))).size[0] > 300
+
+
+def test_the_labelled_set_tells_the_oracle_from_people(workspace, tmp_path):
+    job.run(settings(tmp_path, **ORACLE), Quiet())
+    labels = LabelStore(workspace.store, "small")
+    asked = labels.events()[0]
+    silent = next(tile for tile in IDS if tile not in {event.tile_id for event in labels.events()})
+    labels.append(
+        [
+            dataclasses.replace(asked, event_id=f"00000000-0000-4000-8000-00000000000{number}", tile_id=tile, person="anna", origin="page")
+            for number, tile in enumerate([asked.tile_id, silent])
+        ]
+    )
+    job.run(settings(tmp_path), Quiet())
+    labelled = csv.DictReader(io.StringIO(queue_of(workspace.store, "small").current().read("labelled.csv").decode()))
+    by = {row["tile_id"]: row["by"] for row in labelled}
+    assert {tile for tile, who in by.items() if who == "people"} == {asked.tile_id, silent}
+    assert {tile for tile, who in by.items() if who == "oracle"} == {event.tile_id for event in labels.events()} - {asked.tile_id, silent}
 
 
 def test_a_study_in_two_halves_is_that_in_one(workspace, tmp_path):
@@ -257,7 +275,7 @@ def test_what_cannot_be_is_said_before_a_taxonomy_is_made(workspace, tmp_path, l
     ("content", "message"),
     [
         ("tile,class\na,b\n", "has no rows with the columns tile_id and label"),
-        ("tile_id,label\n0001\n", "row 1 lacks its tile_id or its label"),
+        ("tile_id,label\n0001\n", "row 1: lacks its tile_id or its label"),
         ("tile_id,label\n0001,Gew\u00e4sser\n".encode("latin-1"), "is no CSV in UTF-8"),
         (f"tile_id,label\n0001,{'a' * 200_000}\n", "is no CSV in UTF-8: field larger"),
         ("tile_id,label\nfirst,positive\nsecond,negative\n", "knows none of the 400 tiles of this set"),

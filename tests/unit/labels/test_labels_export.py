@@ -79,6 +79,29 @@ def test_what_others_wrote_into_a_folder_stays(source, tmp_path, held, words):
     assert found == there
 
 
+@pytest.mark.parametrize("name", ["link", ".link", "water"])
+def test_links_are_not_followed_out_of_a_folder(source, tmp_path, name):
+    write_image_folder({tile: CURRENT[tile] for tile in TILES[:2]}, source, tmp_path / "out", taxonomy="land")
+    theirs = tmp_path / "elsewhere" / f"{'f' * 20}.png"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    (tmp_path / "out" / name).symlink_to("../elsewhere")
+    with pytest.raises(ConfigError, match=rf"out/{name} is a link to a folder"):
+        write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land")
+    assert [path.read_text() for path in theirs.parent.iterdir()] == ["theirs"]
+
+
+def test_a_picture_takes_the_place_of_a_link(source, tmp_path):
+    write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land")
+    (tmp_path / "theirs").write_text("theirs")
+    picture = tmp_path / "out" / "field" / f"{TILES[0]}.png"
+    picture.unlink()
+    picture.symlink_to(tmp_path / "theirs")
+    write_image_folder(CURRENT, source, tmp_path / "out", taxonomy="land")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not picture.is_symlink()
+
+
 def test_an_export_that_was_ended_goes_on(source, tmp_path, monkeypatch):
     def ended(*_):
         raise KeyboardInterrupt
