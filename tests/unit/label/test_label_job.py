@@ -210,6 +210,20 @@ def test_people_are_asked_once_and_what_they_said_trains(workspace, tmp_path):
     assert job.run(settings(tmp_path, strategy="positive"), Quiet()).version != third.version
 
 
+def test_rounds_without_a_new_label_are_no_reason_to_stop(workspace, tmp_path):
+    job.run(settings(tmp_path, **ORACLE | {"budget": 30}), Quiet())
+    taken = rounds(queue_of(workspace.store, "small").current())[-1]["agreement"]
+    assert taken is not None
+    for strategy in ("positive", "random", "margin", "entropy"):
+        found = job.run(settings(tmp_path, **ORACLE | {"budget": 30}, strategy=strategy), Quiet())
+        assert (found.labels, found.advice.partition(";")[0]) == (30, "go on")
+    rows = rounds(queue_of(workspace.store, "small").current())
+    assert [row["labels"] for row in rows] == [0, 10, 20, 30, 30, 30, 30, 30]
+    assert [row["agreement"] for row in rows[3:]] == [taken, None, None, None, None]
+    job.run(settings(tmp_path, **ORACLE | {"budget": 31}, strategy="entropy"), Quiet())
+    assert rounds(queue_of(workspace.store, "small").current())[-1]["agreement"] is not None, "a new label is compared again"
+
+
 def test_examples_are_tiles_or_pictures(workspace, tmp_path):
     picture = tmp_path / "port.png"
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(picture)
