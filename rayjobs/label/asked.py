@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ class Asked:
     """(tiles,) whether the head is measured on it."""
     may_be_queued: BoolArray
     """(tiles,) whether people may be asked about it."""
+
+    def tells_two_apart(self, labels: Mapping[str, str | None]) -> bool:
+        """Whether labels, by tile id, are of two classes, so that a head can be trained."""
+        ours = itertools.compress(self.tile_ids, self.may_be_queued.tolist())
+        return len({labels[tile] for tile in ours if labels.get(tile) is not None}) > 1
 
 
 def tiles_to_embed(source: Version, splits: Sequence[str] | None) -> pa.Table:

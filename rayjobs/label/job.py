@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from rayjobs.errors import ConfigError, UnknownTaxonomyError
 from rayjobs.label import oracle
 from rayjobs.label.asked import Asked, asked_of, tiles_to_embed
 from rayjobs.label.examples import examples_of, pictures_of
-from rayjobs.label.files import files_of, predicted_by, rounds_of
+from rayjobs.label.files import EXPERIMENT, examples_named, files_of, predicted_by, rounds_of
 from rayjobs.label.known import Known, numbered
 from rayjobs.label.round import next_round
 from rayjobs.labels.current import current_labels
@@ -94,6 +95,7 @@ def run(experiment: Experiment, console: Console) -> Result:
     tell_encoder(encoder, console, "label")
     asked = asked_of(experiment.label, taxonomy, tiles_to_embed(source, experiment.index.splits))
     _check_oracle(experiment, taxonomy, asked)
+    experiment = _with_examples(experiment, taxonomy, asked, console)
     pictures = pictures_of(experiment.label.examples, asked.tile_ids, encoder.read())
     embedded, table = _embedded(experiment, source, encoder, console)  # what takes long comes after all checks
     bench = _Bench(experiment, embedded, table, taxonomy, asked, examples_of(experiment.label.examples, embedded, pictures))
@@ -154,6 +156,25 @@ def _check_oracle(experiment: Experiment, taxonomy: Taxonomy, asked: Asked) -> N
     oracle.check_same_question(experiment.label, taxonomy, LabelStore(store, taxonomy.name).events(), asked.knows, before)
 
 
+def _with_examples(experiment: Experiment, taxonomy: Taxonomy, asked: Asked, console: Console) -> Experiment:
+    """Return the experiment with the examples of the round before, where it names none and no head can be trained yet.
+
+    Without them the neighbours that are queued, and perhaps on somebody's screen, would give way to tiles drawn at random.
+    """
+    store, settings = experiment.open_workspace().store, experiment.label
+    last = queue_of(store, taxonomy.name).current()
+    if settings.examples or not settings.seed_neighbours or last is None or last.manifest.get("sought") != asked.sought:
+        return experiment
+    current = current_labels(LabelStore(store, taxonomy.name).events(), renamed=taxonomy.renamed)
+    if asked.tells_two_apart({tile: one.label for tile, one in current.items()}):
+        return experiment
+    names = examples_named(last)
+    if not names:
+        return experiment
+    console.say(f"label            goes on with the examples of the round before: {', '.join(names)}")
+    return dataclasses.replace(experiment, label=dataclasses.replace(settings, examples=names))
+
+
 def _question(settings: LabelSection, before: Version | None) -> Mapping[str, Any] | None:
     """Return what a round's manifest says of the oracle that answered last; None where there was none."""
     if settings.oracle is None:
@@ -184,7 +205,7 @@ class _Bench:
         earlier = rounds_of(before)
         found = next_round(known, self._examples, self._settings, before=predicted_by(before, self._asked.classes), earlier=earlier)
         draft = self._target.draft(f"{len(earlier):04}-{digest.hexdigest()[:12]}", after=before)
-        for name, data in {**files_of(known, found, earlier), "experiment.yaml": self._experiment.to_yaml().encode()}.items():
+        for name, data in {**files_of(known, found, earlier), EXPERIMENT: self._experiment.to_yaml().encode()}.items():
             draft.write(name, data)
         fields = {
             "parents": {"embeddings": self._embedded.fingerprint, "queue": before.version if before else None},

@@ -230,6 +230,25 @@ def test_rounds_without_a_new_label_are_no_reason_to_stop(workspace, tmp_path):
     assert rounds(queue_of(workspace.store, "small").current())[-1]["agreement"] is not None, "a new label is compared again"
 
 
+def test_the_examples_are_kept_to_until_there_is_a_head(workspace, tmp_path):
+    target, console = queue_of(workspace.store, "small"), Quiet()
+    first = job.run(settings(tmp_path), Quiet())
+    asked = queued(target.current())
+    assert job.run(settings(tmp_path, examples=[]), console).version == first.version, "the queue stays"
+    assert any("goes on with the examples of the round before: 0000" in line for line in console.lines)
+    job.run(settings(tmp_path, examples=[], seed_tiles=20), Quiet())
+    assert queued(target.current())[:8] == asked[:8], "more tiles, the same neighbours first"
+    console = Quiet()
+    job.run(settings(tmp_path, examples=[], seed_tiles=20, seed_neighbours=0), console)
+    assert not any("examples" in line for line in console.lines)
+    assert queued(target.current())[:8] != asked[:8], "all are drawn where no neighbours are wanted"
+
+    job.run(settings(tmp_path, **ORACLE), Quiet())
+    console = Quiet()
+    job.run(settings(tmp_path, examples=[]), console)
+    assert not any("examples" in line for line in console.lines), "the head chooses now"
+
+
 def test_an_oracle_of_another_class_is_refused_where_one_has_answered(workspace, tmp_path):
     job.run(settings(tmp_path, **ORACLE | {"budget": 18}), Quiet())
     said = LabelStore(workspace.store, "small").events()
