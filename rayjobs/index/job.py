@@ -68,6 +68,8 @@ def run(experiment: Experiment, console: Console) -> Result:
     source = workspace.set.require("run `rayjobs sample` first")
     chosen = chosen_encoder(experiment)
     tell_encoder(chosen, console, "index")
+    if left_out := unassigned(source, settings.splits):
+        console.say(f"index            {left_out:,} tiles of no split (astride blocks of several) are left out by index.splits")
     encoder = chosen.read()
     with joined(experiment.ray, workspace=workspace.store.uri, shared=workspace.shared, say=console.say):
         gpu = wants_gpu(experiment.ray)
@@ -78,6 +80,11 @@ def run(experiment: Experiment, console: Console) -> Result:
                 return done.result("build", fresh=False)
             building = Building(workspace.index, settings, OnRay(gpu=gpu), console)
             return building.publish(table, encoder, experiment, lease).result("build", fresh=True)
+
+
+def unassigned(source: Version, splits: Sequence[str] | None) -> int:
+    """Return how many tiles of a set are in no split at all, so that an index of some splits (None: of all tiles) lacks them."""
+    return 0 if splits is None else int(source.manifest["counts"]["by_split"].get("none", 0))
 
 
 def _version_name(settings: IndexSection, embeddings: Version) -> str:

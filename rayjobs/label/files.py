@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from matplotlib.figure import Figure
 
 from rayjobs.labels.queue import FILE
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rayjobs.storage import Version
 
 PREDICTIONS, LABELLED, REPORT, CURVE = "predictions.parquet", "labelled.csv", "report.json", "curve.png"
+EXPERIMENT = "experiment.yaml"
+"""The experiment of the command that made the round."""
 _PLACE = ("tile_id", "scene_id", "datetime", "geometry")
 _SURE = 0.5
 """A tile is in the labelled set by what the head says where it gives its class more than this."""
@@ -50,6 +53,11 @@ def rounds_of(version: Version | None) -> list[dict[str, Any]]:
         return []
     found: list[dict[str, Any]] = json.loads(version.read(REPORT))["rounds"]
     return found
+
+
+def examples_named(version: Version) -> tuple[str, ...]:
+    """Return `label.examples` of the command that made a round; none of a queue that another program published."""
+    return tuple(yaml.safe_load(version.read(EXPERIMENT))["label"]["examples"]) if _has(version, EXPERIMENT) else ()
 
 
 def predicted_by(version: Version | None, classes: Sequence[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from rayjobs.embed.encoder import chosen_encoder, tell_encoder
 from rayjobs.embed.job import Embeddings, embed, read_embeddings, table_version, tiles_of
 from rayjobs.errors import ConfigError, UnknownTaxonomyError
 from rayjobs.label import oracle
-from rayjobs.label.examples import examples_of
-from rayjobs.label.files import files_of, predicted_by, rounds_of
+from rayjobs.label.asked import Asked, asked_of, tiles_to_embed
+from rayjobs.label.examples import examples_of, pictures_of
+from rayjobs.label.files import EXPERIMENT, examples_named, files_of, predicted_by, rounds_of
 from rayjobs.label.known import Known, numbered
 from rayjobs.label.round import next_round
 from rayjobs.labels.current import current_labels
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from rayjobs.console import Console
     from rayjobs.embed.encoder import ChosenEncoder
     from rayjobs.experiment import Experiment
-    from rayjobs.geo import BoolArray
+    from rayjobs.label.section import LabelSection
     from rayjobs.labels.acquisition.diversity import Vectors
     from rayjobs.storage import Store, Version
 
@@ -91,8 +93,12 @@ def run(experiment: Experiment, console: Console) -> Result:
     encoder = chosen_encoder(experiment)
     taxonomy, made = _taxonomy(experiment, workspace.store, name)
     tell_encoder(encoder, console, "label")
-    embedded, table = _embedded(experiment, source, encoder, console)
-    bench = _Bench(experiment, embedded, table, taxonomy, examples_of(experiment.label.examples, embedded, encoder.read()))
+    asked = asked_of(experiment.label, taxonomy, tiles_to_embed(source, experiment.index.splits))
+    _check_oracle(experiment, taxonomy, asked)
+    experiment = _with_examples(experiment, taxonomy, asked, console)
+    pictures = pictures_of(experiment.label.examples, asked.tile_ids, encoder.read())
+    embedded, table = _embedded(experiment, source, encoder, console)  # what takes long comes after all checks
+    bench = _Bench(experiment, embedded, table, taxonomy, asked, examples_of(experiment.label.examples, embedded, pictures))
     if made:  # last, after all checks: a taxonomy can be widened, but never taken back
         publish_taxonomy(workspace.store, name, taxonomy.classes)
     version, before = bench.publish(console), ""
@@ -142,27 +148,51 @@ def _taxonomy(experiment: Experiment, store: Store, name: str) -> tuple[Taxonomy
         return Taxonomy(name=name, version=1, classes=tuple(LabelClass(name=one) for one in experiment.label.classes)), True
 
 
+def _check_oracle(experiment: Experiment, taxonomy: Taxonomy, asked: Asked) -> None:
+    """Refuse an oracle that answers another question than before in this taxonomy. Raises `ConfigError`."""
+    store = experiment.open_workspace().store
+    last = queue_of(store, taxonomy.name).current()
+    before = last.manifest.get("oracle") if last else None
+    oracle.check_same_question(experiment.label, taxonomy, LabelStore(store, taxonomy.name).events(), asked.knows, before)
+
+
+def _with_examples(experiment: Experiment, taxonomy: Taxonomy, asked: Asked, console: Console) -> Experiment:
+    """Return the experiment with the examples of the round before, where it names none and no head can be trained yet.
+
+    Without them the neighbours that are queued, and perhaps on somebody's screen, would give way to tiles drawn at random.
+    """
+    store, settings = experiment.open_workspace().store, experiment.label
+    last = queue_of(store, taxonomy.name).current()
+    if settings.examples or not settings.seed_neighbours or last is None or last.manifest.get("sought") != asked.sought:
+        return experiment
+    current = current_labels(LabelStore(store, taxonomy.name).events(), renamed=taxonomy.renamed)
+    if asked.tells_two_apart({tile: one.label for tile, one in current.items()}):
+        return experiment
+    names = examples_named(last)
+    if not names:
+        return experiment
+    console.say(f"label            goes on with the examples of the round before: {', '.join(names)}")
+    return dataclasses.replace(experiment, label=dataclasses.replace(settings, examples=names))
+
+
+def _question(settings: LabelSection, before: Version | None) -> Mapping[str, Any] | None:
+    """Return what a round's manifest says of the oracle that answered last; None where there was none."""
+    if settings.oracle is None:
+        return before.manifest.get("oracle") if before else None
+    return {"oracle": settings.oracle, "oracle_class": settings.oracle_class}
+
+
 class _Bench:
     """All that the rounds of one command have in common."""
 
-    def __init__(self, experiment: Experiment, embedded: Embeddings, table: str, taxonomy: Taxonomy, examples: Vectors) -> None:
-        """Take the embedded tiles and the taxonomy; ask the oracle what it knows. Writes nothing.
-
-        Raises:
-            ConfigError: the section asks for what the taxonomy, the tiles or the oracle have not.
-        """
+    def __init__(
+        self, experiment: Experiment, embedded: Embeddings, table: str, taxonomy: Taxonomy, asked: Asked, examples: Vectors
+    ) -> None:
+        """Take the embedded tiles, the taxonomy, and what is asked of both. Writes nothing."""
         self._experiment, self._settings, self._embedded, self._taxonomy = experiment, experiment.label, embedded, taxonomy
-        self._classes = tuple(one.name for one in taxonomy.classes)
-        self._sought = self._settings.sought or self._classes[0]
-        if self._sought not in self._classes:
-            raise ConfigError(f"label.sought: taxonomy {taxonomy.name} has no class {self._sought!r}, but {', '.join(self._classes)}")
+        self._asked, self._examples = asked, examples
         store = experiment.open_workspace().store
         self._labels, self._target = LabelStore(store, taxonomy.name), queue_of(store, taxonomy.name)
-        self._ids: list[str] = embedded.table["tile_id"].to_pylist()
-        self._knows = oracle.answers(self._settings, embedded.table, self._classes, self._sought)
-        self._truth = numbered(self._ids, self._knows, self._classes) if self._knows else None
-        self._measured, self._asked = self._parts()
-        self._examples = examples
         self._digest = hashlib.sha256(repr((_FORMAT, table, self._keys(), examples.tobytes())).encode())
 
     def publish(self, console: Console) -> Version:
@@ -173,17 +203,16 @@ class _Bench:
         if before is not None and before.manifest.get("follows") == digest.hexdigest():
             return before
         earlier = rounds_of(before)
-        found = next_round(known, self._examples, self._settings, before=predicted_by(before, self._classes), earlier=earlier)
+        found = next_round(known, self._examples, self._settings, before=predicted_by(before, self._asked.classes), earlier=earlier)
         draft = self._target.draft(f"{len(earlier):04}-{digest.hexdigest()[:12]}", after=before)
-        for name, data in {
-            **files_of(known, found, earlier, self._by_oracle()),
-            "experiment.yaml": self._experiment.to_yaml().encode(),
-        }.items():
+        files = files_of(known, found, earlier, self._by_oracle())
+        for name, data in {**files, EXPERIMENT: self._experiment.to_yaml().encode()}.items():
             draft.write(name, data)
         fields = {
             "parents": {"embeddings": self._embedded.fingerprint, "queue": before.version if before else None},
-            "classes": list(self._classes),
-            "sought": self._sought,
+            "classes": list(self._asked.classes),
+            "sought": self._asked.sought,
+            "oracle": _question(self._settings, before),
             "follows": digest.hexdigest(),
             "counts": {"queued": len(found.queue), "labels": found.entry["labels"]},
         }
@@ -201,11 +230,11 @@ class _Bench:
         """Have the oracle label the queue, and return whether there was anything to label."""
         last = rounds_of(version)[-1]
         left = self._settings.budget - last["labels"] - last["unsure"]
-        if not self._knows or left <= 0:
+        if not self._asked.knows or left <= 0:
             return False
         queued: list[str] = read_geoparquet(version.read(FILE))["tile_id"].to_pylist()[:left]
         if queued:
-            self._labels.append(oracle.events(self._labels.taxonomy(), queued, self._knows))
+            self._labels.append(oracle.events(self._labels.taxonomy(), queued, self._asked.knows))
         return bool(queued)
 
     def _keys(self) -> Mapping[str, Any]:
@@ -214,25 +243,16 @@ class _Bench:
     def _known(self) -> Known:
         """Return what has been said by now."""
         current = current_labels(self._labels.events(), renamed=self._taxonomy.renamed)
-        said = numbered(self._ids, {tile: one.label for tile, one in current.items()}, self._classes)
+        said = numbered(self._asked.tile_ids, {tile: one.label for tile, one in current.items()}, self._asked.classes)
         return Known(
             table=self._embedded.table,
             vectors=self._embedded.vectors,
-            classes=self._classes,
-            sought=self._classes.index(self._sought),
+            classes=self._asked.classes,
+            sought=self._asked.classes.index(self._asked.sought),
             said=said,
-            may_be_queued=self._asked,
-            truth=np.where(self._measured, said if self._truth is None else self._truth, -1),
+            may_be_queued=self._asked.may_be_queued,
+            truth=np.where(self._asked.measured, said if self._asked.truth is None else self._asked.truth, -1),
         )
-
-    def _parts(self) -> tuple[BoolArray, BoolArray]:
-        """Return (tiles,) which tiles are measured on, and about which people may be asked. Raises `ConfigError`: about none."""
-        split = np.array(self._embedded.table["split"].to_pylist(), object)
-        measured = split == self._settings.measured if self._settings.measured else np.zeros(len(split), bool)
-        asked = ~measured if self._settings.splits is None else ~measured & np.isin(split, list(self._settings.splits))
-        if not asked.any():
-            raise ConfigError("no embedded tile may be labelled; widen label.splits, label.measured or index.splits")
-        return measured, asked
 
 
 def _told(entry: Mapping[str, Any], queued: int) -> str:

@@ -59,6 +59,11 @@ class Known:
         found = np.bincount(self.said[self.labelled], minlength=len(self.classes))
         return dict(zip(self.classes, found.tolist(), strict=True))
 
+    def trained_on(self) -> str:
+        """Return what the labels that train hash to: which tiles, and the class of each."""
+        labels = [(self.tile_ids[place], self.classes[self.said[place]]) for place in np.flatnonzero(self.labelled).tolist()]
+        return hashlib.sha256(repr(labels).encode()).hexdigest()[:12]
+
     def digest(self) -> str:
         """Return what all of it hashes to, but for the vectors, which the version of the embedding table names."""
         digest = hashlib.sha256(repr((self.classes, self.sought)).encode())

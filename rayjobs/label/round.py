@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def next_round(
         "round": number,
         "labels": int(known.labelled.sum()),
         "by_class": known.counts,
+        "trained_on": known.trained_on(),
         "unsure": int(((known.said == UNSURE) & known.may_be_queued).sum()),
         "left": len(known.left),
     }
@@ -60,7 +62,7 @@ def next_round(
     probabilities = trained.head.probabilities(known.vectors)
     found = {
         **entry,
-        **_advice(known, probabilities, before, earlier),
+        **_advice(known, probabilities, before, earlier, entry),
         "validated": {} if trained.validated is None else head_metrics(trained.validated, labels, known.sought),
         "measured": _measured(known, probabilities),
     }
@@ -87,15 +89,27 @@ def _first(known: Known, examples: Vectors, settings: LabelSection, rng: np.rand
     return np.asarray(left[seed_set(known.vectors[left], around, settings.seed_tiles, share=settings.seed_neighbours, rng=rng)])
 
 
-def _advice(known: Known, probabilities: FloatArray, before: Mapping[str, int], earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return whether to go on, by the tiles that may be queued."""
+def _advice(
+    known: Known, probabilities: FloatArray, before: Mapping[str, int], earlier: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return whether to go on, by the tiles that may be queued.
+
+    Two heads of the same labels agree, which tells nothing of what further labels would change: no agreement is taken between them.
+    """
     ours = probabilities.argmax(1)
     both = [place for place in np.flatnonzero(known.may_be_queued).tolist() if known.tile_ids[place] in before]
     theirs = np.array([before[known.tile_ids[place]] for place in both], np.int64)
-    agreement = kappa(ours[both], theirs) if both else None
-    agreements = [row["agreement"] for row in earlier if row.get("agreement") is not None]
+    agreement = kappa(ours[both], theirs) if both and not (earlier and _same_labels(earlier[-1], entry)) else None
+    agreements = [
+        row["agreement"] for last, row in itertools.pairwise(earlier) if row.get("agreement") is not None and not _same_labels(last, row)
+    ]
     advice = advise(agreements, agreement, probabilities[known.left, known.sought], known.counts[known.classes[known.sought]])
     return {**asdict(advice), "advice": advice.words}
+
+
+def _same_labels(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rounds had the same labels; of rounds that were written without `trained_on`, whether they had as many of each class."""
+    return all(row.get(name) == other.get(name) for name in ("by_class", "trained_on"))
 
 
 def _measured(known: Known, probabilities: FloatArray) -> dict[str, float]:

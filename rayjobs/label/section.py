@@ -26,7 +26,8 @@ class LabelSection:
     first."""
     examples: tuple[str, ...] = ()
     """What is sought looks like these: ids of tiles, or paths of pictures (PNG, JPEG, GeoTIFF) with the encoder's bands. The first tiles to
-    be labelled are their neighbours, and those of what has the label already."""
+    be labelled are their neighbours, and those of what has the label already. Where none are given and there is no head yet, those of the
+    round before are taken."""
     seed_tiles: _Count = 20
     """Tiles of a queue while there is no head: labels are of one class alone."""
     seed_neighbours: _Share = 0.8

@@ -19,7 +19,7 @@ class Advice:
     """What is known of the next round's worth."""
 
     agreement: float | None
-    """Cohen's kappa of this head's classes and the last one's over all tiles; None where there is no earlier head."""
+    """Cohen's kappa of this head's classes and the last one's over all tiles; None where there is none before, or of the same labels."""
     stable: bool
     """Whether the mean of the last three agreements reaches .99."""
     expected_left: float

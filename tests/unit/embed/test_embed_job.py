@@ -82,6 +82,13 @@ def test_a_plan_says_whether_it_was_done_already(trained, experiment):
     assert not index_job.preview(experiment())["published_already"], "all splits are another table"
 
 
+def test_tiles_of_no_split_are_counted_where_only_splits_are_indexed(experiment):
+    counts = {"kept": 35, "by_split": {"none": 5, "test": 10, "train": 20}}
+    source = experiment().open_workspace().set.draft("s1").publish({"parents": {}, "counts": counts})
+    assert index_job.unassigned(source, ("train", "val", "test")) == 5
+    assert index_job.unassigned(source, None) == 0, "every tile is indexed"
+
+
 def test_without_a_run_the_remedy_is_named(experiment):
     with pytest.raises(NotFoundError, match="rayjobs train"):
         chosen_encoder(experiment())

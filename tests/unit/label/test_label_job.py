@@ -16,7 +16,7 @@ import pytest
 from rayjobs.config import build
 from rayjobs.embed.encode import METADATA_KEY
 from rayjobs.embed.job import table_version
-from rayjobs.errors import ConfigError, QueryError
+from rayjobs.errors import ConfigError
 from rayjobs.experiment import Experiment
 from rayjobs.label import job
 from rayjobs.labels.events import LabelEvent
@@ -26,7 +26,7 @@ from rayjobs.labels.taxonomy import read_taxonomy, taxonomy_names
 from rayjobs.models import encoder
 from rayjobs.models.checkpoint import from_files, to_files
 from rayjobs.models.spec import ModelSpec
-from rayjobs.tiles.table import geoparquet_bytes, read_geoparquet
+from rayjobs.tiles.table import SCHEMA, geoparquet_bytes, read_geoparquet
 
 SPEC = ModelSpec(
     backbone="test_resnet", dim=8, bands=("red", "green", "blue"), dtype="uint8", mean=(90.0,) * 3, std=(20.0,) * 3, tile_size=16,
@@ -61,7 +61,6 @@ def settings(tmp_path, **label):
 def workspace(tmp_path):
     """A set of which every 16th tile is an airport, its encoder, and its embedding table."""
     found = settings(tmp_path).open_workspace()
-    source = found.set.draft("v1").publish({"bands": list(SPEC.bands), "dtype": "uint8", "counts": {"kept": TILES, "by_split": {}}})
     files = to_files(encoder.build(SPEC, 0), SPEC)
     fingerprint = from_files(files["model.json"], files["model.safetensors"]).fingerprint
     checkpoint = found.checkpoints.draft("0001")
@@ -82,7 +81,14 @@ def workspace(tmp_path):
             "label": np.where(rare, "Airport", np.where(np.arange(TILES) % 2, "Farm", "Park")),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8),
         }
-    ).replace_schema_metadata({METADATA_KEY: fingerprint.encode()})
+    )
+    tiles = table.drop_columns(["embedding"])
+    for field in SCHEMA:
+        tiles = tiles if field.name in tiles.column_names else tiles.append_column(field.name, pa.nulls(TILES, field.type))
+    drafted = found.set.draft("v1")
+    drafted.write("tiles.parquet", geoparquet_bytes(tiles))
+    source = drafted.publish({"bands": list(SPEC.bands), "dtype": "uint8", "counts": {"kept": TILES, "by_split": {}}})
+    table = table.replace_schema_metadata({METADATA_KEY: fingerprint.encode()})
     draft = found.embeddings().draft(table_version(source, fingerprint, settings(tmp_path).index.splits))
     draft.write("part-00000.parquet", geoparquet_bytes(table))
     draft.publish({"encoder_fingerprint": fingerprint, "distance": "cosine", "counts": {"rows": TILES}})
@@ -228,6 +234,54 @@ def test_people_are_asked_once_and_what_they_said_trains(workspace, tmp_path):
     assert job.run(settings(tmp_path, strategy="positive"), Quiet()).version != third.version
 
 
+def test_rounds_without_a_new_label_are_no_reason_to_stop(workspace, tmp_path):
+    job.run(settings(tmp_path, **ORACLE | {"budget": 30}), Quiet())
+    taken = rounds(queue_of(workspace.store, "small").current())[-1]["agreement"]
+    assert taken is not None
+    for strategy in ("positive", "random", "margin", "entropy"):
+        found = job.run(settings(tmp_path, **ORACLE | {"budget": 30}, strategy=strategy), Quiet())
+        assert (found.labels, found.advice.partition(";")[0]) == (30, "go on")
+    rows = rounds(queue_of(workspace.store, "small").current())
+    assert [row["labels"] for row in rows] == [0, 10, 20, 30, 30, 30, 30, 30]
+    assert [row["agreement"] for row in rows[3:]] == [taken, None, None, None, None]
+    job.run(settings(tmp_path, **ORACLE | {"budget": 31}, strategy="entropy"), Quiet())
+    assert rounds(queue_of(workspace.store, "small").current())[-1]["agreement"] is not None, "a new label is compared again"
+
+
+def test_the_examples_are_kept_to_until_there_is_a_head(workspace, tmp_path):
+    target, console = queue_of(workspace.store, "small"), Quiet()
+    first = job.run(settings(tmp_path), Quiet())
+    asked = queued(target.current())
+    assert job.run(settings(tmp_path, examples=[]), console).version == first.version, "the queue stays"
+    assert any("goes on with the examples of the round before: 0000" in line for line in console.lines)
+    job.run(settings(tmp_path, examples=[], seed_tiles=20), Quiet())
+    assert queued(target.current())[:8] == asked[:8], "more tiles, the same neighbours first"
+    console = Quiet()
+    job.run(settings(tmp_path, examples=[], seed_tiles=20, seed_neighbours=0), console)
+    assert not any("examples" in line for line in console.lines)
+    assert queued(target.current())[:8] != asked[:8], "all are drawn where no neighbours are wanted"
+
+    job.run(settings(tmp_path, **ORACLE), Quiet())
+    console = Quiet()
+    job.run(settings(tmp_path, examples=[]), console)
+    assert not any("examples" in line for line in console.lines), "the head chooses now"
+
+
+def test_an_oracle_of_another_class_is_refused_where_one_has_answered(workspace, tmp_path):
+    job.run(settings(tmp_path, **ORACLE | {"budget": 18}), Quiet())
+    said = LabelStore(workspace.store, "small").events()
+    with pytest.raises(ConfigError, match=r"is Farm, .* small holds 18 answers .* for Airport: .* another label\.taxonomy"):
+        job.run(settings(tmp_path, **ORACLE | {"budget": 21, "oracle_class": "Farm"}), Quiet())
+    with pytest.raises(ConfigError, match=r"says negative of tile .* answer positive"):
+        job.run(settings(tmp_path, **ORACLE | {"budget": 21}, sought="negative"), Quiet())
+    assert LabelStore(workspace.store, "small").events() == said
+    job.run(settings(tmp_path, strategy="random"), Quiet())
+    with pytest.raises(ConfigError, match="for Airport"):  # a round of people is between
+        job.run(settings(tmp_path, **ORACLE | {"budget": 21, "oracle_class": "Farm"}), Quiet())
+    assert job.run(settings(tmp_path, **ORACLE | {"budget": 21}), Quiet()).labels == 21
+    assert job.run(settings(tmp_path, **ORACLE | {"budget": 21, "oracle_class": "Farm"}, taxonomy="farms"), Quiet()).labels == 21
+
+
 def test_examples_are_tiles_or_pictures(workspace, tmp_path):
     picture = tmp_path / "port.png"
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(picture)
@@ -236,8 +290,12 @@ def test_examples_are_tiles_or_pictures(workspace, tmp_path):
         job.run(settings(tmp_path, examples=["nowhere.png"], taxonomy="b"), Quiet())
     grey = tmp_path / "grey.png"
     PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(grey)
-    with pytest.raises(QueryError, match="bands"):
+    with pytest.raises(ConfigError, match=r"label\.examples: '.*grey\.png' .*bands"):
         job.run(settings(tmp_path, examples=[str(grey)], taxonomy="c"), Quiet())
+    text = tmp_path / "s.yaml"
+    text.write_text("name: small")
+    with pytest.raises(ConfigError, match=r"label\.examples: '.*s\.yaml' is no PNG, JPEG or GeoTIFF"):
+        job.run(settings(tmp_path, examples=[str(picture), str(text)], taxonomy="d"), Quiet())
 
 
 def test_an_oracle_of_a_file_knows_its_classes(workspace, tmp_path):
@@ -262,9 +320,11 @@ def test_an_oracle_of_a_file_knows_its_classes(workspace, tmp_path):
         ({"oracle": "tiles", "oracle_class": "Farm", "classes": ["a", "b", "c"]}, "wants a taxonomy of two classes"),
         ({"measured": "test", "splits": ["test"]}, "no embedded tile may be labelled"),
         ({"examples": ["nowhere.png"]}, "no tile of the set, and no picture"),
+        ({"oracle": "nosuch.csv"}, r"label\.oracle: there is no .*nosuch\.csv; name a CSV"),
     ],
 )
-def test_what_cannot_be_is_said_before_a_taxonomy_is_made(workspace, tmp_path, label, message):
+def test_what_cannot_be_is_said_before_a_tile_is_embedded_or_a_taxonomy_made(workspace, tmp_path, monkeypatch, label, message):
+    monkeypatch.setattr(job, "_embedded", lambda *_: pytest.fail("the set was embedded first"))
     with pytest.raises(ConfigError, match=message):
         job.run(settings(tmp_path, **label), Quiet())
     assert taxonomy_names(workspace.store) == []
