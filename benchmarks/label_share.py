@@ -3,9 +3,9 @@
 Pictures of 15 classes of AID, divided by picture: the training split's labels are withheld but for a share of each class
 (`train.pool.share`), and a logistic regression on the embeddings of the pictures that keep theirs tells the classes of the test split. The
 embeddings are those of a frozen encoder, or of one that `configs/classifier.yaml` has trained on the same share of labels, with the
-settings of `BUDGET`. SimCLR (`configs/simclr.yaml`) sees the whole training split without labels. Every row has the same budget of steps,
-so that what is trained from nothing shows what that budget buys. Training is the project's own, in this process and without Ray. Every
-measurement is appended to a file of JSON lines; what stands there is not done again.
+settings of `BUDGET`. SimCLR (`configs/simclr.yaml`) sees the whole training split without labels. Every classifier has the same budget of
+steps, so that what is trained from nothing shows what that budget buys. Training is the project's own, in this process and without Ray.
+Every measurement is appended to a file of JSON lines; what stands there is not done again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHARES = (0.05, 0.1, 0.25, 1.0)
 SEEDS = (0, 1, 2)
 """Of splits, of labels that are kept, and of training; each is one partition of the pictures."""
 BUDGET: dict[str, Any] = {"model.input_size": 64, "train.epochs": 4, "train.steps_per_epoch": 6}
-OF_SIMCLR: dict[str, Any] = {"train.batch_size": 64, "train.learning_rate": 3e-5, "train.steps_per_epoch": 8}
+OF_SIMCLR: dict[str, Any] = {"train.batch_size": 64, "train.epochs": 10, "train.steps_per_epoch": 16}
 STARTS = {"imagenet": "imagenet-package", "simclr": "run:simclr", "scratch": "none"}
 ROWS = tuple(f"{start}, {use}" for start in STARTS for use in ("frozen", "trained"))
 ACCURACY = "accuracy"
@@ -89,7 +89,7 @@ def measured(row: str, share: float, seed: int, folder: Path) -> dict[str, Any]:
     """Return the accuracy of a row on the test split."""
     start, use = row.split(", ")
     weights = simclr(seed, folder) if start == "simclr" else STARTS[start]
-    of_scratch = {"model.freeze": 0, "train.backbone_rate": 0.1} if start == "scratch" else {}
+    of_scratch = {"model.freeze": 0, "model.freeze_batch_norm": False, "train.backbone_rate": 0.1} if start == "scratch" else {}
     experiment = experiment_of(
         "classifier", {"model.pretrained": weights, "train.pool": {"share": share, "seed": seed}, "train.seed": seed, **of_scratch}
     )
