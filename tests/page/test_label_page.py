@@ -563,7 +563,7 @@ def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
     page.get_by_role("button", name="Save right and wrong as labels").click()
     page.locator("#person-value").fill("anna")
     page.get_by_role("button", name="Begin").click()
-    page.locator("#taxonomy").select_option(taxonomy)
+    page.get_by_label("Taxonomy").select_option(taxonomy)
     assert page.locator("#labels-right").input_value() == "positive"
     assert page.evaluate(CONTRAST) == []
     page.get_by_role("button", name="Save", exact=True).click()
@@ -573,14 +573,14 @@ def test_what_a_search_was_taught_becomes_labels(opened, service, taxonomy):
     assert {(one["tile_id"], one["label"]) for one in events(service, taxonomy)} == expected
     assert {(one["origin"], one["person"]) for one in events(service, taxonomy)} == {("search", "anna")}
     page.get_by_role("button", name="Save right and wrong as labels").click()
-    page.locator("#taxonomy").select_option(taxonomy)
+    page.get_by_label("Taxonomy").select_option(taxonomy)
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("saved already").wait_for()
     sent(page)
     assert len(events(service, taxonomy)) == 3
     for label in ("negative", "positive"):  # there and back: the last word counts
         page.get_by_role("button", name="Save right and wrong as labels").click()
-        page.locator("#taxonomy").select_option(taxonomy)
+        page.get_by_label("Taxonomy").select_option(taxonomy)
         page.locator("#labels-right").select_option(label)
         page.get_by_role("button", name="Save", exact=True).click()
         sent(page)
