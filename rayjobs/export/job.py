@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tiles = _wanted(source, options.split)
         export = {"set": source.manifest["name"], "version": source.version, "form": options.form, "split": options.split}
         to = options.to or source.store.address("/".join(["exports", *(value or "all" for value in export.values())]))
-        store = _opened(to)
+        store = open_store(to)
+        store.check("folder (--to)")
         _check_folder(store, export)
         if options.dry_run:
             told = {"set": source.version, "form": options.form, "to": to, "tiles": tiles.num_rows}
@@ -85,16 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asdict(done)
 
     return command.execute("export", options, act)
-
-
-def _opened(to: str) -> Store:
-    """Return the store of a folder. Raises `ConfigError` where it cannot be one."""
-    store = open_store(to)
-    try:
-        store.check()
-    except ConfigError as error:  # a store is a workspace elsewhere
-        raise ConfigError(str(error).replace("workspace.uri", "folder (--to)")) from None
-    return store
 
 
 def _wanted(source: Version, split: str | None) -> pa.Table:

@@ -63,12 +63,16 @@ class Result:
 
 
 def preview(experiment: Experiment) -> dict[str, Any]:
-    """Return what the next round will do and take."""
+    """Return what the next round will do and take. Raises what `run` raises of a section that asks for what is not there."""
     name = _name(experiment)
     workspace, settings = experiment.open_workspace(), experiment.label
     workspace.store.check()
     source = workspace.set.require("run `rayjobs sample` first")
     encoder, splits = chosen_encoder(experiment), experiment.index.splits
+    taxonomy, _ = _taxonomy(experiment, workspace.store, name)
+    asked = asked_of(settings, taxonomy, tiles_to_embed(source, splits))
+    _check_oracle(experiment, taxonomy, asked)
+    pictures_of(settings.examples, asked.tile_ids, encoder.read())
     current = workspace.embeddings().current()
     embedded = current is not None and current.version == table_version(source, encoder.fingerprint, splits)
     rounds = rounds_of(queue_of(workspace.store, name).current())

@@ -72,7 +72,7 @@ class S3Store:
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
 
-    def check(self) -> None:
+    def check(self, setting: str = "workspace.uri") -> None:  # noqa: ARG002  a bucket's own errors name it
         """Ask for the bucket."""
         try:
             with self._explained(""):

@@ -41,10 +41,10 @@ class Store(Protocol):
     def address(self, key: str) -> str:
         """Return the full URI of a key."""
 
-    def check(self) -> None:
+    def check(self, setting: str = "workspace.uri") -> None:
         """Raise `StorageError` where the bucket is missing or access is refused, `ConfigError` where a file is in the folder's place.
 
-        Asked once, before long work.
+        Asked once, before long work. `setting` is what named the place, and what one corrects.
         """
 
     def read(self, key: str) -> bytes:
@@ -108,11 +108,11 @@ class LocalStore:
             raise StorageError(f"the key {key!r} leads out of {self.uri}")
         return self._root / key
 
-    def check(self) -> None:
+    def check(self, setting: str = "workspace.uri") -> None:
         """A folder is made when needed; only something else in its place is in the way. Raises `ConfigError`."""
         taken = next((path for path in (self._root, *self._root.parents) if path.exists()), None)
         if taken is not None and not taken.is_dir():
-            raise ConfigError(f"{self.uri} cannot be a folder, since {taken} is a file; choose another workspace.uri, or move the file")
+            raise ConfigError(f"{self.uri} cannot be a folder, since {taken} is a file; choose another {setting}, or move the file")
 
     def read(self, key: str) -> bytes:
         """Return a file's bytes."""

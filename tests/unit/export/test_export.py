@@ -18,6 +18,7 @@ from rayjobs.errors import ConfigError
 from rayjobs.export import job
 from rayjobs.export.examples import Example, example
 from rayjobs.export.write import class_folder
+from rayjobs.storage import open_store
 from rayjobs.tiles import chips
 from tests.unit.rasters.rasters_made import noise
 from tests.unit.sample.conftest import experiment, sample  # noqa: F401  fixtures
@@ -134,7 +135,7 @@ def test_a_folder_holds_one_export(exported, tmp_path, capfd):
 def test_a_file_in_place_of_the_folder_is_said_to_be_that_of_the_option(exported, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ConfigError, match=r"/out is a file; choose another folder \(--to\), or move the file"):
-        job._opened(str(tmp_path / "out"))
+        open_store(str(tmp_path / "out")).check("folder (--to)")
     assert exported[0]("--to", str(tmp_path / "out"))[0] == 2
     assert (tmp_path / "out").read_text() == "mine"
 

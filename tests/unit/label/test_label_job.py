@@ -327,6 +327,8 @@ def test_what_cannot_be_is_said_before_a_tile_is_embedded_or_a_taxonomy_made(wor
     monkeypatch.setattr(job, "_embedded", lambda *_: pytest.fail("the set was embedded first"))
     with pytest.raises(ConfigError, match=message):
         job.run(settings(tmp_path, **label), Quiet())
+    with pytest.raises(ConfigError, match=message):
+        job.preview(settings(tmp_path, **label))
     assert taxonomy_names(workspace.store) == []
     assert workspace.store.list("labels/") == [], "it could not be taken back"
 
