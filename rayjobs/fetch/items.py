@@ -8,6 +8,7 @@ import shapely.geometry
 
 from rayjobs.fetch.plan import when
 from rayjobs.geo import footprint
+from rayjobs.rasters import dates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +45,16 @@ def _item(scene: FetchScene, file: FileDigest) -> dict[str, Any]:
         "id": scene.scene_id,
         # a picture may reach beyond the ground, such as one of a whole disk seen from space
         **({"geometry": None} if ground is None else {"geometry": shapely.geometry.mapping(ground), "bbox": list(ground.bounds)}),
-        "properties": {"datetime": when(scene)},
+        "properties": _taken(scene),
         "assets": {key: asset},
         "links": [],
     }
+
+
+def _taken(scene: FetchScene) -> dict[str, str | None]:
+    """Return the properties that say when a scene was taken: a span that leaves it open, where nobody knows (STAC wants one then)."""
+    known = when(scene)
+    if known is not None:
+        return {"datetime": known}
+    start, end = map(dates.written, dates.ANY_TIME)
+    return {"datetime": None, "start_datetime": start, "end_datetime": end}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import itertools
 import math
 import re
 import urllib.parse
@@ -29,6 +30,8 @@ _PLACE = re.compile(r"\{(\w+)\}")
 _URN = re.compile(r"urn:ogc:def:crs:(\w+):(?:[^:]*:)?(\w+)")
 _PERIOD = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?")
 _TIME = "time"
+_MOST_MOMENTS = 100_000
+"""Of one interval: hours of eleven years. What a service lists may be seconds of a thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +321,7 @@ def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
         Texts as they are asked for or listed, each once, in their order; within `start/end/period` days, or whole seconds in UTC.
 
     Raises:
-        ValueError: a date cannot be read, or an interval is open or holds no date; fit to be shown.
+        ValueError: a date cannot be read, or an interval is open or holds no date or too many; fit to be shown.
     """
     found: dict[str, None] = {}
     for text in asked:
@@ -329,13 +332,16 @@ def moments(asked: Sequence[str], listed: Sequence[str]) -> list[str]:
         if span.start is None or span.end is None:
             raise ValueError(f"the interval {text!r} is open; write where it starts and ends")
         days = f"{span.start:%Y-%m-%d}/{span.end:%Y-%m-%d}/P1D"
-        inside = {moment: None for entry in listed or (days,) for moment in _steps(entry, span)}
+        every = (moment for entry in listed or (days,) for moment in _steps(entry, span))
+        inside = list(itertools.islice(every, _MOST_MOMENTS + 1))
+        if len(inside) > _MOST_MOMENTS:
+            raise ValueError(f"the interval {text!r} holds more than {_MOST_MOMENTS:,} dates; write a shorter one, or single dates")
         if not inside:
             last = first_few(list(listed[::-1]), between=", ")
             raise ValueError(
                 f"the service lists no date within {text!r}; it lists {last}; dates that it does not list are named one by one"
             )
-        found |= inside
+        found |= dict.fromkeys(inside)
     return list(found)
 
 

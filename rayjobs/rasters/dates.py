@@ -31,6 +31,11 @@ class Interval(NamedTuple):
         return (self.start is None or self.start <= moment) and (self.end is None or moment <= self.end)
 
 
+ANY_TIME = (datetime.datetime(1850, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2200, 1, 1, tzinfo=datetime.UTC))
+"""What an item says whose imagery nobody can date, as STAC asks for a span then: no picture from the air is older, and readers that
+count nanoseconds end in 2262."""
+
+
 def instant(text: str) -> datetime.datetime:
     """Read a date or a moment: ISO 8601 with or without separators, `YYYYDDD` (day of the year), TIFF's `YYYY:MM:DD`.
 

@@ -165,9 +165,10 @@ def _check_remote(candidate: Candidate) -> None:
 def _datetime(scene_id: str, properties: Mapping[str, Any]) -> datetime.datetime | None:
     text = properties.get("datetime") or properties.get("start_datetime")
     try:
-        return dates.instant(text) if text else None
+        found = dates.instant(text) if text else None
     except ValueError as error:
         raise ConfigError(f"STAC item {scene_id}: {error}") from None
+    return None if found == dates.ANY_TIME[0] else found
 
 
 def _asset(scene_id: str, assets: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -247,6 +247,12 @@ def test_dates_that_it_has_not(asked, words):
         moments([asked], ["2024-01-01/2024-02-03/P1D"])
 
 
+@pytest.mark.parametrize("listed", [["2020-01-01/2999-12-31/PT1S"], ["2020-01-01/2999-12-31/PT1M"] * 3, []])
+def test_more_dates_than_anyone_asks_for_are_refused(listed):
+    with pytest.raises(ValueError, match="'1700-01-01/2999-12-31' holds more than 100,000 dates; write a shorter one"):
+        moments(["1700-01-01/2999-12-31"], listed)
+
+
 @pytest.mark.parametrize(
     ("asked", "listed", "expected"),
     [
