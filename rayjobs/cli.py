@@ -19,6 +19,7 @@ VERBS = {
     "serve": "answer queries over HTTP",
     "query": "ask a running service",
     "labels": "make taxonomies, and take labels in and out",
+    "gc": "remove old versions of a workspace that nothing names any more",
     "doctor": "look for what is wrong, and say what to do about it",
     "demo": "the whole road on two real Landsat scenes",
 }

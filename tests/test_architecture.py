@@ -18,7 +18,7 @@ ALSO_PLAIN = {"console", "tracking", "workspace"}
 PIXELS = {"rasters", "tiles", "labels"}
 VECTORS = {"models", "metric", "retrieval"}
 VERBS = {
-    "cluster", "demo", "doctor", "embed", "evaluate", "export", "fetch", "index", "label", "labelling",
+    "cluster", "demo", "doctor", "embed", "evaluate", "export", "fetch", "gc", "index", "label", "labelling",
     "query", "sample", "serve", "train", "tune",
 }  # fmt: skip
 COMMANDS = {"experiment", "command", "cli"}

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _DEPTH = 2
 """Parts of a manifest's key below the artefact: the version and the file."""
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""File of a version; without it a version is not finished."""
 _SHARED = "shared"
 """Folder beside the versions: no version can have this name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -208,7 +209,7 @@ def verified(data: bytes, entry: FileDigest, address: str) -> bytes:
     return data
 
 
-def _parsed(store: Store, prefix: str, data: bytes) -> Version | None:
+def parsed(store: Store, prefix: str, data: bytes) -> Version | None:
     """Return the version of a manifest's bytes, or None where they are none of a manifest."""
     try:
         manifest = json.loads(data)
@@ -325,9 +326,9 @@ class Draft:
 
     def _settle(self, manifest: bytes) -> Version:
         """Return the version that stands under this name: with our manifest, or with one that was there and can be read."""
-        store, key = self.artefact.store, f"{self.prefix}{_MANIFEST}"
+        store, key = self.artefact.store, f"{self.prefix}{MANIFEST}"
         found = keep_first(store, key, manifest)
-        standing = _parsed(store, self.prefix, found.data)
+        standing = parsed(store, self.prefix, found.data)
         # what we wrote or met ourselves need not be read again
         if standing and (
             found.data == manifest or all(entry == self._files.get(entry.name) or standing.holds(entry) for entry in standing.files)
@@ -407,7 +408,7 @@ class Artefact:
         """
         keys = [key for key in self.store.list(self.prefix) if "/" in key.removeprefix(self.prefix)]
         versions = [self.at(name) for name in self.finished()]
-        kept = {f"{version.prefix}{_MANIFEST}" for version in versions}
+        kept = {f"{version.prefix}{MANIFEST}" for version in versions}
         kept |= {entry.key(version.prefix) for version in versions for entry in version.files}
         left = [key for key in keys if key not in kept]
         for key in left:
@@ -418,9 +419,9 @@ class Artefact:
     def at(self, version: str) -> Version:
         """Return a version by name. Raises `NotFoundError` where it is not finished, `DamagedError` where its manifest cannot be read."""
         prefix = f"{self.prefix}{version}/"
-        found = _parsed(self.store, prefix, self.store.read(f"{prefix}{_MANIFEST}"))
+        found = parsed(self.store, prefix, self.store.read(f"{prefix}{MANIFEST}"))
         if found is None:
-            raise DamagedError(f"{self.store.address(prefix)}{_MANIFEST} cannot be read; it was altered or cut short: publish it again")
+            raise DamagedError(f"{self.store.address(prefix + MANIFEST)} cannot be read; it was altered or cut short: publish it again")
         return found
 
     def leads_to(self) -> str | None:
@@ -441,7 +442,7 @@ class Artefact:
     def finished(self) -> list[str]:
         """Return the sorted names of all versions that have a manifest."""
         keys = (key.removeprefix(self.prefix).split("/") for key in self.store.list(self.prefix))
-        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == _MANIFEST)
+        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == MANIFEST)
 
     def newest_sound(
         self, say: Callable[[str], None], last: str | None = None, *, unfit: Callable[[Version], str | None] = lambda _: None
@@ -495,7 +496,7 @@ class Artefact:
                 self.store.delete(self.pointer)
             else:
                 self.store.swap(self.pointer, _pointing_to(before), expected=pointer.tag)
-        self.store.delete(f"{self.prefix}{name}/{_MANIFEST}")
+        self.store.delete(f"{self.prefix}{name}/{MANIFEST}")
 
     def require(self, remedy: str) -> Version:
         """Return the current version; `remedy` says which command makes one.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rayjobs.errors import PublishConflictError, StorageError
 
 if TYPE_CHECKING:
-    from rayjobs.storage.stores import Store
+    from rayjobs.storage.stores import Store, Tagged
 
 
 class Lease:
@@ -87,18 +87,25 @@ class Lease:
         holder: dict[str, Any] = json.loads(found.data) if found else {}
         return holder.get("id") == token and holder["expires"] > 0.0
 
-    def _take(self) -> None:
-        found = self._store.read_tagged(self._key)
+    @staticmethod
+    def check_free(store: Store, key: str) -> Tagged | None:
+        """Return what lies at the key of a lease, which nobody holds.
+
+        Raises:
+            PublishConflictError: a live process holds it.
+        """
+        found = store.read_tagged(key)
         holder: dict[str, Any] = json.loads(found.data) if found else {"expires": 0.0}
-        if holder["expires"] > time.time() and not self._is_gone(holder):
+        if holder["expires"] > time.time() and not _is_gone(holder):
             raise PublishConflictError(
-                f"{self._store.address(self._key)} is held by process {holder['pid']} on {holder['host']}; "
+                f"{store.address(key)} is held by process {holder['pid']} on {holder['host']}; "
                 f"wait for it to end, or, if it is gone, run this again in {holder['expires'] - time.time():.0f} s"
             )
-        self._write(expires=time.time() + self._seconds, expected=found.tag if found else None)
+        return found
 
-    def _is_gone(self, holder: dict[str, Any]) -> bool:
-        return bool(holder["host"] == self._identity["host"]) and _started(holder["pid"]) != holder["started"]
+    def _take(self) -> None:
+        found = self.check_free(self._store, self._key)
+        self._write(expires=time.time() + self._seconds, expected=found.tag if found else None)
 
     def _keep_renewing(self) -> None:
         pause = self._seconds / 3
@@ -143,6 +150,11 @@ class Lease:
             f"{self._store.address(self._key)} could not be renewed for {self._seconds:.0f} s, so another process may hold it; "
             "check the storage and run the command again"
         )
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether a holder was a process of this host that is no more."""
+    return bool(holder["host"] == socket.gethostname()) and _started(holder["pid"]) != holder["started"]
 
 
 def _started(pid: int) -> int | None:

@@ -200,9 +200,9 @@ class LocalStore:
         self._path(key).unlink(missing_ok=True)
 
     def sweep(self, prefix: str) -> None:
-        """Remove files that were not renamed, and folders that hold nothing."""
+        """Remove files that were not renamed, and folders that hold nothing, the one named too."""
         root = self._path(prefix)
-        for path in sorted(root.rglob("*"), reverse=True):  # what a folder holds comes before it
+        for path in sorted([root, *root.rglob("*")], reverse=True):  # what a folder holds comes before it
             if path.name.startswith(".") and path.name.endswith(_PARTIAL):
                 path.unlink(missing_ok=True)
             elif path.is_dir() and {child.name for child in path.iterdir()} <= {_LOCK}:

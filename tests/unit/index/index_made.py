@@ -88,7 +88,7 @@ def tile_table(numbers):
     )
 
 
-def write_embeddings(store, name, numbers, change=lambda table: table, vector=vector_of):
+def write_embeddings(store, name, numbers, change=lambda table: table, vector=vector_of, of_set="made/s1"):
     """Publish an embedding table of some tiles, parts of `PART`; `change` gives what is known of them other columns."""
     numbers = list(numbers)
     version = hashlib.sha256(repr(numbers).encode()).hexdigest()[:16]
@@ -102,7 +102,7 @@ def write_embeddings(store, name, numbers, change=lambda table: table, vector=ve
         part = f"part-{number:05d}.parquet"
         draft.write(part, geoparquet_bytes(table.append_column("embedding", column)))
         rows[part] = table.num_rows
-    fields = {"parents": {"set": "made/s1"}, "counts": {"rows": len(numbers)}, "rows_by_part": rows}
+    fields = {"parents": {"set": of_set}, "counts": {"rows": len(numbers)}, "rows_by_part": rows}
     return draft.publish({**fields, "encoder_fingerprint": from_files(**encoder_files()).fingerprint, "distance": "cosine"})
 
 

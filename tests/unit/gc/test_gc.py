@@ -1,0 +1,171 @@
+"""`rayjobs gc` on a workspace with an index that has lived, sets that others name, and a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from rayjobs.gc import job
+from rayjobs.storage import Artefact, Lease, remove
+from tests.unit.index.index_made import Made, answers
+
+QUERIES = range(0, 100, 9)
+
+
+class Workspace:
+    """A workspace, its experiment file, and the command on it."""
+
+    def __init__(self, folder, capfd):
+        self.made = Made(f"file:{folder}/workspace")
+        self.store, self._capfd = self.made.store, capfd
+        self.path = folder / "experiment.yaml"
+        raw = {"name": "made", "workspace": {"uri": self.store.uri}, "rasters": {"sources": [{"kind": "images", "root": "x"}]}}
+        self.path.write_text(yaml.safe_dump(raw))
+
+    def publish(self, kind, name, version, **parents):
+        draft = Artefact(self.store, kind, name).draft(version)
+        draft.write("data", version.encode() * 100)
+        return draft.publish({"parents": parents})
+
+    def age(self):
+        """Make all versions look old."""
+        for key in self.store.list():
+            if key.endswith("/manifest.json"):
+                said = json.loads(self.store.read(key))
+                self.store.write(key, json.dumps({**said, "created": "2020-01-01T00:00:00+00:00"}).encode())
+
+    def gc(self, *arguments):
+        """Return the exit code, the result and what was said."""
+        self._capfd.readouterr()
+        code = job.main(["--config", str(self.path), "--json", *arguments])
+        out, err = self._capfd.readouterr()
+        return code, json.loads(out.splitlines()[-1]) if out.strip() else None, err
+
+    def finished(self, kind, name):
+        return Artefact(self.store, kind, name).finished()
+
+
+@pytest.fixture
+def workspace(tmp_path, capfd):
+    return Workspace(tmp_path, capfd)
+
+
+@pytest.fixture
+def lived(workspace):
+    """An index of five versions, whose tiles come from two of five sets; another set is a run's."""
+    for number in range(1, 6):
+        workspace.publish("sets", "made", f"s{number}")
+    workspace.publish("runs/made", "checkpoints", "000001", set="s3")
+    made = workspace.made
+    workspace.versions = [made.build(range(100)), made.append(range(150), of_set="made/s2"), made.delete(range(10)), made.delete([20])]
+    workspace.versions.append(made.compact())
+    workspace.age()
+    return workspace
+
+
+def test_what_something_names_is_kept(lived, tmp_path):
+    before = answers(lived.versions[-1], QUERIES, tmp_path)
+    files = set(lived.store.list())
+    code, planned, _ = lived.gc("--dry-run")
+    assert code == 0
+    assert set(lived.store.list()) == files, "a plan changes nothing"
+    code, done, _ = lived.gc()
+    assert code == 0
+    *old, parent, current = [one.version.version for one in lived.versions]
+    # the fourth set is neither a run's nor of a tile of the index; the fifth is current
+    assert lived.finished("sets", "made") == ["s1", "s2", "s3", "s5"]
+    assert lived.finished("indexes", "made") == sorted([parent, current])
+    assert lived.finished("runs/made", "checkpoints") == ["000001"]
+    gone = sorted(["sets/made/s4", *(f"indexes/made/{version}" for version in old)])
+    assert sorted(planned["would_remove"]) == gone
+    assert (done["removed"], done["bytes"], done["kept"]) == (len(gone), planned["bytes"], len(planned["keeps"]))
+    assert planned["keeps"]["sets/made/s3"] == "named by runs/made/checkpoints/000001"
+    assert planned["keeps"][f"indexes/made/{current}"] == "current"
+    assert done["bytes"] > 0
+    assert lived.made.current().version.damage() is None
+    assert answers(lived.made.current(), QUERIES, tmp_path) == before
+    assert lived.made.index.go_back(parent).damage() is None
+    code, again, _ = lived.gc("--older-than", "0")
+    assert (code, again["removed"]) == (0, 1), "what was gone back from is current no more, and nothing names it"
+
+
+def test_the_young_are_kept_with_what_they_name(lived):
+    lived.publish("embeddings", "other", "e1", set="made/s4")
+    lived.publish("embeddings", "other", "e2", set="made/s5")
+    assert lived.gc()[0] == 0
+    assert "s4" in lived.finished("sets", "made")
+    assert lived.finished("embeddings", "other") == ["e1", "e2"]
+    lived.gc("--older-than", "0")
+    assert "s4" not in lived.finished("sets", "made")
+    assert lived.finished("embeddings", "other") == ["e2"]
+
+
+@pytest.mark.parametrize("key", ["runs/made/lease", "sweeps/made/lease", "imagery/made/lease", "indexes/made/lease"])
+def test_while_somebody_writes_nothing_is_removed(lived, key):
+    files = set(lived.store.list())
+    with Lease(lived.store, key):
+        code, result, said = lived.gc()
+    assert (code, result) == (1, None)
+    assert "is held by process" in said
+    assert files <= set(lived.store.list())
+    assert lived.gc()[0] == 0
+
+
+@pytest.mark.parametrize("key", ["sets/made/s1/manifest.json", "runs/made/checkpoints/000001/manifest.json", "sets/made/CURRENT"])
+def test_where_nobody_knows_what_is_named_nothing_is_removed(lived, key):
+    lived.store.write(key, b"{")
+    files = set(lived.store.list())
+    code, _, said = lived.gc()
+    assert code == 1
+    assert key in said
+    assert "cannot be read" in said
+    assert set(lived.store.list()) == files
+
+
+def test_an_index_that_cannot_be_read_stops_it(lived):
+    current = lived.made.current()
+    name = current.manifest.segments[0].name
+    lived.store.write(current.version.key(f"{name}.parquet"), b"PAR1")
+    files = set(lived.store.list())
+    code, _, said = lived.gc()
+    assert code == 1
+    assert f"{name}.parquet differs from its manifest" in said
+    assert set(lived.store.list()) == files
+
+
+def test_a_draft_and_a_version_that_was_never_current_stay(lived):
+    draft = Artefact(lived.store, "sets", "made").draft("s9")
+    draft.write("data", b"half")
+    lived.store.write("sets/unborn/s1/manifest.json", b"{}")
+    files = {key for key in lived.store.list() if "/s9/" in key or "unborn" in key}
+    assert lived.gc()[0] == 0
+    assert files <= set(lived.store.list())
+
+
+def test_an_interrupted_removal_is_finished(lived, monkeypatch):
+    sets = Artefact(lived.store, "sets", "made")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(lived.store), "sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(type(lived.store), "list", lambda *_: [])
+        with pytest.raises(KeyboardInterrupt):
+            remove(sets, "s4")
+    lived.store.write("sets/made/s4/removed.json", b"{}")
+    assert lived.store.list("sets/made/s4/")
+    assert lived.gc()[0] == 0
+    assert lived.store.list("sets/made/s4/") == []
+
+
+def test_an_empty_workspace_is_likely_a_wrong_one(workspace):
+    code, _, said = workspace.gc()
+    assert code == 1
+    assert "holds no versions; correct workspace.uri" in said
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "soon", "1e9"])
+def test_days_are_days(workspace, days, capfd):
+    with pytest.raises(SystemExit) as ended:
+        workspace.gc("--older-than", days)
+    assert ended.value.code == 2
+    assert "is no number of days from 0 to 100,000" in capfd.readouterr().err
