@@ -164,6 +164,7 @@ class Record:
         """
         self._path, self._metrics = path, metrics
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"study": study}) + "\n")
         first, *lines = map(json.loads, path.read_text().splitlines())
         if first.get("study") != study:

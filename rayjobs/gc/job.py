@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rayjobs import command
 from rayjobs.experiment import load
 from rayjobs.gc.plan import COLLECTED, planned
-from rayjobs.storage import Lease, finish_removals, remove
+from rayjobs.storage import Lease, remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = f"""Remove old versions of {", ".join(COLLECTED[:-1])} and {COLLECTED[-1]} that nothing in the workspace names any more.
 
-Kept are the current version of each, those younger than --older-than, all that a run, a sweep or a kept version names, and the version
-of an index that `rayjobs index rollback` would go back to. Runs, labels, fetched imagery and what a broken-off command will go on from
-are not touched. Run it while nothing writes to the workspace; while a run, a sweep or an index is being written it is refused.
-Interrupted, the same command goes on."""
+Kept are of each artefact the current version, those younger than --older-than and the one before these; the version of an index that
+`rayjobs index rollback` would go back to; and all that runs, sweeps, labels and kept versions name. Runs, labels, fetched imagery and
+what a broken-off command will go on from are not touched. Run it while nothing writes to the workspace; while a training, a sweep, a
+fetch or an action on an index holds its lease it is refused. Interrupted, the same command goes on."""
 _DAYS = 7.0
 _MOST_DAYS = 100_000
 _LEASE = "/lease"
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--older-than", type=_days, default=_DAYS, metavar="DAYS", help=f"keep versions that were made in the last DAYS days ({_DAYS:g})"
     )
+    made.add_argument("--keep", action="append", default=[], metavar="VERSION", help="keep this version, too; may be given several times")
     return made
 
 
@@ -67,41 +68,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store.check()
         before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=options.older_than)
         if options.dry_run:
-            plan = planned(store, before)
-            return {"would_remove": [one.address for one in plan.removed], "bytes": plan.bytes, "keeps": plan.kept}
-        return asdict(collect(store, before, console))
+            plan = planned(store, before, options.keep)
+            return {"would_remove": [one.address for one in plan.removed], "bytes": plan.bytes, "keeps": dict(plan.kept)}
+        return asdict(collect(store, before, options.keep, console))
 
     return command.execute("gc", options, act)
 
 
-def collect(store: Store, before: datetime.datetime, console: Console) -> Result:
+def collect(store: Store, before: datetime.datetime, keep: Sequence[str], console: Console) -> Result:
     """Remove what nothing needs of the versions that were made before a moment, and finish what an interrupted removal left.
 
     Raises:
-        PublishConflictError: a run, a sweep, imagery or an index is being written.
-        NotFoundError, DamagedError, IndexCorruptError: as `planned`; nothing was removed.
+        PublishConflictError: a run, a sweep, imagery or an index is being written, or a version was made current meanwhile.
+        NotFoundError, ConfigError, DamagedError, IndexCorruptError: as `planned`; nothing was removed.
     """
-    with _nobody_writing(store):
-        plan = planned(store, before)
+    with _nobody_writing(store) as leases:
+        plan = planned(store, before, keep)
         for artefact in plan.artefacts:
-            finish_removals(artefact)
-        for one in plan.removed:
-            remove(one.artefact, one.version.version)
-            console.say(f"gc               {one.address} removed")
+            for lease in leases:
+                lease.check()
+            going = [one.version.version for one in plan.removed if one.artefact == artefact]
+            remove(artefact, going)
+            console.say(f"gc               {artefact.kind}/{artefact.name}: {len(going)} versions removed")
     return Result(removed=len(plan.removed), bytes=plan.bytes, kept=len(plan.kept))
 
 
 @contextmanager
-def _nobody_writing(store: Store) -> Iterator[None]:
-    """Keep writers out of all indexes.
+def _nobody_writing(store: Store) -> Iterator[list[Lease]]:
+    """Keep writers out of all indexes, and yield the leases.
 
     Raises:
         PublishConflictError: one is at work, or a run, a sweep or imagery is being written.
     """
+    leases = [key for key in store.list() if key.endswith(_LEASE)]
     with ExitStack() as stack:
-        for key in (key for key in store.list() if key.endswith(_LEASE)):
-            if key.startswith("indexes/"):
-                stack.enter_context(Lease(store, key))
-            else:
-                Lease.check_free(store, key)
-        yield
+        for key in leases:
+            Lease.check_free(store, key)
+        yield [stack.enter_context(Lease(store, key)) for key in leases if key.startswith("indexes/")]

@@ -1,44 +1,60 @@
-"""Which versions of a workspace something needs, and why: what is current, young or a run's own, and all that these name."""
+"""Which versions of a workspace something needs, and why: what is current, young or named by what a run keeps, and all that these name."""
 
 from __future__ import annotations
 
 import datetime
+import json
+import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayjobs.errors import IndexCorruptError, NotFoundError
+from rayjobs.errors import ConfigError, DamagedError, IndexCorruptError, NotFoundError
 from rayjobs.retrieval.manifest import read_index_manifest
 from rayjobs.storage import Artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rayjobs.storage import Store, Version
 
 COLLECTED = ("sets", "features", "embeddings", "indexes", "reports")
 """Kinds of which old versions are removed. Runs and sweeps keep what they can go on from themselves, what people have labelled is never
 removed, and the files of fetched imagery may be named by any experiment."""
-_KINDS = {"set": "sets", "embeddings": "embeddings", "index": "indexes"}
-"""Kinds of what the `parents` of a manifest name, by their keys; others are never removed, or are files."""
-_CURRENT, _MANIFEST = "/CURRENT", "/manifest.json"
+_OWNERS = ("runs/", "sweeps/", "labels/")
+"""Folders of what is never removed, all of which needs what it names."""
+_DOCUMENTS = ("/manifest.json", "/experiment.yaml")
+"""Files of these that name versions: of what they were made, and what they were begun with."""
+_VERSION = re.compile(rf"({'|'.join(COLLECTED)})/([^/]+)/([^/]+)/manifest\.json")
+_WORD = re.compile(r"[\w.-]+")
+"""What a version may be called; it is looked for wherever it stands, alone or in an address. So at worst too much is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A finished version of a workspace."""
+    """A finished version of one of the `COLLECTED` kinds."""
 
     artefact: Artefact
     version: Version
-    current: bool
+    current: bool | None
+    """None where no version is."""
 
     @property
     def address(self) -> str:
         """Kind, name and version."""
         return self.version.prefix.rstrip("/")
+
+    @property
+    def created(self) -> datetime.datetime | None:
+        """When it was made, aware; None where it does not say."""
+        try:
+            made = datetime.datetime.fromisoformat(self.version.manifest["created"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return made if made.tzinfo else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,117 +63,160 @@ class Plan:
 
     artefacts: tuple[Artefact, ...]
     """All of `COLLECTED` kinds."""
-    kept: dict[str, str]
+    kept: Mapping[str, str]
     """Why, by address of a version of these."""
     removed: tuple[Found, ...]
     bytes: int
     """Of the files that only removed versions name."""
 
 
-def planned(store: Store, before: datetime.datetime) -> Plan:
+def planned(store: Store, before: datetime.datetime, keep: Sequence[str] = ()) -> Plan:
     """Return what may be removed of the versions that were made before a moment.
 
     Args:
         store: the workspace.
-        before: aware; younger versions are kept, with all that they name.
+        before: aware; younger versions are kept, and what was the newest then, with all that they name.
+        keep: names of versions that are kept, too.
 
     Raises:
-        NotFoundError: there is nothing in the workspace.
+        NotFoundError: there is no version in the workspace.
+        ConfigError: there is none of a name that is to be kept.
         DamagedError: a manifest or a pointer cannot be read, so that nobody knows what it names.
         IndexCorruptError: likewise, of a version of an index that is kept.
     """
-    found = list(_survey(store))
-    if not found:
-        raise NotFoundError(f"{store.uri} holds no versions; correct workspace.uri")
-    why = _needed(found, before)
-    collected = [one for one in found if one.artefact.kind in COLLECTED]
-    removed = tuple(one for one in collected if one.address not in why)
-    kept = {one.address: why[one.address] for one in collected if one.address in why}
-    return Plan(
-        artefacts=tuple(dict.fromkeys(one.artefact for one in collected)),
-        kept=kept,
-        removed=removed,
-        bytes=_bytes([one for one in found if one.address in why], removed),
-    )
-
-
-def _survey(store: Store) -> Iterator[Found]:
-    """Yield all finished versions of artefacts that have a current one."""
     keys = store.list()
-    versions = defaultdict[str, list[str]](list)
-    for key in keys:
-        if key.endswith(_MANIFEST):
-            folder, _, version = key.removesuffix(_MANIFEST).rpartition("/")
-            versions[folder].append(version)
-    for key in keys:
-        if key.endswith(_CURRENT):
-            kind, _, name = (folder := key.removesuffix(_CURRENT)).rpartition("/")
-            artefact = Artefact(store, kind, name)
-            current = artefact.current()
-            for version in versions[folder]:
-                is_current = current is not None and version == current.version
-                yield Found(artefact=artefact, version=artefact.at(version), current=is_current)
+    found = list(_survey(store, keys))
+    if not found:
+        raise NotFoundError(f"{store.uri} holds no versions of {', '.join(COLLECTED)}; correct workspace.uri")
+    needed = _Needed(found)
+    for one, reason in _roots(found, before, keep):
+        needed.add(one, reason)
+    for key in (key for key in keys if key.startswith(_OWNERS) and key.endswith(_DOCUMENTS)):
+        needed.add_named(_words_of_owner(store, key), key.rpartition("/")[0])
+    kept = [one for one in found if one.address in needed.why]
+    removed = tuple(one for one in found if one.address not in needed.why)
+    artefacts = tuple(dict.fromkeys(one.artefact for one in found))
+    return Plan(artefacts=artefacts, kept=needed.why, removed=removed, bytes=_bytes(kept, removed))
 
 
-def _needed(found: Sequence[Found], before: datetime.datetime) -> dict[str, str]:
-    """Return why versions are needed, by address."""
-    why = {one.address: reason for one in found if (reason := _own_reason(one, before))}
-    by_name = defaultdict[str, list[Found]](list)
+def _survey(store: Store, keys: Sequence[str]) -> Iterator[Found]:
+    """Yield all finished versions."""
+    names = defaultdict[tuple[str, str], list[str]](list)
+    for kind, name, version in (match.groups() for key in keys if (match := _VERSION.fullmatch(key))):
+        names[kind, name].append(version)
+    for (kind, name), versions in names.items():
+        artefact = Artefact(store, kind, name)
+        current = _current(artefact, versions)
+        for version in versions:
+            yield Found(artefact=artefact, version=artefact.at(version), current=version == current if current else None)
+
+
+def _current(artefact: Artefact, versions: Sequence[str]) -> str | None:
+    """Return which of its versions is current. Raises `DamagedError` where the pointer names none of them, or cannot be read."""
+    if artefact.store.size(artefact.pointer) is None:
+        return None
+    current = artefact.leads_to()
+    if current not in versions:
+        where = artefact.store.address(artefact.pointer)
+        raise DamagedError(f"{where} cannot be read or names a version that is not there; make the artefact anew, or remove its folder")
+    return current
+
+
+def _roots(found: Sequence[Found], before: datetime.datetime, keep: Sequence[str]) -> Iterator[tuple[Found, str]]:
+    """Yield what is kept whether or not anything names it, and why."""
+    if missing := set(keep) - {one.version.version for one in found}:
+        raise ConfigError(f"--keep {min(missing)}: there is no version of that name; `--dry-run` shows all")
+    newest: dict[Artefact, Found] = {}
     for one in found:
-        kind, version = one.artefact.kind, one.version.version
-        by_name[f"{kind}/{one.artefact.name}/{version}"].append(one)
-        by_name[f"{kind}/{version}"].append(one)  # some manifests name the version alone
-    waiting = [one for one in found if one.address in why]
-    while waiting:
-        namer = waiting.pop()
-        for named in [one for name in _names(namer) for one in by_name[name] if one.address not in why]:
-            why[named.address] = f"named by {namer.address}"
-            waiting.append(named)
-    return why
+        if one.current or one.current is None:
+            yield one, "current" if one.current else "beside no current one"
+        elif one.version.version in keep:
+            yield one, "--keep"
+        elif one.created is None or one.created >= before:
+            yield one, "young" if one.created else "of unknown age"
+        if one.created and one.created < before:
+            newest[one.artefact] = max(newest.get(one.artefact, one), one, key=lambda each: (each.created or before, bool(each.current)))
+    for one in newest.values():
+        # long commands that began with it, and services, may have it still
+        yield one, "likely current when the young ones were made"
 
 
-def _own_reason(one: Found, before: datetime.datetime) -> str | None:
-    """Return why a version is kept whether or not others name it; None where only that would keep it."""
-    if one.artefact.kind not in COLLECTED:
-        return "kept by its owner"
-    if one.current:
-        return "current"
+@dataclass(slots=True)
+class _Needed:
+    """Grows from what is needed to all that this names."""
+
+    found: Sequence[Found]
+    why: dict[str, str] = field(default_factory=dict)
+    """By address."""
+    _by_version: dict[str, list[Found]] = field(default_factory=lambda: defaultdict(list))
+    _sets: dict[str, set[str]] = field(default_factory=dict)
+    """Words of the sets of a segment's rows, by the digest of its table."""
+
+    def __post_init__(self) -> None:
+        for one in self.found:
+            self._by_version[one.version.version].append(one)
+
+    def add(self, one: Found, reason: str) -> None:
+        """Keep a version, and what it names."""
+        if one.address not in self.why:
+            self.why[one.address] = reason
+            self.add_named(self._named_by(one), one.address)
+
+    def add_named(self, words: set[str], namer: str) -> None:
+        """Keep the versions that some words name."""
+        for one in [one for word in words & self._by_version.keys() for one in self._by_version[word]]:
+            self.add(one, f"named by {namer}")
+
+    def _named_by(self, one: Found) -> set[str]:
+        """Return the words of what a version was made of, and an index shows.
+
+        Of an index's own history that is the version before the current one, which `index rollback` goes back to; if each kept the one
+        before it, none would ever go.
+        """
+        parents = one.version.manifest.get("parents")
+        said = dict(parents) if isinstance(parents, dict) else {"": parents}
+        if one.artefact.kind == "indexes":
+            if not one.current:
+                said.pop("index", None)
+            return _words(json.dumps(said)).union(*self._sets_of_rows(one.version))
+        return _words(json.dumps(said))
+
+    def _sets_of_rows(self, version: Version) -> Iterator[set[str]]:
+        """Yield the words of the sets whose chips an index's tiles are shown from: one that was appended to has several.
+
+        Raises:
+            IndexCorruptError: a segment cannot be read.
+        """
+        for segment in read_index_manifest(version.manifest, version.store.address(version.prefix)).segments:
+            name = f"{segment.name}.parquet"
+            digest = version.entry(name).sha256
+            if digest not in self._sets:
+                self._sets[digest] = _sets_in(version, name)
+            yield self._sets[digest]
+
+
+def _sets_in(version: Version, name: str) -> set[str]:
+    data = version.read(name)
     try:
-        young = datetime.datetime.fromisoformat(one.version.manifest["created"]) >= before
-    except (KeyError, TypeError, ValueError):
-        return "of unknown age"
-    return "young" if young else None
+        table = pq.ParquetFile(pa.BufferReader(data))
+        texts = table.read(columns=["set"])["set"].unique().to_pylist() if "set" in table.schema_arrow.names else []
+    except (pa.ArrowException, OSError) as error:
+        where = version.store.address(version.key(name))
+        raise IndexCorruptError(f"{where} cannot be read ({error}); roll back, or build the index again") from error
+    return _words(" ".join(map(str, texts)))
 
 
-def _names(one: Found) -> set[str]:
-    """Return what a version needs, as kind and version with or without a name between.
-
-    Of an index's own history that is the version before the current one, which `index rollback` goes back to; if each kept the one before
-    it, none would ever go.
-    """
-    parents = one.version.manifest.get("parents")
-    is_index = one.artefact.kind == "indexes"
-    named = {
-        f"{_KINDS[key]}/{value}"
-        for key, value in (parents if isinstance(parents, dict) else {}).items()
-        if key in _KINDS and isinstance(value, str) and (key != "index" or not is_index or one.current)
-    }
-    return named | {f"sets/{text}" for text in _sets_of_rows(one.version)} if is_index else named
+def _words_of_owner(store: Store, key: str) -> set[str]:
+    """Return the words of a document; of one that its owner removed meanwhile, none. Raises `DamagedError` where it is cut short."""
+    document = store.read_tagged(key)
+    text = document.data.decode(errors="replace") if document else ""
+    if document and (not text.strip() or (key.endswith(".json") and not text.rstrip().endswith("}"))):
+        raise DamagedError(f"{store.address(key)} cannot be read, and nobody knows what it names; remove its folder if it is of no use")
+    return _words(text)
 
 
-def _sets_of_rows(version: Version) -> set[str]:
-    """Return the sets, as NAME/VERSION, whose chips the tiles of an index are shown from: an index that was appended to has several."""
-    found = set[str]()
-    for segment in read_index_manifest(version.manifest, version.store.address(version.prefix)).segments:
-        name = f"{segment.name}.parquet"
-        try:
-            table = pq.ParquetFile(pa.BufferReader(version.read(name)))
-            if "set" in table.schema_arrow.names:
-                found |= set(table.read(columns=["set"])["set"].unique().to_pylist())
-        except pa.ArrowException as error:
-            where = version.store.address(version.key(name))
-            raise IndexCorruptError(f"{where} cannot be read ({error}); roll back, or build the index again") from error
-    return found
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text))
 
 
 def _bytes(kept: Sequence[Found], removed: Sequence[Found]) -> int:

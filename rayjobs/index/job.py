@@ -106,7 +106,7 @@ def standing(index: Artefact, build: str, console: Console) -> Published | None:
     current = index.current()
     if current is not None and current.manifest.get("build") == build:
         console.say(f"index            {index.name} {build} of this set and this encoder is published already")
-        if current.version != build:
+        if current.version != build and build in index.finished():
             console.say(
                 f"index            current is {current.version}, which goes on from it; `rayjobs index rollback --to {build}` goes back"
             )

@@ -62,7 +62,7 @@ def named(index: Artefact, to: str | None) -> str:
     """
     if to is None:
         parent = newest(index).version.manifest["parents"].get("index")
-        if parent is None:
+        if parent not in index.finished():
             raise NotFoundError(f"index {index.name} has no version before the current one; `rayjobs index list` shows all")
         return str(parent)
     there = index.finished()

@@ -57,8 +57,10 @@ class FileDigest:
     def __post_init__(self) -> None:
         """Refuse a file that would lie elsewhere: manifests are read from places where others may write."""
         for part in (self.name, self.path or self.name):
-            if part != posixpath.normpath(part) or part.startswith(("/", "..")) or "\\" in part:
+            if part != posixpath.normpath(part) or part.startswith(("/", "..")) or part == "." or set(part) & {"\\", "\0"}:
                 raise ValueError(f"{part!r} is no name of a file of a version")
+        if not isinstance(self.size, int) or self.size < 0:
+            raise ValueError(f"{self.name!r} has no size")
         if self.shared and (self.path or not _SHA256.fullmatch(self.sha256)):
             raise ValueError(f"{self.name!r} is shared, so that its sha256, and no path, says where it lies")
 
@@ -215,7 +217,7 @@ def parsed(store: Store, prefix: str, data: bytes) -> Version | None:
         manifest = json.loads(data)
         found = Version(store, prefix, manifest)
         _ = found.version, found.files
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return found
 
@@ -228,7 +230,7 @@ def _pointed_to(data: bytes) -> str | None:
     """Return the version that a pointer's bytes name, or None where they are none of a pointer."""
     try:
         return str(json.loads(data)["version"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -420,8 +422,10 @@ class Artefact:
         """Return a version by name. Raises `NotFoundError` where it is not finished, `DamagedError` where its manifest cannot be read."""
         prefix = f"{self.prefix}{version}/"
         found = parsed(self.store, prefix, self.store.read(f"{prefix}{MANIFEST}"))
-        if found is None:
-            raise DamagedError(f"{self.store.address(prefix + MANIFEST)} cannot be read; it was altered or cut short: publish it again")
+        if found is None or found.version != version:
+            raise DamagedError(
+                f"{self.store.address(prefix + MANIFEST)} cannot be read; it was altered, copied or cut short: publish it again"
+            )
         return found
 
     def leads_to(self) -> str | None:
@@ -441,8 +445,12 @@ class Artefact:
 
     def finished(self) -> list[str]:
         """Return the sorted names of all versions that have a manifest."""
+        return self.having(MANIFEST)
+
+    def having(self, file: str) -> list[str]:
+        """Return the sorted names of the folders of versions in which a file of that name lies."""
         keys = (key.removeprefix(self.prefix).split("/") for key in self.store.list(self.prefix))
-        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == MANIFEST)
+        return sorted(parts[0] for parts in keys if len(parts) == _DEPTH and parts[1] == file)
 
     def newest_sound(
         self, say: Callable[[str], None], last: str | None = None, *, unfit: Callable[[Version], str | None] = lambda _: None

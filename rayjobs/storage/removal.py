@@ -1,56 +1,73 @@
-"""Taking old versions of an artefact away, so that a removal that is killed can be finished, and no reader meets half of a version.
+"""Taking old versions of an artefact away, so that a removal that is killed can be finished, and nobody finds half of a version.
 
 The manifest goes first: without one nobody finds the version. A copy of it stays until all files are gone, and says which these were.
+Who has found the version before loses its files.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from rayjobs.errors import PublishConflictError
+from rayjobs.errors import PublishConflictError, StorageError
 from rayjobs.storage.artefacts import MANIFEST, parsed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rayjobs.storage.artefacts import Artefact
 
 _REMOVED = "removed.json"
 """The copy of the manifest of a version that is being removed, in its folder."""
 
 
-def remove(artefact: Artefact, version: str) -> None:
-    """Remove a version, and of the files that lie beside the versions those that no other finished version names.
+def remove(artefact: Artefact, versions: Iterable[str]) -> None:
+    """Remove versions, and of the files that lie beside the versions those that no other finished one names.
 
-    Only while nobody writes to the artefact: a version of that name, or a file that it shares, might be in the making.
+    Only while nobody makes one of them again: its files, or those that it shares, may be taken for the old ones.
 
     Raises:
         NotFoundError: there is no such version.
-        PublishConflictError: it is the current one.
+        DamagedError: the manifest of one, or of one that stays, cannot be read.
+        PublishConflictError: one is current, and stays; others may be removed.
     """
-    folder = f"{artefact.prefix}{version}/"
-    if version == artefact.leads_to():
-        raise PublishConflictError(f"{artefact.store.address(folder)} was made current; run the command again")
-    artefact.store.write(folder + _REMOVED, artefact.store.read(folder + MANIFEST))
-    artefact.store.delete(folder + MANIFEST)
-    _finish(artefact, version)
+    for version in versions:
+        _hide(artefact, version)
+    finish_removals(artefact)
 
 
-def finish_removals(artefact: Artefact) -> list[str]:
-    """Finish removals that were killed; return the names of the versions."""
-    keys = artefact.store.list(artefact.prefix)
-    begun = [key.removeprefix(artefact.prefix).removesuffix(f"/{_REMOVED}") for key in keys if key.endswith(f"/{_REMOVED}")]
-    for version in begun:
-        _finish(artefact, version)
-    return begun
+def _hide(artefact: Artefact, version: str) -> None:
+    store, folder = artefact.store, artefact.at(version).prefix
+    manifest = store.read(folder + MANIFEST)
+    store.write(folder + _REMOVED, manifest)
+    if version != artefact.leads_to():
+        store.delete(folder + MANIFEST)
+    if version == artefact.leads_to():  # before, or made so meanwhile
+        store.write(folder + MANIFEST, manifest)
+        store.delete(folder + _REMOVED)
+        raise PublishConflictError(f"{store.address(folder)} is current; run the command again")
 
 
-def _finish(artefact: Artefact, version: str) -> None:
+def finish_removals(artefact: Artefact) -> None:
+    """Finish removals that were begun. Raises `DamagedError` where a manifest cannot be read, so that nobody knows what stays."""
+    begun = artefact.having(_REMOVED)
+    if not begun:
+        return
+    finished = [artefact.at(name) for name in artefact.finished()]
+    staying = {entry.key(version.prefix) for version in finished for entry in version.files}
+    for name in begun:
+        _finish(artefact, name, staying, again=any(version.version == name for version in finished))
+
+
+def _finish(artefact: Artefact, version: str, staying: set[str], *, again: bool) -> None:
+    """Remove the files of a hidden version; where it was published `again`, they are its own."""
     store, folder = artefact.store, f"{artefact.prefix}{version}/"
-    said = parsed(store, folder, store.read(folder + _REMOVED))
-    finished = artefact.finished()
-    if version not in finished:  # else it was published again since, and its files are that version's
-        staying = {entry.key(other.prefix) for other in map(artefact.at, finished) for entry in other.files}
-        own = (key for key in store.list(folder) if key != folder + _REMOVED)
-        for key in sorted({*own, *(entry.key(folder) for entry in (said.files if said else ()))} - staying):
+    if not again:
+        said = parsed(store, folder, store.read(folder + _REMOVED))
+        listed = {key for key in store.list(folder) if key != folder + _REMOVED}
+        named = {entry.key(folder) for entry in said.files} if said else set()
+        for key in sorted((listed | named) - staying):
             store.delete(key)
     store.delete(folder + _REMOVED)
-    store.sweep(folder)
+    with contextlib.suppress(StorageError):  # empty folders and parts of uploads; not every role may look for these
+        store.sweep(folder)

@@ -197,7 +197,10 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         """Remove a file."""
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.address(key)}: {error.strerror}") from error
 
     def sweep(self, prefix: str) -> None:
         """Remove files that were not renamed, and folders that hold nothing, the one named too."""

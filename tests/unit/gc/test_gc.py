@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rayjobs.gc import job
-from rayjobs.storage import Artefact, Lease, remove
+from rayjobs.storage import Artefact, Lease, removal
 from tests.unit.index.index_made import Made, answers
 
 QUERIES = range(0, 100, 9)
@@ -29,12 +29,12 @@ class Workspace:
         draft.write("data", version.encode() * 100)
         return draft.publish({"parents": parents})
 
-    def age(self):
-        """Make all versions look old."""
-        for key in self.store.list():
+    def age(self, begin="", created="2020-01-01T00:00:00+00:00"):
+        """Make versions look old."""
+        for key in self.store.list(begin):
             if key.endswith("/manifest.json"):
                 said = json.loads(self.store.read(key))
-                self.store.write(key, json.dumps({**said, "created": "2020-01-01T00:00:00+00:00"}).encode())
+                self.store.write(key, json.dumps({**said, "created": created}).encode())
 
     def gc(self, *arguments):
         """Return the exit code, the result and what was said."""
@@ -86,20 +86,53 @@ def test_what_something_names_is_kept(lived, tmp_path):
     assert done["bytes"] > 0
     assert lived.made.current().version.damage() is None
     assert answers(lived.made.current(), QUERIES, tmp_path) == before
+    lived.age(f"indexes/made/{current}", created="2021-01-01T00:00:00+00:00")
     assert lived.made.index.go_back(parent).damage() is None
-    code, again, _ = lived.gc("--older-than", "0")
-    assert (code, again["removed"]) == (0, 1), "what was gone back from is current no more, and nothing names it"
+    assert lived.gc()[1]["removed"] == 0, "what was gone back from was the newest"
 
 
-def test_the_young_are_kept_with_what_they_name(lived):
-    lived.publish("embeddings", "other", "e1", set="made/s4")
-    lived.publish("embeddings", "other", "e2", set="made/s5")
+def test_the_young_are_kept_with_what_they_name_and_the_one_before_them(lived):
+    for number in range(1, 4):
+        lived.publish("embeddings", "other", f"e{number}", set="made/s4")
+        lived.age("embeddings/other", created=f"2021-01-0{number}T00:00:00+00:00")
+    lived.publish("embeddings", "other", "e4", set="made/s5")
+    lived.publish("embeddings", "other", "e5", set="made/s5")
+    lived.age("embeddings/other/e1", created="2021-01-09T00:00:00+00:00")
+    code, planned, _ = lived.gc("--dry-run")
+    assert code == 0
+    assert planned["keeps"]["sets/made/s4"] == "named by embeddings/other/e1"
+    assert lived.gc()[0] == 0
+    # the first is the newest of the old ones
+    assert lived.finished("embeddings", "other") == ["e1", "e4", "e5"]
+    assert "s4" in lived.finished("sets", "made")
+    lived.gc("--older-than", "0")
+    assert lived.finished("embeddings", "other") == ["e5"]
+    assert "s4" not in lived.finished("sets", "made")
+
+
+@pytest.mark.parametrize("key", ["runs/other/experiment.yaml", "sweeps/made/experiment.yaml"])
+def test_what_a_run_or_a_sweep_was_begun_with_is_kept(lived, key):
+    lived.store.write(key, yaml.safe_dump({"decided": {"set_version": "s5", "target_version": "s4"}}).encode())
+    code, planned, _ = lived.gc("--dry-run")
+    assert code == 0
+    assert planned["keeps"]["sets/made/s4"] == f"named by {key.rpartition('/')[0]}"
+
+
+def test_a_checkpoint_that_is_not_current_yet_names_its_set(lived):
+    lived.publish("runs/killed", "checkpoints", "epoch-0001", set="s4")
+    lived.store.delete("runs/killed/checkpoints/CURRENT")
     assert lived.gc()[0] == 0
     assert "s4" in lived.finished("sets", "made")
-    assert lived.finished("embeddings", "other") == ["e1", "e2"]
-    lived.gc("--older-than", "0")
-    assert "s4" not in lived.finished("sets", "made")
-    assert lived.finished("embeddings", "other") == ["e2"]
+
+
+def test_versions_can_be_kept_by_name(lived):
+    first = lived.versions[0].version.version
+    assert lived.gc("--keep", "s4", "--keep", first)[0] == 0
+    assert "s4" in lived.finished("sets", "made")
+    assert first in lived.finished("indexes", "made")
+    code, _, said = lived.gc("--keep", "s7")
+    assert code == 2
+    assert "--keep s7: there is no version of that name" in said
 
 
 @pytest.mark.parametrize("key", ["runs/made/lease", "sweeps/made/lease", "imagery/made/lease", "indexes/made/lease"])
@@ -114,8 +147,9 @@ def test_while_somebody_writes_nothing_is_removed(lived, key):
 
 
 @pytest.mark.parametrize("key", ["sets/made/s1/manifest.json", "runs/made/checkpoints/000001/manifest.json", "sets/made/CURRENT"])
-def test_where_nobody_knows_what_is_named_nothing_is_removed(lived, key):
-    lived.store.write(key, b"{")
+@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 100_000, b'{"version": "s7", "files": []'])
+def test_where_nobody_knows_what_is_named_nothing_is_removed(lived, key, damage):
+    lived.store.write(key, damage)
     files = set(lived.store.list())
     code, _, said = lived.gc()
     assert code == 1
@@ -135,32 +169,44 @@ def test_an_index_that_cannot_be_read_stops_it(lived):
     assert set(lived.store.list()) == files
 
 
+def test_a_copy_of_a_version_is_none(lived):
+    for key in lived.store.list("sets/made/s5/"):
+        lived.store.write(key.replace("s5", "s5-copy"), lived.store.read(key))
+    code, _, said = lived.gc()
+    assert code == 1
+    assert "s5-copy/manifest.json cannot be read; it was altered, copied or cut short" in said
+    assert lived.finished("sets", "made") == ["s1", "s2", "s3", "s4", "s5", "s5-copy"]
+
+
 def test_a_draft_and_a_version_that_was_never_current_stay(lived):
     draft = Artefact(lived.store, "sets", "made").draft("s9")
     draft.write("data", b"half")
-    lived.store.write("sets/unborn/s1/manifest.json", b"{}")
-    files = {key for key in lived.store.list() if "/s9/" in key or "unborn" in key}
+    lived.publish("embeddings", "unborn", "e1", set="made/s4")
+    lived.store.delete("embeddings/unborn/CURRENT")
+    lived.age()
+    files = {key for key in lived.store.list() if "/s9/" in key or "unborn" in key or "/s4/" in key}
     assert lived.gc()[0] == 0
     assert files <= set(lived.store.list())
 
 
 def test_an_interrupted_removal_is_finished(lived, monkeypatch):
-    sets = Artefact(lived.store, "sets", "made")
+    def killed(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(type(lived.store), "sweep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patched.setattr(type(lived.store), "list", lambda *_: [])
-        with pytest.raises(KeyboardInterrupt):
-            remove(sets, "s4")
-    lived.store.write("sets/made/s4/removed.json", b"{}")
-    assert lived.store.list("sets/made/s4/")
+        patched.setattr(removal, "_finish", killed)
+        assert lived.gc()[0] == 1
+    assert [key for key in lived.store.list() if key.endswith("/removed.json")]
     assert lived.gc()[0] == 0
+    assert [key for key in lived.store.list() if key.endswith("/removed.json")] == []
     assert lived.store.list("sets/made/s4/") == []
+    assert lived.made.current().version.damage() is None
 
 
 def test_an_empty_workspace_is_likely_a_wrong_one(workspace):
     code, _, said = workspace.gc()
     assert code == 1
-    assert "holds no versions; correct workspace.uri" in said
+    assert "indexes, reports; correct workspace.uri" in said
 
 
 @pytest.mark.parametrize("days", ["-1", "nan", "inf", "soon", "1e9"])

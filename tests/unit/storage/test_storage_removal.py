@@ -7,8 +7,8 @@ import dataclasses
 
 import pytest
 
-from rayjobs.errors import NotFoundError, PublishConflictError, StorageError
-from rayjobs.storage import Artefact, finish_removals, open_store, remove
+from rayjobs.errors import DamagedError, NotFoundError, PublishConflictError, StorageError
+from rayjobs.storage import Artefact, open_store, remove
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_version_goes_with_what_it_alone_names(index, versions):
     first, second = versions
     index.store.write("indexes/i/v1/stray", b"that nobody names")
     index.store.write("indexes/it/v1/manifest.json", b"of another index")
-    remove(index, "v1")
+    remove(index, ["v1"])
     kept = {entry.key(second.prefix) for entry in second.files}
     ours = {"indexes/i/CURRENT", "indexes/i/v2/manifest.json", "indexes/it/v1/manifest.json"}
     assert set(index.store.list("indexes/")) == kept | ours
@@ -45,21 +45,55 @@ def test_a_version_goes_with_what_it_alone_names(index, versions):
     assert index.current().damage() is None
     assert index.finished() == ["v2"]
     with pytest.raises(NotFoundError):
-        remove(index, "v1")
+        remove(index, ["v1"])
 
 
 def test_the_folder_of_a_version_on_a_file_system_goes_too(tmp_path):
     index = Artefact(open_store(f"file:{tmp_path}"), "sets", "s")
     publish(index, "v1", {}, {"chips/0": b"1"})
     publish(index, "v2", {}, {"chips/0": b"2"})
-    remove(index, "v1")
+    remove(index, ["v1"])
     assert sorted(path.name for path in (tmp_path / "sets" / "s").iterdir() if not path.name.startswith(".")) == ["CURRENT", "v2"]
 
 
 def test_the_current_version_cannot_be_removed(index, versions):
-    with pytest.raises(PublishConflictError, match=r"v2/? was made current; run the command again"):
-        remove(index, versions[1].version)
+    with pytest.raises(PublishConflictError, match=r"v2/? is current; run the command again"):
+        remove(index, [versions[1].version])
     assert index.current().damage() is None
+    assert not [key for key in index.store.list() if "removed" in key]
+
+
+def test_a_version_that_is_made_current_while_it_is_hidden_stays(index, versions, monkeypatch):
+    delete = type(index.store).delete
+
+    def instead(store, key):
+        delete(store, key)
+        if key == "indexes/i/v1/manifest.json":
+            store.write(index.pointer, b'{"version": "v1"}')
+
+    monkeypatch.setattr(type(index.store), "delete", instead)
+    with pytest.raises(PublishConflictError, match=r"v1/? is current; run the command again"):
+        remove(index, ["v1"])
+    assert index.current().version == "v1"
+    assert index.current().damage() is None
+
+
+@pytest.mark.parametrize("name", ["../it/v1", "", "v1/..", "copy"])
+def test_what_is_no_version_of_that_name_is_not_removed(index, versions, name):
+    index.store.write("indexes/i/copy/manifest.json", index.store.read("indexes/i/v1/manifest.json"))
+    with pytest.raises((NotFoundError, DamagedError, StorageError)):
+        remove(index, [name])
+    assert index.at("v1").damage() is None
+
+
+def test_a_role_that_may_not_look_for_parts_of_uploads_removes_all_the_same(index, versions, monkeypatch):
+    def refused(*_):
+        raise StorageError("not allowed")
+
+    monkeypatch.setattr(type(index.store), "sweep", refused)
+    remove(index, ["v1"])
+    assert index.finished() == ["v2"]
+    assert not index.store.list("indexes/i/v1/")
 
 
 class Dying:
@@ -94,22 +128,21 @@ def test_a_removal_that_is_killed_hides_the_version_and_can_be_finished(index, v
     _, second = versions
     dying = dataclasses.replace(index, store=Dying(index.store, changes))
     with pytest.raises(StorageError, match="killed") if changes < CHANGES else contextlib.nullcontext():
-        remove(dying, "v1")
+        remove(dying, ["v1"])
     whole = "v1" in index.finished()
     assert whole == (changes < 2)
     if whole:
         assert index.at("v1").damage() is None
-    finish_removals(index)
+    remove(index, [])
     if whole:
         assert index.at("v1").damage() is None
-        remove(index, "v1")
+        remove(index, ["v1"])
     ours = {"indexes/i/CURRENT", "indexes/i/v2/manifest.json"}
     assert set(index.store.list("indexes/i/")) == ours | {entry.key(second.prefix) for entry in second.files}
-    assert finish_removals(index) == []
 
 
 def test_a_version_that_was_published_again_meanwhile_stays(index, versions):
     index.store.write("indexes/i/v1/removed.json", index.store.read("indexes/i/v1/manifest.json"))
-    assert finish_removals(index) == ["v1"]
+    remove(index, [])
     assert index.at("v1").damage() is None
     assert index.store.size("indexes/i/v1/removed.json") is None
