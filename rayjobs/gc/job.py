@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rayjobs import command
 from rayjobs.experiment import load
-from rayjobs.gc.plan import COLLECTED, planned
+from rayjobs.gc.plan import COLLECTED, Plan, listed, planned
 from rayjobs.storage import Lease, remove
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = f"""Remove old versions of {", ".join(COLLECTED[:-1])} and {COLLECTED[-1]} that nothing in the workspace names any more.
 
-Kept are of each artefact the current version, those younger than --older-than and the one before these; the version of an index that
-`rayjobs index rollback` would go back to; and all that runs, sweeps, labels and kept versions name. Runs, labels, fetched imagery and
-what a broken-off command will go on from are not touched. Run it while nothing writes to the workspace; while a training, a sweep, a
-fetch or an action on an index holds its lease it is refused. Interrupted, the same command goes on."""
+Kept are of each artefact the current version, those younger than --older-than and the newest of the others; the version of an index that
+`rayjobs index rollback` would go back to; and all that runs, sweeps and kept versions name. Runs, labels, fetched imagery and versions
+that are not finished are not touched. Run it while nothing writes to the workspace; while a training, a sweep, a fetch or an action on an
+index holds its lease it is refused. Interrupted, the same command goes on."""
 _DAYS = 7.0
 _MOST_DAYS = 100_000
-_LEASE = "/lease"
+_LEASE = re.compile(r"(runs|sweeps|imagery|indexes)/[^/]+/lease")
+_OWN_LEASE = "gc/lease"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--older-than", type=_days, default=_DAYS, metavar="DAYS", help=f"keep versions that were made in the last DAYS days ({_DAYS:g})"
     )
-    made.add_argument("--keep", action="append", default=[], metavar="VERSION", help="keep this version, too; may be given several times")
+    made.add_argument("--keep", action="append", default=[], metavar="VERSION", help="keep this version, too; may be repeated")
     return made
 
 
@@ -68,11 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store.check()
         before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=options.older_than)
         if options.dry_run:
-            plan = planned(store, before, options.keep)
-            return {"would_remove": [one.address for one in plan.removed], "bytes": plan.bytes, "keeps": dict(plan.kept)}
+            return _told(planned(store, before, options.keep), console, whole=options.json)
         return asdict(collect(store, before, options.keep, console))
 
     return command.execute("gc", options, act)
+
+
+def _told(plan: Plan, console: Console, *, whole: bool) -> dict[str, Any]:
+    """Return a plan; what is not asked for as a whole is shown in lines of its own, and counted."""
+    going = sorted(one.address for one in plan.removed)
+    if whole:
+        return {"would_remove": going, "bytes": plan.bytes, "keeps": dict(sorted(plan.kept.items()))}
+    lines = dict.fromkeys(going, "would be removed") | {address: f"stays: {why}" for address, why in plan.kept.items()}
+    width = max(map(len, lines))
+    for address, what in sorted(lines.items()):
+        console.result(f"{address:<{width}}  {what}")
+    return {"would_remove": len(plan.removed), "bytes": plan.bytes, "would_keep": len(plan.kept)}
 
 
 def collect(store: Store, before: datetime.datetime, keep: Sequence[str], console: Console) -> Result:
@@ -84,24 +97,28 @@ def collect(store: Store, before: datetime.datetime, keep: Sequence[str], consol
     """
     with _nobody_writing(store) as leases:
         plan = planned(store, before, keep)
-        for artefact in plan.artefacts:
+        for artefact in dict.fromkeys([*plan.unfinished, *(one.artefact for one in plan.removed)]):
             for lease in leases:
                 lease.check()
             going = [one.version.version for one in plan.removed if one.artefact == artefact]
             remove(artefact, going)
-            console.say(f"gc               {artefact.kind}/{artefact.name}: {len(going)} versions removed")
+            console.say(f"gc               {artefact.kind}/{artefact.name}: removed {', '.join(going) or 'what was left'}")
     return Result(removed=len(plan.removed), bytes=plan.bytes, kept=len(plan.kept))
 
 
 @contextmanager
 def _nobody_writing(store: Store) -> Iterator[list[Lease]]:
-    """Keep writers out of all indexes, and yield the leases.
+    """Keep writers out of all indexes, and other collectors out, and yield the leases.
 
     Raises:
         PublishConflictError: one is at work, or a run, a sweep or imagery is being written.
+        DamagedError: what lies in the place of a lease is none.
+        NotFoundError: there is no version in the workspace.
     """
-    leases = [key for key in store.list() if key.endswith(_LEASE)]
+    listed(store)  # before a lease is written where no workspace is
     with ExitStack() as stack:
-        for key in leases:
+        own = stack.enter_context(Lease(store, _OWN_LEASE))
+        found = [key for key in listed(store) if _LEASE.fullmatch(key)]
+        for key in found:
             Lease.check_free(store, key)
-        yield [stack.enter_context(Lease(store, key)) for key in leases if key.startswith("indexes/")]
+        yield [own, *(stack.enter_context(Lease(store, key)) for key in found if key.startswith("indexes/"))]

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import datetime
 import json
+import posixpath
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from rayjobs.errors import ConfigError, DamagedError, IndexCorruptError, NotFoundError
 from rayjobs.retrieval.manifest import read_index_manifest
-from rayjobs.storage import Artefact
+from rayjobs.storage import REMOVED, Artefact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rayjobs.storage import Store, Version
 
 COLLECTED = ("sets", "features", "embeddings", "indexes", "reports")
 """Kinds of which old versions are removed. Runs and sweeps keep what they can go on from themselves, what people have labelled is never
 removed, and the files of fetched imagery may be named by any experiment."""
-_OWNERS = ("runs/", "sweeps/", "labels/")
+_OWNERS = ("runs/", "sweeps/")
 """Folders of what is never removed, all of which needs what it names."""
-_DOCUMENTS = ("/manifest.json", "/experiment.yaml")
-"""Files of these that name versions: of what they were made, and what they were begun with."""
-_VERSION = re.compile(rf"({'|'.join(COLLECTED)})/([^/]+)/([^/]+)/manifest\.json")
+_READERS: dict[str, Callable[[str], Any]] = {"manifest.json": json.loads, "experiment.yaml": yaml.safe_load}
+"""Of the files of these that name versions: what they were made of, and begun with."""
+_FILE = re.compile(rf"({'|'.join(COLLECTED)})/([^/]+)/([^/]+)/(manifest\.json|{re.escape(REMOVED)})")
 _WORD = re.compile(r"[\w.-]+")
-"""What a version may be called; it is looked for wherever it stands, alone or in an address. So at worst too much is kept."""
+"""What a version is called; it is looked for wherever it stands as a word, alone or in an address. So at worst too much is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +63,21 @@ class Found:
 class Plan:
     """What of a workspace is kept, and what is not."""
 
-    artefacts: tuple[Artefact, ...]
-    """All of `COLLECTED` kinds."""
+    unfinished: tuple[Artefact, ...]
+    """Those of which a removal was interrupted."""
     kept: Mapping[str, str]
     """Why, by address of a version of these."""
     removed: tuple[Found, ...]
     bytes: int
     """Of the files that only removed versions name."""
+
+
+def listed(store: Store) -> list[str]:
+    """Return all keys of a workspace. Raises `NotFoundError` where it holds no version of `COLLECTED` kinds."""
+    keys = store.list()
+    if not any(map(_FILE.fullmatch, keys)):
+        raise NotFoundError(f"{store.uri} holds no versions of {', '.join(COLLECTED)}; correct workspace.uri")
+    return keys
 
 
 def planned(store: Store, before: datetime.datetime, keep: Sequence[str] = ()) -> Plan:
@@ -76,7 +86,7 @@ def planned(store: Store, before: datetime.datetime, keep: Sequence[str] = ()) -
     Args:
         store: the workspace.
         before: aware; younger versions are kept, and what was the newest then, with all that they name.
-        keep: names of versions that are kept, too.
+        keep: names or addresses of versions that are kept, too.
 
     Raises:
         NotFoundError: there is no version in the workspace.
@@ -84,31 +94,36 @@ def planned(store: Store, before: datetime.datetime, keep: Sequence[str] = ()) -
         DamagedError: a manifest or a pointer cannot be read, so that nobody knows what it names.
         IndexCorruptError: likewise, of a version of an index that is kept.
     """
-    keys = store.list()
+    keys = listed(store)
     found = list(_survey(store, keys))
-    if not found:
-        raise NotFoundError(f"{store.uri} holds no versions of {', '.join(COLLECTED)}; correct workspace.uri")
     needed = _Needed(found)
     for one, reason in _roots(found, before, keep):
         needed.add(one, reason)
-    for key in (key for key in keys if key.startswith(_OWNERS) and key.endswith(_DOCUMENTS)):
-        needed.add_named(_words_of_owner(store, key), key.rpartition("/")[0])
+    for key in (key for key in keys if key.startswith(_OWNERS) and posixpath.basename(key) in _READERS):
+        needed.add_named(_words_of_owner(store, key), posixpath.dirname(key))
     kept = [one for one in found if one.address in needed.why]
     removed = tuple(one for one in found if one.address not in needed.why)
-    artefacts = tuple(dict.fromkeys(one.artefact for one in found))
-    return Plan(artefacts=artefacts, kept=needed.why, removed=removed, bytes=_bytes(kept, removed))
+    unfinished = tuple(Artefact(store, kind, name) for kind, name in _versions(keys, REMOVED))
+    return Plan(unfinished=unfinished, kept=needed.why, removed=removed, bytes=_bytes(kept, removed))
 
 
 def _survey(store: Store, keys: Sequence[str]) -> Iterator[Found]:
     """Yield all finished versions."""
-    names = defaultdict[tuple[str, str], list[str]](list)
-    for kind, name, version in (match.groups() for key in keys if (match := _VERSION.fullmatch(key))):
-        names[kind, name].append(version)
-    for (kind, name), versions in names.items():
+    for (kind, name), versions in _versions(keys, "manifest.json").items():
         artefact = Artefact(store, kind, name)
         current = _current(artefact, versions)
         for version in versions:
             yield Found(artefact=artefact, version=artefact.at(version), current=version == current if current else None)
+
+
+def _versions(keys: Sequence[str], file: str) -> dict[tuple[str, str], list[str]]:
+    """Return the versions in whose folders a file lies, by kind and name of their artefact."""
+    found = defaultdict[tuple[str, str], list[str]](list)
+    for match in filter(None, map(_FILE.fullmatch, keys)):
+        kind, name, version, there = match.groups()
+        if there == file:
+            found[kind, name].append(version)
+    return found
 
 
 def _current(artefact: Artefact, versions: Sequence[str]) -> str | None:
@@ -124,14 +139,16 @@ def _current(artefact: Artefact, versions: Sequence[str]) -> str | None:
 
 def _roots(found: Sequence[Found], before: datetime.datetime, keep: Sequence[str]) -> Iterator[tuple[Found, str]]:
     """Yield what is kept whether or not anything names it, and why."""
-    if missing := set(keep) - {one.version.version for one in found}:
-        raise ConfigError(f"--keep {min(missing)}: there is no version of that name; `--dry-run` shows all")
+    if missing := set(keep) - {name for one in found for name in (one.address, one.version.version)}:
+        raise ConfigError(f"--keep {min(missing)}: there is no such version; `--dry-run` shows all")
     newest: dict[Artefact, Found] = {}
     for one in found:
         if one.current or one.current is None:
             yield one, "current" if one.current else "beside no current one"
-        elif one.version.version in keep:
+        elif one.version.version in keep or one.address in keep:
             yield one, "--keep"
+        elif not _WORD.fullmatch(one.version.version):
+            yield one, "of a name that cannot be looked for"
         elif one.created is None or one.created >= before:
             yield one, "young" if one.created else "of unknown age"
         if one.created and one.created < before:
@@ -178,8 +195,8 @@ class _Needed:
         if one.artefact.kind == "indexes":
             if not one.current:
                 said.pop("index", None)
-            return _words(json.dumps(said)).union(*self._sets_of_rows(one.version))
-        return _words(json.dumps(said))
+            return _words(json.dumps(said, ensure_ascii=False)).union(*self._sets_of_rows(one.version))
+        return _words(json.dumps(said, ensure_ascii=False))
 
     def _sets_of_rows(self, version: Version) -> Iterator[set[str]]:
         """Yield the words of the sets whose chips an index's tiles are shown from: one that was appended to has several.
@@ -207,12 +224,17 @@ def _sets_in(version: Version, name: str) -> set[str]:
 
 
 def _words_of_owner(store: Store, key: str) -> set[str]:
-    """Return the words of a document; of one that its owner removed meanwhile, none. Raises `DamagedError` where it is cut short."""
+    """Return the words of a document; of one that its owner removed meanwhile, none. Raises `DamagedError` where it is damaged."""
     document = store.read_tagged(key)
-    text = document.data.decode(errors="replace") if document else ""
-    if document and (not text.strip() or (key.endswith(".json") and not text.rstrip().endswith("}"))):
-        raise DamagedError(f"{store.address(key)} cannot be read, and nobody knows what it names; remove its folder if it is of no use")
-    return _words(text)
+    if document is None:
+        return set()
+    try:
+        text = document.data.decode()
+        if isinstance(_READERS[posixpath.basename(key)](text), dict):
+            return _words(text)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        pass
+    raise DamagedError(f"{store.address(key)} cannot be read, and nobody knows what it names; remove its folder if it is of no use")
 
 
 def _words(text: str) -> set[str]:

@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 """File of a version; without it a version is not finished."""
 _SHARED = "shared"
 """Folder beside the versions: no version can have this name."""
+_MOST_BYTES = 2**63
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -59,8 +60,8 @@ class FileDigest:
         for part in (self.name, self.path or self.name):
             if part != posixpath.normpath(part) or part.startswith(("/", "..")) or part == "." or set(part) & {"\\", "\0"}:
                 raise ValueError(f"{part!r} is no name of a file of a version")
-        if not isinstance(self.size, int) or self.size < 0:
-            raise ValueError(f"{self.name!r} has no size")
+        if not isinstance(self.sha256, str) or not isinstance(self.size, int) or not 0 <= self.size < _MOST_BYTES:
+            raise ValueError(f"{self.name!r} has no digest or no size")
         if self.shared and (self.path or not _SHA256.fullmatch(self.sha256)):
             raise ValueError(f"{self.name!r} is shared, so that its sha256, and no path, says where it lies")
 

@@ -11,7 +11,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
-from rayjobs.errors import PublishConflictError, StorageError
+from rayjobs.errors import DamagedError, PublishConflictError, StorageError
 
 if TYPE_CHECKING:
     from rayjobs.storage.stores import Store, Tagged
@@ -82,9 +82,10 @@ class Lease:
 
         Raises:
             StorageError: storage cannot be asked.
+            DamagedError: what lies there is no lease.
         """
         found = store.read_tagged(key)
-        holder: dict[str, Any] = json.loads(found.data) if found else {}
+        holder = _holder(store, key, found) if found else {}
         return holder.get("id") == token and holder["expires"] > 0.0
 
     @staticmethod
@@ -93,9 +94,10 @@ class Lease:
 
         Raises:
             PublishConflictError: a live process holds it.
+            DamagedError: what lies there is no lease.
         """
         found = store.read_tagged(key)
-        holder: dict[str, Any] = json.loads(found.data) if found else {"expires": 0.0}
+        holder = _holder(store, key, found) if found else {"expires": 0.0}
         if holder["expires"] > time.time() and not _is_gone(holder):
             raise PublishConflictError(
                 f"{store.address(key)} is held by process {holder['pid']} on {holder['host']}; "
@@ -150,6 +152,17 @@ class Lease:
             f"{self._store.address(self._key)} could not be renewed for {self._seconds:.0f} s, so another process may hold it; "
             "check the storage and run the command again"
         )
+
+
+def _holder(store: Store, key: str, found: Tagged) -> dict[str, Any]:
+    """Return what a lease says of its holder. Raises `DamagedError` where it is none."""
+    try:
+        said = json.loads(found.data)
+        if {"expires": float, "host": str, "pid": int, "id": str}.items() <= {name: type(value) for name, value in said.items()}.items():
+            return dict(said)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise DamagedError(f"{store.address(key)} is no lease; remove it if nothing is being written there")
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:

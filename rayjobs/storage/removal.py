@@ -7,6 +7,7 @@ Who has found the version before loses its files.
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from typing import TYPE_CHECKING
 
 from rayjobs.errors import PublishConflictError, StorageError
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rayjobs.storage.artefacts import Artefact
+    from rayjobs.storage.stores import Store
 
-_REMOVED = "removed.json"
+REMOVED = "removed.json"
 """The copy of the manifest of a version that is being removed, in its folder."""
 
 
@@ -39,18 +41,18 @@ def remove(artefact: Artefact, versions: Iterable[str]) -> None:
 def _hide(artefact: Artefact, version: str) -> None:
     store, folder = artefact.store, artefact.at(version).prefix
     manifest = store.read(folder + MANIFEST)
-    store.write(folder + _REMOVED, manifest)
+    store.write(folder + REMOVED, manifest)
     if version != artefact.leads_to():
         store.delete(folder + MANIFEST)
     if version == artefact.leads_to():  # before, or made so meanwhile
         store.write(folder + MANIFEST, manifest)
-        store.delete(folder + _REMOVED)
+        store.delete(folder + REMOVED)
         raise PublishConflictError(f"{store.address(folder)} is current; run the command again")
 
 
 def finish_removals(artefact: Artefact) -> None:
     """Finish removals that were begun. Raises `DamagedError` where a manifest cannot be read, so that nobody knows what stays."""
-    begun = artefact.having(_REMOVED)
+    begun = artefact.having(REMOVED)
     if not begun:
         return
     finished = [artefact.at(name) for name in artefact.finished()]
@@ -63,11 +65,19 @@ def _finish(artefact: Artefact, version: str, staying: set[str], *, again: bool)
     """Remove the files of a hidden version; where it was published `again`, they are its own."""
     store, folder = artefact.store, f"{artefact.prefix}{version}/"
     if not again:
-        said = parsed(store, folder, store.read(folder + _REMOVED))
-        listed = {key for key in store.list(folder) if key != folder + _REMOVED}
+        said = parsed(store, folder, store.read(folder + REMOVED))
+        listed = {key for key in store.list(folder) if key != folder + REMOVED}
         named = {entry.key(folder) for entry in said.files} if said else set()
-        for key in sorted((listed | named) - staying):
+        going = sorted((listed | named) - staying)
+        for key in going:
             store.delete(key)
-    store.delete(folder + _REMOVED)
-    with contextlib.suppress(StorageError):  # empty folders and parts of uploads; not every role may look for these
-        store.sweep(folder)
+        _tidy(store, {posixpath.dirname(key) for key in going} - {folder.rstrip("/")})
+    store.delete(folder + REMOVED)
+    _tidy(store, {folder})
+
+
+def _tidy(store: Store, folders: Iterable[str]) -> None:
+    """Remove empty folders, and parts of uploads, for which not every role may look."""
+    with contextlib.suppress(StorageError):
+        for folder in sorted(folders, reverse=True):
+            store.sweep(folder)

@@ -189,10 +189,9 @@ class LocalStore:
         return path.stat().st_size if path.is_file() else None
 
     def list(self, prefix: str = "") -> list[str]:
-        """List files below the root; unfinished and lock files are not objects."""
+        """List files below the root, through links too; unfinished and lock files are not objects."""
         start = self._root / prefix.rpartition("/")[0]
-        found = (path for path in start.rglob("*") if path.is_file() and not path.name.startswith("."))
-        keys = (path.relative_to(self._root).as_posix() for path in found)
+        keys = (path.relative_to(self._root).as_posix() for path in _files_below(start) if not path.name.startswith("."))
         return sorted(key for key in keys if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
@@ -210,6 +209,24 @@ class LocalStore:
                 path.unlink(missing_ok=True)
             elif path.is_dir() and {child.name for child in path.iterdir()} <= {_LOCK}:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _files_below(start: Path) -> Iterator[Path]:
+    """Yield all files below a folder. Raises `StorageError` where one cannot be looked into: to pass it over would say that it is empty."""
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed meanwhile, or never there
+            raise StorageError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    for folder, inner, names in os.walk(start, onerror=refused, followlinks=True):
+        inner[:] = [name for name in inner if not _leads_back(Path(folder), name)]
+        yield from (path for name in names if (path := Path(folder, name)).is_file())
+
+
+def _leads_back(folder: Path, name: str) -> bool:
+    """Whether an entry of a folder is a link to one on the way to it."""
+    path = folder / name
+    return path.is_symlink() and path.resolve() in {way.resolve() for way in (folder, *folder.parents)}
 
 
 @contextmanager

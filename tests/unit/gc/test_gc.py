@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 import yaml
@@ -118,6 +120,75 @@ def test_what_a_run_or_a_sweep_was_begun_with_is_kept(lived, key):
     assert planned["keeps"]["sets/made/s4"] == f"named by {key.rpartition('/')[0]}"
 
 
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"\xff\xfe {", b"decided: [", b"- s4"])
+def test_what_a_run_was_begun_with_and_cannot_be_read_stops_it(lived, damage):
+    lived.store.write("runs/other/experiment.yaml", damage)
+    code, _, said = lived.gc()
+    assert code == 1
+    assert "runs/other/experiment.yaml cannot be read, and nobody knows what it names" in said
+    assert "s4" in lived.finished("sets", "made")
+
+
+@pytest.mark.parametrize("linked", ["runs", "runs/made", "indexes", "indexes/made"])
+def test_what_lies_behind_links_counts(lived, tmp_path, linked):
+    there, aside = tmp_path / "workspace" / linked, tmp_path / "aside"
+    there.rename(aside)
+    there.symlink_to(aside)
+    (aside / "round").symlink_to(tmp_path / "workspace")
+    code, planned, _ = lived.gc("--dry-run")
+    assert code == 0
+    assert [name for name in planned["would_remove"] if name.startswith("sets/")] == ["sets/made/s4"]
+    assert lived.gc()[0] == 0
+    assert lived.made.current().version.damage() is None
+
+
+def test_a_folder_that_cannot_be_looked_into_stops_it(lived, monkeypatch):
+    walk = os.walk
+
+    def refused(start, onerror, **rest):
+        yield from walk(start, onerror=onerror, **rest)
+        onerror(PermissionError(errno.EACCES, "Permission denied", f"{start}/runs"))
+
+    monkeypatch.setattr(os, "walk", refused)
+    code, _, said = lived.gc()
+    assert code == 1
+    assert "runs: Permission denied" in said
+    monkeypatch.undo()
+    assert "s4" in lived.finished("sets", "made")
+
+
+@pytest.mark.parametrize("lease", [b"", b"{}", b"[]", b'{"expires": "x"}', b'{"expires": 1.0, "host": "a", "pid": "1", "id": "b"}'])
+def test_what_is_no_lease_is_named(lived, lease):
+    lived.store.write("runs/made/lease", lease)
+    code, _, said = lived.gc()
+    assert code == 1
+    assert "runs/made/lease is no lease; remove it if nothing is being written there" in said
+    lived.store.delete("runs/made/lease")
+    lived.store.write("imagery/made/v1/lease", b"a file of that name")
+    assert lived.gc()[0] == 0
+
+
+def test_a_person_sees_every_version_in_a_line(lived, capfd):
+    assert job.main(["--config", str(lived.path), "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    current = lived.versions[-1].version.version
+    assert "would be removed" in next(line for line in lines if line.startswith("sets/made/s4 "))
+    assert "stays: current" in next(line for line in lines if line.startswith(f"indexes/made/{current}"))
+    assert sum("stays: " in line or "would be removed" in line for line in lines) == len(lived.versions) + 5 + len(
+        lived.finished("embeddings", "made") + lived.finished("embeddings", "made-appended")
+    )
+
+
+@pytest.mark.parametrize("version", ["é1", "b c", "ü"])
+def test_a_version_of_an_unusual_name_is_found_or_kept(lived, version):
+    lived.publish("sets", "made", version)
+    lived.publish("sets", "made", "s6")
+    lived.publish("embeddings", "other", "e1", set=f"made/{version}")
+    lived.age()
+    assert lived.gc()[0] == 0
+    assert version in lived.finished("sets", "made")
+
+
 def test_a_checkpoint_that_is_not_current_yet_names_its_set(lived):
     lived.publish("runs/killed", "checkpoints", "epoch-0001", set="s4")
     lived.store.delete("runs/killed/checkpoints/CURRENT")
@@ -130,9 +201,10 @@ def test_versions_can_be_kept_by_name(lived):
     assert lived.gc("--keep", "s4", "--keep", first)[0] == 0
     assert "s4" in lived.finished("sets", "made")
     assert first in lived.finished("indexes", "made")
+    assert lived.gc("--keep", "sets/made/s4", "--keep", f"indexes/made/{first}")[1]["removed"] == 0
     code, _, said = lived.gc("--keep", "s7")
     assert code == 2
-    assert "--keep s7: there is no version of that name" in said
+    assert "--keep s7: there is no such version" in said
 
 
 @pytest.mark.parametrize("key", ["runs/made/lease", "sweeps/made/lease", "imagery/made/lease", "indexes/made/lease"])
@@ -147,7 +219,9 @@ def test_while_somebody_writes_nothing_is_removed(lived, key):
 
 
 @pytest.mark.parametrize("key", ["sets/made/s1/manifest.json", "runs/made/checkpoints/000001/manifest.json", "sets/made/CURRENT"])
-@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 100_000, b'{"version": "s7", "files": []'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[" * 100_000, b'{"version": "s7", "files": []', b"\0garbage}", b'{"kind": "x", "counts": {}']
+)
 def test_where_nobody_knows_what_is_named_nothing_is_removed(lived, key, damage):
     lived.store.write(key, damage)
     files = set(lived.store.list())
@@ -155,7 +229,7 @@ def test_where_nobody_knows_what_is_named_nothing_is_removed(lived, key, damage)
     assert code == 1
     assert key in said
     assert "cannot be read" in said
-    assert set(lived.store.list()) == files
+    assert files <= set(lived.store.list())
 
 
 def test_an_index_that_cannot_be_read_stops_it(lived):
@@ -166,7 +240,7 @@ def test_an_index_that_cannot_be_read_stops_it(lived):
     code, _, said = lived.gc()
     assert code == 1
     assert f"{name}.parquet differs from its manifest" in said
-    assert set(lived.store.list()) == files
+    assert files <= set(lived.store.list())
 
 
 def test_a_copy_of_a_version_is_none(lived):
@@ -207,6 +281,7 @@ def test_an_empty_workspace_is_likely_a_wrong_one(workspace):
     code, _, said = workspace.gc()
     assert code == 1
     assert "indexes, reports; correct workspace.uri" in said
+    assert workspace.store.list() == [], "nothing is written where there may be no workspace"
 
 
 @pytest.mark.parametrize("days", ["-1", "nan", "inf", "soon", "1e9"])

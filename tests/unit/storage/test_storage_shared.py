@@ -64,6 +64,8 @@ HOSTILE = [
     {"name": "no\0te"},
     {"name": "note", "size": "1"},
     {"name": "note", "size": -1},
+    {"name": "note", "size": 10**40},
+    {"name": "note", "sha256": [1]},
     {"name": "note", "path": "../../../secret"},
     {"name": "note", "path": "by-digest/../../x"},
     {"name": "../../x", "shared": True},
@@ -75,7 +77,7 @@ HOSTILE = [
 @pytest.mark.parametrize("entry", HOSTILE, ids=str)
 def test_a_manifest_leads_nowhere_else(index, entry):
     entry = {"sha256": "0" * 64, "size": 1, **entry}
-    with pytest.raises(ValueError, match=r"is no name of a file of a version|is shared, so that|has no size"):
+    with pytest.raises(ValueError, match=r"is no name of a file of a version|is shared, so that|has no digest or no size"):
         FileDigest(**entry)
     manifest = {"kind": "indexes", "name": "i", "version": "v1", "files": [entry]}
     index.store.write("indexes/i/v1/manifest.json", json.dumps(manifest).encode())
