@@ -145,3 +145,10 @@ def test_an_index_lives(cluster, config, workspace, tmp_path):
     listed = done(cluster.run("index", "list", *given))
     assert [entry["action"] for entry in listed["versions"]] == ["build", "append", "delete", "compact"]
     assert [entry["current"] for entry in listed["versions"]] == [True, False, False, False]
+    swept = done(cluster.run("gc", *given, "--older-than", "0"))
+    assert swept["removed"] == 2
+    assert swept["bytes"] > 0
+    listed = done(cluster.run("index", "list", *given))
+    # the current one, and the newest, which was current before
+    assert [entry["action"] for entry in listed["versions"]] == ["build", "compact"]
+    assert [newest(index).version.damage(), index.at(compacted["version"]).damage()] == [None, None]
