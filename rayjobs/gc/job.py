@@ -82,7 +82,7 @@ def _told(plan: Plan, console: Console, *, whole: bool) -> dict[str, Any]:
     if whole:
         return {"would_remove": going, "bytes": plan.bytes, "keeps": dict(sorted(plan.kept.items()))}
     lines = dict.fromkeys(going, "would be removed") | {address: f"stays: {why}" for address, why in plan.kept.items()}
-    width = max(map(len, lines))
+    width = max(map(len, lines), default=0)
     for address, what in sorted(lines.items()):
         console.result(f"{address:<{width}}  {what}")
     return {"would_remove": len(plan.removed), "bytes": plan.bytes, "would_keep": len(plan.kept)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import posixpath
 import re
@@ -28,7 +29,10 @@ COLLECTED = ("sets", "features", "embeddings", "indexes", "reports")
 removed, and the files of fetched imagery may be named by any experiment."""
 _OWNERS = ("runs/", "sweeps/")
 """Folders of what is never removed, all of which needs what it names."""
-_READERS: dict[str, Callable[[str], Any]] = {"manifest.json": json.loads, "experiment.yaml": yaml.safe_load}
+_READERS: dict[str, Callable[[str], Any]] = {
+    "manifest.json": json.loads,
+    "experiment.yaml": functools.partial(yaml.load, Loader=yaml.CSafeLoader),  # a sweep has hundreds
+}
 """Of the files of these that name versions: what they were made of, and begun with."""
 _FILE = re.compile(rf"({'|'.join(COLLECTED)})/([^/]+)/([^/]+)/(manifest\.json|{re.escape(REMOVED)})")
 _WORD = re.compile(r"[\w.-]+")

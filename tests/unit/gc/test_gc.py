@@ -277,6 +277,13 @@ def test_an_interrupted_removal_is_finished(lived, monkeypatch):
     assert lived.made.current().version.damage() is None
 
 
+def test_a_removal_is_finished_where_nothing_else_is_left(workspace):
+    workspace.store.write("sets/made/s1/removed.json", b"{}")
+    assert job.main(["--config", str(workspace.path), "--dry-run"]) == 0
+    assert workspace.gc()[0] == 0
+    assert workspace.store.list("sets/") == []
+
+
 def test_an_empty_workspace_is_likely_a_wrong_one(workspace):
     code, _, said = workspace.gc()
     assert code == 1
