@@ -19,6 +19,7 @@ from rayjobs.tracking import close
 from rayjobs.train import job as training
 from rayjobs.tune import search
 from rayjobs.tune.finals import chosen
+from rayjobs.tune.leftovers import given_back
 from rayjobs.tune.population import place_of
 from rayjobs.tune.trial import Sweep, trial
 from rayjobs.tune.trials import Ended, Trial, all_known, keep, known
@@ -79,7 +80,8 @@ def _fitted(sweep: Sweep, concurrent: int) -> Any:
             ),
         )
     try:
-        return tuner.fit()
+        with given_back():
+            return tuner.fit()
     except ray.exceptions.RayError as error:
         raise own_error(error) or TrainingError(
             f"Ray Tune is lost ({str(error).strip().splitlines()[0]}); the same command goes on with the trials that have not ended"
