@@ -54,17 +54,17 @@ def _watch(ended: threading.Event, every_s: float) -> None:
 
 
 def _groups() -> set[str]:
-    """Return the ids of this job's placement groups that hold processors; the places of the trials themselves hold none."""
+    """Return the ids of this job's placement groups that hold, or wait for, processors; the places of the trials themselves do neither."""
     job = ray.get_runtime_context().get_job_id()  # with which the ids of what belongs to it end
     return {
         group
         for group, said in ray.util.placement_group_table().items()
-        if group.endswith(job) and said["state"] == "CREATED" and any({"CPU", "GPU"} & bundle.keys() for bundle in said["bundles"].values())
+        if group.endswith(job) and said["state"] != "REMOVED" and any({"CPU", "GPU"} & bundle.keys() for bundle in said["bundles"].values())
     }
 
 
 def _idle() -> set[str]:
-    """Return those of which all is free."""
+    """Return those of which all is free; those that wait still have nothing."""
     free, whole = ray.available_resources(), ray.cluster_resources()
     of_group = {group: [name for name in whole if name.endswith(group)] for group in _groups()}
     return {group for group, names in of_group.items() if names and all(free.get(name) == whole[name] for name in names)}

@@ -38,6 +38,7 @@ def group(**bundle):
     return made
 
 groups = {"left": group(CPU=1), "used": group(CPU=1), "place": group(**{f"node:{ray.util.get_node_ip_address()}": 0.1}), "others": others}
+groups["waits"] = placement_group([{"CPU": 1}])
 worker = Worker.options(scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=groups["used"])).remote()
 ray.get(worker.here.remote())
 
@@ -65,6 +66,7 @@ def python(cluster, code, *arguments):
 
 def test_groups_in_which_nothing_runs_are_given_back_and_at_the_end_all_of_the_job(cluster):
     before, meanwhile, after = json.loads(python(cluster, JOB, python(cluster, OTHER_JOB)))
-    assert set(before.values()) == {"CREATED"}
-    assert meanwhile == {**before, "left": "REMOVED"}
-    assert after == {**meanwhile, "used": "REMOVED"}
+    assert before == {"left": "CREATED", "used": "CREATED", "place": "CREATED", "others": "CREATED", "waits": "PENDING"}
+    assert meanwhile["left"] == "REMOVED"
+    assert {name: meanwhile[name] for name in ("used", "place", "others")} == dict.fromkeys(("used", "place", "others"), "CREATED")
+    assert after == {**meanwhile, "used": "REMOVED", "waits": "REMOVED"}
