@@ -17,7 +17,7 @@ import yaml
 
 from rayjobs.errors import ConfigError, DamagedError, IndexCorruptError, NotFoundError
 from rayjobs.retrieval.manifest import read_index_manifest
-from rayjobs.storage import REMOVED, Artefact
+from rayjobs.storage import MANIFEST, REMOVED, Artefact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ removed, and the files of fetched imagery may be named by any experiment."""
 _OWNERS = ("runs/", "sweeps/")
 """Folders of what is never removed, all of which needs what it names."""
 _READERS: dict[str, Callable[[str], Any]] = {
-    "manifest.json": json.loads,
+    MANIFEST: json.loads,
     "experiment.yaml": functools.partial(yaml.load, Loader=yaml.CSafeLoader),  # a sweep has hundreds
 }
 """Of the files of these that name versions: what they were made of, and begun with."""
-_FILE = re.compile(rf"({'|'.join(COLLECTED)})/([^/]+)/([^/]+)/(manifest\.json|{re.escape(REMOVED)})")
+_FILE = re.compile(rf"({'|'.join(COLLECTED)})/([^/]+)/([^/]+)/({re.escape(MANIFEST)}|{re.escape(REMOVED)})")
 _WORD = re.compile(r"[\w.-]+")
 """What a version is called; it is looked for wherever it stands as a word, alone or in an address. So at worst too much is kept."""
 
@@ -70,7 +70,7 @@ class Plan:
     unfinished: tuple[Artefact, ...]
     """Those of which a removal was interrupted."""
     kept: Mapping[str, str]
-    """Why, by address of a version of these."""
+    """Why, by address."""
     removed: tuple[Found, ...]
     bytes: int
     """Of the files that only removed versions name."""
@@ -113,7 +113,7 @@ def planned(store: Store, before: datetime.datetime, keep: Sequence[str] = ()) -
 
 def _survey(store: Store, keys: Sequence[str]) -> Iterator[Found]:
     """Yield all finished versions."""
-    for (kind, name), versions in _versions(keys, "manifest.json").items():
+    for (kind, name), versions in _versions(keys, MANIFEST).items():
         artefact = Artefact(store, kind, name)
         current = _current(artefact, versions)
         for version in versions:

@@ -31,7 +31,7 @@ _URN = re.compile(r"urn:ogc:def:crs:(\w+):(?:[^:]*:)?(\w+)")
 _PERIOD = re.compile(r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?")
 _TIME = "time"
 _MOST_MOMENTS = 100_000
-"""Of one interval: hours of eleven years. What a service lists may be seconds of a thousand."""
+"""Of one interval: the hours of eleven years. A service may list every second of a thousand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,9 +381,10 @@ def _steps(entry: str, span: dates.Interval) -> Iterator[str]:
     written = "%Y-%m-%dT%H:%M:%SZ" if "T" in first or "T" in period else "%Y-%m-%d"
     try:
         months, ahead = _period(period or "P1D")
+        longest = ahead + months * datetime.timedelta(days=31)
     except (ValueError, OverflowError):
         raise ValueError(f"the service lists {entry!r}, of which {period!r} is no period") from None
-    number = -(-(span.start - begin) // ahead) if not months and span.start is not None and span.start > begin else 0
+    number = (span.start - begin) // longest if span.start is not None and span.start > begin else 0
     # each is reckoned from the first: from one to the next, the 31st would become the 28th for good
     moment = _later(begin, number, months, ahead)
     while moment is not None and end is not None and moment <= end and (span.end is None or moment <= span.end):

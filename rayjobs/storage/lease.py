@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from rayjobs.storage.stores import Store, Tagged
 
 
+_KINDS = {"expires": float, "host": str, "pid": int, "id": str}
+_LATEST = 1e13
+"""Unix time, after 300,000 years: no clock is so far ahead."""
+
+
 class Lease:
     """Hold `key` for as long as the `with` block lasts.
 
@@ -158,7 +163,8 @@ def _holder(store: Store, key: str, found: Tagged) -> dict[str, Any]:
     """Return what a lease says of its holder. Raises `DamagedError` where it is none."""
     try:
         said = json.loads(found.data)
-        if {"expires": float, "host": str, "pid": int, "id": str}.items() <= {name: type(value) for name, value in said.items()}.items():
+        kinds = {name: type(value) for name, value in said.items()}
+        if _KINDS.items() <= kinds.items() and "started" in kinds and 0.0 <= said["expires"] < _LATEST:
             return dict(said)
     except (ValueError, AttributeError, RecursionError):
         pass

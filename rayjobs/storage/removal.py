@@ -24,7 +24,7 @@ REMOVED = "removed.json"
 
 
 def remove(artefact: Artefact, versions: Iterable[str]) -> None:
-    """Remove versions, and of the files that lie beside the versions those that no other finished one names.
+    """Remove versions, and finish removals that were killed: of the files beside the versions those go that no finished one names.
 
     Only while nobody makes one of them again: its files, or those that it shares, may be taken for the old ones.
 
@@ -35,7 +35,7 @@ def remove(artefact: Artefact, versions: Iterable[str]) -> None:
     """
     for version in versions:
         _hide(artefact, version)
-    finish_removals(artefact)
+    _finish_all(artefact)
 
 
 def _hide(artefact: Artefact, version: str) -> None:
@@ -50,7 +50,7 @@ def _hide(artefact: Artefact, version: str) -> None:
         raise PublishConflictError(f"{store.address(folder)} is current; run the command again")
 
 
-def finish_removals(artefact: Artefact) -> None:
+def _finish_all(artefact: Artefact) -> None:
     """Finish removals that were begun. Raises `DamagedError` where a manifest cannot be read, so that nobody knows what stays."""
     begun = artefact.having(REMOVED)
     if not begun:

@@ -157,7 +157,18 @@ def test_a_folder_that_cannot_be_looked_into_stops_it(lived, monkeypatch):
     assert "s4" in lived.finished("sets", "made")
 
 
-@pytest.mark.parametrize("lease", [b"", b"{}", b"[]", b'{"expires": "x"}', b'{"expires": 1.0, "host": "a", "pid": "1", "id": "b"}'])
+@pytest.mark.parametrize(
+    "lease",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"expires": "x"}',
+        b'{"expires": 1.0, "host": "a", "pid": "1", "id": "b"}',
+        b'{"expires": 1e300, "host": "a", "pid": 1, "id": "b", "started": 1}',
+        b'{"expires": 1.0, "host": "a", "pid": 1, "id": "b"}',
+    ],
+)
 def test_what_is_no_lease_is_named(lived, lease):
     lived.store.write("runs/made/lease", lease)
     code, _, said = lived.gc()

@@ -232,6 +232,9 @@ def test_layers_by_words_and_a_mistyped_layer(gibs):
         (["9999-12-01/9999-12-31"], ["9999-12-30/9999-12-31/P1D"], "9999-12-30 9999-12-31"),
         (["9999-12-01/9999-12-31"], ["9999-11-30/9999-12-31/P1M"], "9999-12-30"),
         (["2024-01-01/2024-02-01"], ["2024-01-01/2024-03-01/P99999Y"], "2024-01-01"),
+        (["2024-03-01/2024-05-01"], ["0001-01-31/9999-12-31/P1M"], "2024-03-31 2024-04-30"),
+        (["2024-01-01/2024-03-01"], ["1000-01-15/9999-12-31/P2M"], "2024-01-15"),
+        (["2020-01-01/2024-12-31"], ["1000-03-01/2024-12-31/P1Y1D"], "2020-12-13 2021-12-14 2022-12-16 2023-12-17 2024-12-17"),
         (["2024-01-01/2024-02-01"], ["2024-01-01/2024-03-01/P9000000D"], "2024-01-01"),
     ],
 )  # fmt: skip
@@ -268,7 +271,7 @@ def test_single_dates_that_a_service_does_not_list(asked, listed, expected):
     assert unlisted(asked, listed) == expected
 
 
-@pytest.mark.parametrize("period", ["P0D", "P0M", "PT0S", "P", "P1W", "P99999999999D"])
+@pytest.mark.parametrize("period", ["P0D", "P0M", "PT0S", "P", "P1W", "P99999999999D", "P99999999999Y"])
 def test_a_period_of_no_length_or_beyond_all_is_refused(period):
     with pytest.raises(ValueError, match=f"'{period}' is no period"):
         moments(["2024-01-10/2024-01-20"], [f"2024-01-01/2024-02-03/{period}"])
