@@ -101,8 +101,7 @@ def planned(store: Store, before: datetime.datetime, keep: Sequence[str] = ()) -
     keys = listed(store)
     found = list(_survey(store, keys))
     needed = _Needed(found)
-    for one, reason in _roots(found, before, keep):
-        needed.add(one, reason)
+    needed.add_roots(list(_roots(found, before, keep)))
     for key in (key for key in keys if key.startswith(_OWNERS) and posixpath.basename(key) in _READERS):
         needed.add_named(_words_of_owner(store, key), posixpath.dirname(key))
     kept = [one for one in found if one.address in needed.why]
@@ -176,6 +175,13 @@ class _Needed:
     def __post_init__(self) -> None:
         for one in self.found:
             self._by_version[one.version.version].append(one)
+
+    def add_roots(self, roots: Sequence[tuple[Found, str]]) -> None:
+        """Keep versions for reasons of their own, which are told rather than that something names them, and what they name."""
+        for one, reason in roots:
+            self.why.setdefault(one.address, reason)
+        for one, _ in roots:
+            self.add_named(self._named_by(one), one.address)
 
     def add(self, one: Found, reason: str) -> None:
         """Keep a version, and what it names."""

@@ -85,6 +85,7 @@ def test_what_something_names_is_kept(lived, tmp_path):
     assert (done["removed"], done["bytes"], done["kept"]) == (len(gone), planned["bytes"], len(planned["keeps"]))
     assert planned["keeps"]["sets/made/s3"] == "named by runs/made/checkpoints/000001"
     assert planned["keeps"][f"indexes/made/{current}"] == "current"
+    assert planned["keeps"]["sets/made/s5"] == "current"
     assert done["bytes"] > 0
     assert lived.made.current().version.damage() is None
     assert answers(lived.made.current(), QUERIES, tmp_path) == before
